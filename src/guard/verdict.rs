@@ -66,6 +66,12 @@ impl Guard {
         Self { blocklist }
     }
 
+    /// The client that `address` belongs to.
+    #[must_use]
+    pub fn client_of(&self, address: IpAddr) -> super::client::Client {
+        super::client::Client::of(address, 64)
+    }
+
     /// Swaps the policy; counters, strikes and blocks survive.
     pub fn reload(&self, config: Config) {
         let _ = config;

@@ -1,5 +1,284 @@
 //! The data plane: everything between a client and the app. Never waits for disk, database or the control plane.
+//!
+//! [`Gate`] is what the composition root sees: start, reload, drain. Each worker is one thread (`worker`) with its own
+//! listeners (`listener`), connections (`connection`) and pool (`upstream`); `pipeline` tells the story of a request.
 
+mod account;
+mod address;
+mod body;
 pub mod config;
+mod connection;
+mod error;
+mod flight;
+mod headers;
+mod listener;
+mod metrics;
+mod pipeline;
+mod proxy_protocol;
+mod request;
+mod respond;
+mod shared;
+mod snapshot;
+mod target;
+mod tls;
+mod upstream;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use http::HeaderValue;
+use prometheus::{GaugeVec, Opts, Registry};
+use tokio::sync::watch;
 
 pub use config::Config;
+
+use crate::clock::Clock;
+use crate::guard::Guard;
+use crate::telemetry::access_log::Sink;
+use connection::Kind;
+use metrics::Metrics;
+use shared::{Census, Phase, Shared};
+use snapshot::Snapshot;
+use worker::{Watches, Worker};
+
+/// How long workers have to notice that the drain is over.
+const ENDING: Duration = Duration::from_secs(2);
+const POLL_ENDED: Duration = Duration::from_millis(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("a worker thread cannot be started")]
+    Thread(#[source] std::io::Error),
+    #[error("a metric cannot be registered")]
+    Metric(#[from] prometheus::Error),
+    #[error("no randomness is available")]
+    Random(#[from] getrandom::Error),
+}
+
+/// What the data plane uses of other parts.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    pub guard: Arc<Guard>,
+    pub clock: Clock,
+    pub access_log: Sink,
+    pub registry: Registry,
+}
+
+/// The running data plane.
+#[derive(Debug)]
+pub struct Gate {
+    addresses: Vec<SocketAddr>,
+    redirects: Vec<SocketAddr>,
+    threads: Vec<thread::JoinHandle<()>>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    phase: watch::Sender<Phase>,
+    sessions: tls::Sessions,
+    expiry: GaugeVec,
+    shared: Arc<Shared>,
+}
+
+impl Gate {
+    /// Binds, prepares TLS and starts the workers. Nothing is served unless all of it works.
+    pub fn start(config: Config, parts: Parts) -> Result<Self, Error> {
+        let sessions = tls::Sessions::new()?;
+        let expiry = GaugeVec::new(
+            Opts::new(
+                "foregate_tls_certificate_expiry_seconds",
+                "When a certificate expires, in seconds since 1970",
+            ),
+            &["path"],
+        )?;
+        parts.registry.register(Box::new(expiry.clone()))?;
+        let shared = Arc::new(Shared {
+            metrics: Metrics::register(&parts.registry)?,
+            guard: parts.guard,
+            clock: parts.clock,
+            access_log: parts.access_log,
+            census: Census::default(),
+        });
+        let via = HeaderValue::try_from(format!("1.1 fg-{:08x}", getrandom::u32()?))
+            .unwrap_or_else(|_| HeaderValue::from_static("1.1 foregate"));
+        let workers = config.server.workers;
+        let listeners = bind_all(&config)?;
+        let first = prepare(config, via, &sessions, &expiry, &shared)?;
+        let (snapshot, snapshots) = watch::channel(Arc::new(first));
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let watches = Watches {
+            snapshot: snapshots,
+            blocks: shared.guard.blocklist().changes(),
+            phase: phases,
+        };
+        let mut gate = Self {
+            addresses: addresses_of(&listeners, |kind| kind != Kind::Redirect),
+            redirects: addresses_of(&listeners, |kind| kind == Kind::Redirect),
+            threads: Vec::with_capacity(workers),
+            snapshot,
+            phase,
+            sessions,
+            expiry,
+            shared,
+        };
+        for (number, share) in deal(listeners, workers).into_iter().enumerate() {
+            gate.threads
+                .push(spawn(number, share, Arc::clone(&gate.shared), watches.clone())?);
+        }
+        Ok(gate)
+    }
+
+    /// Where the gate listens, in the order of the config.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where plain HTTP is redirected from.
+    #[must_use]
+    pub fn redirects(&self) -> &[SocketAddr] {
+        &self.redirects
+    }
+
+    /// Swaps the configuration for requests and connections to come; an error changes nothing. Listen addresses and the
+    /// number of workers stay what they were.
+    pub fn reload(&self, config: Config) -> Result<(), Error> {
+        let via = self.snapshot.borrow().via.clone();
+        let next = prepare(config, via, &self.sessions, &self.expiry, &self.shared)?;
+        self.snapshot.send_replace(Arc::new(next));
+        Ok(())
+    }
+
+    /// Stops accepting, finishes what is in flight, and ends everything that is left after `timeout`.
+    pub async fn drain(self, timeout: Duration) {
+        self.phase.send_replace(Phase::Draining);
+        let ended = || self.threads.iter().all(thread::JoinHandle::is_finished);
+        if !wait_for(ended, timeout).await {
+            tracing::warn!(
+                connections = self.shared.census.total(),
+                "drain timeout: closing what is left"
+            );
+            self.phase.send_replace(Phase::Ending);
+            if !wait_for(ended, ENDING).await {
+                tracing::error!("a worker did not end");
+                return;
+            }
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker ended by a panic");
+            }
+        }
+    }
+}
+
+async fn wait_for(condition: impl Fn() -> bool, limit: Duration) -> bool {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(POLL_ENDED).await;
+        }
+    };
+    tokio::time::timeout(limit, waiting).await.is_ok()
+}
+
+/// One listening socket with what its connections are for.
+type Listener = (Kind, std::net::TcpListener);
+
+/// For each address one socket per worker.
+fn bind_all(config: &Config) -> Result<Vec<Vec<Listener>>, Error> {
+    let server = &config.server;
+    let kind = if config.tls == config::Tls::Off {
+        Kind::Plain
+    } else {
+        Kind::Tls
+    };
+    let gates = server.listen.iter().map(|address| (kind, *address));
+    let redirects = server.redirect_http.iter().map(|address| (Kind::Redirect, *address));
+    let bind = |(kind, address)| {
+        let sockets = listener::bind(address, server.workers).map_err(|source| Error::Listen { address, source })?;
+        Ok(sockets.into_iter().map(|socket| (kind, socket)).collect())
+    };
+    gates.chain(redirects).map(bind).collect()
+}
+
+fn addresses_of(listeners: &[Vec<Listener>], wanted: impl Fn(Kind) -> bool) -> Vec<SocketAddr> {
+    let firsts = listeners.iter().filter_map(|sockets| sockets.first());
+    firsts
+        .filter(|(kind, _)| wanted(*kind))
+        .filter_map(|(_, socket)| socket.local_addr().ok())
+        .collect()
+}
+
+/// Gives each worker one socket of every address.
+fn deal(listeners: Vec<Vec<Listener>>, workers: usize) -> Vec<Vec<Listener>> {
+    let mut shares: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    for sockets in listeners {
+        for (share, socket) in shares.iter_mut().zip(sockets) {
+            share.push(socket);
+        }
+    }
+    shares
+}
+
+fn prepare(
+    config: Config,
+    via: HeaderValue,
+    sessions: &tls::Sessions,
+    expiry: &GaugeVec,
+    shared: &Shared,
+) -> Result<Snapshot, Error> {
+    let ready = tls::prepare(&config.tls, sessions, shared.clock.wall())?;
+    let tls = ready.map(|ready| {
+        expiry.reset();
+        for certificate in &ready.expiries {
+            let path = certificate.path.display().to_string();
+            #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double exactly")]
+            expiry
+                .with_label_values(&[&path])
+                .set(certificate.at.as_second() as f64);
+        }
+        ready.config
+    });
+    Ok(Snapshot { config, tls, via })
+}
+
+fn spawn(
+    number: usize,
+    listeners: Vec<Listener>,
+    shared: Arc<Shared>,
+    watches: Watches,
+) -> Result<thread::JoinHandle<()>, Error> {
+    let seed = getrandom::u64()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Thread)?;
+    let work = move || {
+        let local = tokio::task::LocalSet::new();
+        let serving = local.run_until(async move {
+            let snapshot = Arc::clone(&watches.snapshot.borrow());
+            let worker = Worker::new(shared, snapshot, seed);
+            for (kind, listener) in listeners {
+                let accepting = listener::accept(std::rc::Rc::clone(&worker), listener, kind, watches.phase.clone());
+                drop(tokio::task::spawn_local(async move {
+                    if let Err(error) = accepting.await {
+                        tracing::error!(%error, "a listener ended");
+                    }
+                }));
+            }
+            worker.sweep(watches).await;
+        });
+        runtime.block_on(serving);
+    };
+    thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(work)
+        .map_err(Error::Thread)
+}

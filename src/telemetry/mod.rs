@@ -1,6 +1,8 @@
 //! What Foregate tells about itself: logs, the access log, metrics, health.
 
+pub mod access_log;
 pub mod health;
+pub mod logging;
 
 use std::path::PathBuf;
 

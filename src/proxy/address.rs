@@ -1,0 +1,177 @@
+//! Who the client is when trusted proxies stand between: `X-Forwarded-For` or `Forwarded` (RFC 7239), read from right to
+//! left past the hops that are trusted. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+use http::header::FORWARDED;
+use ipnet::IpNet;
+
+/// More hops than any honest chain has; what lies beyond is not read.
+const HOPS_MAX: usize = 32;
+
+pub(super) const X_FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// The client's address, and the hops between it and us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) client: IpAddr,
+    /// Whether the direct peer is a trusted proxy: its `X-Forwarded-*` and `X-Request-Id` may be kept.
+    pub(super) via_trusted: bool,
+    /// Trusted hops between the client and the peer, nearest the client first.
+    pub(super) hops: Vec<IpAddr>,
+}
+
+/// Reads the chain only if `peer` is trusted. A hop that cannot be parsed ends the walk: the client is then the last
+/// address that a trusted hop vouched for, never a bucket that strangers share.
+pub(super) fn origin(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Origin {
+    let peer = peer.to_canonical();
+    if !is_trusted(peer, trusted) {
+        return Origin {
+            client: peer,
+            via_trusted: false,
+            hops: Vec::new(),
+        };
+    }
+    let mut client = peer;
+    let mut hops = Vec::new();
+    let mut step = |address: Option<IpAddr>| match address {
+        None => false,
+        Some(address) => {
+            if client != peer {
+                hops.push(client);
+            }
+            client = address;
+            is_trusted(address, trusted)
+        }
+    };
+    if headers.contains_key(X_FORWARDED_FOR) {
+        let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
+        let tokens = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
+        let _all_trusted = tokens.take(HOPS_MAX).all(|token| step(parse_node(token)));
+    } else {
+        let lines = headers.get_all(FORWARDED).iter().rev();
+        let elements = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
+        let _all_trusted = elements.take(HOPS_MAX).all(|element| step(forwarded_for(element)));
+    }
+    hops.reverse();
+    Origin {
+        client,
+        via_trusted: true,
+        hops,
+    }
+}
+
+pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|network| network.contains(&address))
+}
+
+/// The `for` parameter of one element of `Forwarded`.
+fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
+    element.split(|&byte| byte == b';').find_map(|pair| {
+        let pair = pair.trim_ascii();
+        let (name, value) = pair.split_at_checked(4)?;
+        name.eq_ignore_ascii_case(b"for=").then(|| parse_node(value)).flatten()
+    })
+}
+
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `"[2001:db8::1]:80"`; IPv4-mapped addresses are unwrapped.
+fn parse_node(token: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(token.trim_ascii()).ok()?;
+    let text = text
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .unwrap_or(text);
+    let bracketed = || {
+        text.strip_prefix('[')?
+            .strip_suffix(']')?
+            .parse::<std::net::Ipv6Addr>()
+            .ok()
+            .map(IpAddr::V6)
+    };
+    let address = text
+        .parse::<IpAddr>()
+        .ok()
+        .or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
+        .or_else(bracketed)?;
+    Some(address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn client(peer: &str, lines: &[(&'static str, &str)]) -> String {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:ffff::/48".parse().unwrap()];
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        origin(peer.parse().unwrap(), &trusted, &headers).client.to_string()
+    }
+
+    #[test]
+    fn the_first_untrusted_hop_from_the_right_is_the_client() {
+        let xff = X_FORWARDED_FOR;
+        let cases: &[(&str, &[(&'static str, &str)], &str)] = &[
+            ("192.0.2.9", &[(xff, "198.51.100.1")], "192.0.2.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &[(xff, "198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[(xff, "1.1.1.1, 198.51.100.1, 10.2.3.4")], "198.51.100.1"),
+            (
+                "10.0.0.1",
+                &[(xff, "1.1.1.1"), (xff, "198.51.100.1 ,10.2.3.4")],
+                "198.51.100.1",
+            ),
+            ("10.0.0.1", &[(xff, "10.9.9.9, 10.2.3.4")], "10.9.9.9"),
+            ("10.0.0.1", &[(xff, "junk")], "10.0.0.1"),
+            ("10.0.0.1", &[(xff, "198.51.100.1, junk, 10.2.3.4")], "10.2.3.4"),
+            ("10.0.0.1", &[(xff, "")], "10.0.0.1"),
+            ("10.0.0.1", &[(xff, "198.51.100.1:4711")], "198.51.100.1"),
+            ("10.0.0.1", &[(xff, "[2001:db8::7]:4711")], "2001:db8::7"),
+            ("10.0.0.1", &[(xff, "2001:db8::7")], "2001:db8::7"),
+            ("::ffff:10.0.0.1", &[(xff, "::ffff:198.51.100.1")], "198.51.100.1"),
+            ("2001:db8:ffff::1", &[(xff, "[2001:db8::7]")], "2001:db8::7"),
+            (
+                "10.0.0.1",
+                &[("forwarded", "for=1.1.1.1, for=\"[2001:db8::7]:99\";proto=https")],
+                "2001:db8::7",
+            ),
+            (
+                "10.0.0.1",
+                &[("forwarded", "proto=https;For=198.51.100.1")],
+                "198.51.100.1",
+            ),
+            ("10.0.0.1", &[("forwarded", "for=_hidden")], "10.0.0.1"),
+            (
+                "10.0.0.1",
+                &[("forwarded", "for=9.9.9.9"), (xff, "198.51.100.1")],
+                "198.51.100.1",
+            ),
+        ];
+        for (peer, lines, wanted) in cases {
+            assert_eq!(client(peer, lines), *wanted, "{peer} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_very_long_chain_is_not_read_to_its_end() {
+        let chain = vec!["10.0.0.2"; 5000].join(", ");
+        assert_eq!(client("10.0.0.1", &[(X_FORWARDED_FOR, &chain)]), "10.0.0.2");
+    }
+
+    #[test]
+    fn hops_between_client_and_peer_are_kept_in_order() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            X_FORWARDED_FOR,
+            HeaderValue::from_static("6.6.6.6, 198.51.100.1, 10.0.0.3, 10.0.0.2"),
+        );
+        let origin = origin("10.0.0.1".parse().unwrap(), &trusted, &headers);
+        assert_eq!(origin.client.to_string(), "198.51.100.1");
+        let hops: Vec<String> = origin.hops.iter().map(ToString::to_string).collect();
+        assert_eq!(hops, ["10.0.0.3", "10.0.0.2"]);
+    }
+}

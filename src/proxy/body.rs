@@ -1,0 +1,285 @@
+//! Bodies in both directions: streamed, never buffered whole. Each keeps its flight's account and its idle deadline.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::flight::{Ended, Flight, Ticket};
+use super::headers;
+use super::metrics::Outcome;
+use super::upstream::Lease;
+
+/// Why a body ended early. hyper closes or resets what carried it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the request body passed its cap")]
+    TooLarge,
+    #[error("the other side stalled")]
+    Stalled,
+    #[error("the client was blocked")]
+    Blocked,
+    #[error(transparent)]
+    Transport(#[from] hyper::Error),
+}
+
+impl From<Ended> for Error {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Late => Self::Stalled,
+            Ended::Blocked => Self::Blocked,
+        }
+    }
+}
+
+/// How a request body ended, told to the pipeline, which only sees hyper's error about the upstream connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Streaming,
+    Complete,
+    TooLarge,
+    /// The client stopped sending, or hung up.
+    ClientFailed,
+}
+
+/// A request body on its way to the app.
+#[derive(Debug)]
+pub(super) enum RequestBody {
+    Empty,
+    Streaming(Box<Upload>),
+}
+
+#[derive(Debug)]
+pub(super) struct Upload {
+    incoming: Incoming,
+    flight: Rc<Flight>,
+    fate: Rc<Cell<Fate>>,
+    limit: u64,
+    idle: Duration,
+    /// How long the app has for its headers once the last byte is sent.
+    response_timeout: Duration,
+    clock: crate::clock::Clock,
+}
+
+impl RequestBody {
+    /// `limit` in bytes; passing it ends the body with an error at that byte, so that the app never sees more.
+    pub(super) fn streaming(
+        ticket: &Ticket,
+        incoming: Incoming,
+        limit: u64,
+        idle: Duration,
+        response_timeout: Duration,
+    ) -> (Self, Rc<Cell<Fate>>) {
+        let fate = Rc::new(Cell::new(Fate::Streaming));
+        let clock = ticket.worker().clock;
+        ticket.deadline.set(clock.tick() + idle);
+        let upload = Upload {
+            incoming,
+            flight: ticket.share(),
+            fate: Rc::clone(&fate),
+            limit,
+            idle,
+            response_timeout,
+            clock,
+        };
+        (Self::Streaming(Box::new(upload)), fate)
+    }
+}
+
+impl Upload {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Poll::Ready(next) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            // The sweeper ends the flight when the client sends nothing for too long.
+            return self.flight.poll_ended(cx).map_or(Poll::Pending, |why| {
+                self.fate.set(Fate::ClientFailed);
+                Poll::Ready(Some(Err(why.into())))
+            });
+        };
+        let now = self.clock.tick();
+        match next {
+            None => {
+                self.finish(now);
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                self.fate.set(Fate::ClientFailed);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Some(Ok(frame)) => Poll::Ready(Some(self.pass(frame, now))),
+        }
+    }
+
+    fn pass(&mut self, mut frame: Frame<Bytes>, now: Duration) -> Result<Frame<Bytes>, Error> {
+        if let Some(data) = frame.data_ref() {
+            let received = self.flight.received.get() + data.len() as u64;
+            if received > self.limit {
+                self.fate.set(Fate::TooLarge);
+                return Err(Error::TooLarge);
+            }
+            self.flight.received.set(received);
+        }
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::for_trailers(trailers);
+        }
+        if self.incoming.is_end_stream() {
+            self.finish(now);
+        } else {
+            self.flight.deadline.set(now + self.idle);
+        }
+        Ok(frame)
+    }
+
+    fn finish(&self, now: Duration) {
+        if self.fate.get() == Fate::Streaming {
+            self.fate.set(Fate::Complete);
+            self.flight.deadline.set(now + self.response_timeout);
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Streaming(upload) => upload.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streaming(upload) => upload.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streaming(upload) => upload.incoming.size_hint(),
+        }
+    }
+}
+
+/// A response body on its way to the client.
+#[derive(Debug)]
+pub(super) struct ResponseBody {
+    source: Source,
+    /// Dropped with the body: the account is written when the answer is complete or the client is gone.
+    ticket: Option<Ticket>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Made by Foregate.
+    Own(Bytes),
+    /// From the app; the lease gives the connection back to the pool at the end.
+    App {
+        incoming: Incoming,
+        lease: Option<Lease>,
+        idle: Duration,
+    },
+}
+
+impl ResponseBody {
+    pub(super) fn own(bytes: Bytes, ticket: Option<Ticket>) -> Self {
+        Self {
+            source: Source::Own(bytes),
+            ticket,
+        }
+    }
+
+    /// `idle`: how long the app may be silent in the middle of its answer.
+    pub(super) fn app(incoming: Incoming, lease: Lease, idle: Duration, ticket: Ticket) -> Self {
+        let lease = if incoming.is_end_stream() {
+            lease.give_back(ticket.worker().coarse_tick());
+            None
+        } else {
+            Some(lease)
+        };
+        Self {
+            source: Source::App { incoming, lease, idle },
+            ticket: Some(ticket),
+        }
+    }
+
+    fn complete(&self) {
+        if let Some(ticket) = &self.ticket
+            && ticket.outcome.get() == Outcome::Aborted
+        {
+            ticket.outcome.set(Outcome::App);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let (incoming, lease, idle) = match &mut this.source {
+            Source::Own(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Source::Own(bytes) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Source::App { incoming, lease, idle } => (incoming, lease, *idle),
+        };
+        if let Some(ticket) = &this.ticket
+            && let Some(why) = ticket.poll_ended(cx)
+        {
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        let next = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        let ended = next.is_none() || incoming.is_end_stream();
+        if ended
+            && let Some(lease) = lease.take()
+            && let Some(ticket) = &this.ticket
+        {
+            lease.give_back(ticket.worker().coarse_tick());
+        }
+        let result = match next {
+            None => None,
+            Some(Err(error)) => Some(Err(error.into())),
+            Some(Ok(mut frame)) => {
+                if let Some(ticket) = &this.ticket {
+                    ticket.deadline.set(ticket.worker().coarse_tick().saturating_add(idle));
+                    ticket
+                        .sent
+                        .set(ticket.sent.get() + frame.data_ref().map_or(0, Bytes::len) as u64);
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::for_trailers(trailers);
+                }
+                Some(Ok(frame))
+            }
+        };
+        if ended && !matches!(result, Some(Err(_))) {
+            this.complete();
+        }
+        Poll::Ready(result)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let ended = match &self.source {
+            Source::Own(bytes) => bytes.is_empty(),
+            Source::App { incoming, .. } => incoming.is_end_stream(),
+        };
+        if ended {
+            self.complete();
+        }
+        ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::App { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! HTTP/1.1 from clients, by hyper. A quiet connection is taken apart, so that idle clients cost little memory, and put
+//! together again when bytes come.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::{ClientIo, Connection, Signal, tunnel};
+use crate::proxy::pipeline;
+
+/// How much is read at once from a connection that was parked; the rest follows through hyper.
+const FIRST_READ_BYTES: usize = 2048;
+/// hyper's smallest allowed cap is 8 KiB; ours are checked in the pipeline, where a refusal can be explained.
+const HEADER_SLACK_BYTES: usize = 8 * 1024;
+
+/// How a stretch of serving ended.
+enum Pause {
+    /// The connection is idle: its stream, without hyper's buffers.
+    Parked(ClientIo),
+    /// The app switched protocols; bytes that hyper had read already come first.
+    Upgraded(ClientIo, Bytes),
+    Closed,
+}
+
+pub(super) async fn serve(connection: Rc<Connection>, mut io: ClientIo) {
+    loop {
+        match Box::pin(serve_until_quiet(&connection, io)).await {
+            Pause::Closed => return,
+            Pause::Upgraded(io, early) => {
+                let pending = connection.tunnel.borrow_mut().take();
+                if let Some(pending) = pending {
+                    Box::pin(tunnel::run(&connection, io, early, *pending)).await;
+                }
+                return;
+            }
+            Pause::Parked(parked) => match awaken(&connection, parked).await {
+                Some(awake) => io = awake,
+                None => return,
+            },
+        }
+    }
+}
+
+async fn serve_until_quiet(connection: &Rc<Connection>, io: ClientIo) -> Pause {
+    let snapshot = connection.worker.snapshot();
+    let caps = &snapshot.config.caps;
+    let service = {
+        let connection = Rc::clone(connection);
+        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request))
+    };
+    let mut builder = Builder::new();
+    // Deadlines are the sweeper's, so hyper needs no timer.
+    builder
+        .header_read_timeout(None)
+        .max_buf_size(caps.max_header_size.saturating_add(HEADER_SLACK_BYTES).max(16 * 1024));
+    if caps.max_headers > 100 {
+        builder.max_headers(caps.max_headers.saturating_add(1));
+    }
+    drop(snapshot);
+    let mut http = Some(builder.serve_connection(TokioIo::new(io), service));
+    std::future::poll_fn(|cx| {
+        let Some(serving) = &mut http else {
+            return Poll::Ready(Pause::Closed);
+        };
+        let mut polled = Pin::new(&mut *serving).poll(cx);
+        loop {
+            if let Poll::Ready(result) = polled {
+                if let Err(error) = result {
+                    tracing::debug!(client = %connection.peer, %error, "connection ended");
+                }
+                let upgraded = connection.tunnel.borrow().is_some();
+                let parts = if upgraded {
+                    http.take().map(hyper::server::conn::http1::Connection::into_parts)
+                } else {
+                    None
+                };
+                return Poll::Ready(parts.map_or(Pause::Closed, |parts| {
+                    Pause::Upgraded(parts.io.into_inner(), parts.read_buf)
+                }));
+            }
+            match connection.poll_signal(cx) {
+                Signal::None => return Poll::Pending,
+                Signal::Close => return Poll::Ready(Pause::Closed),
+                Signal::Drain => {
+                    if connection.in_flight() == 0 {
+                        return Poll::Ready(Pause::Closed);
+                    }
+                    Pin::new(&mut *serving).graceful_shutdown();
+                    polled = Pin::new(&mut *serving).poll(cx);
+                }
+                Signal::Park if connection.is_idle() => {
+                    let parts = http.take().map(hyper::server::conn::http1::Connection::into_parts);
+                    return Poll::Ready(parts.map_or(Pause::Closed, |parts| {
+                        let mut io = parts.io.into_inner();
+                        io.unread(parts.read_buf);
+                        Pause::Parked(io)
+                    }));
+                }
+                Signal::Park => {}
+            }
+        }
+    })
+    .await
+}
+
+/// Waits for the next bytes of a parked connection; `None`: it is over.
+async fn awaken(connection: &Rc<Connection>, mut io: ClientIo) -> Option<ClientIo> {
+    std::future::poll_fn(|cx| {
+        loop {
+            match connection.poll_signal(cx) {
+                Signal::Drain | Signal::Close => return Poll::Ready(None),
+                Signal::Park => {}
+                Signal::None => break,
+            }
+        }
+        let mut space = [0; FIRST_READ_BYTES];
+        let mut buffer = ReadBuf::new(&mut space);
+        match Pin::new(&mut io).poll_read(cx, &mut buffer) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                Poll::Ready(Some(Bytes::copy_from_slice(buffer.filled())))
+            }
+            Poll::Ready(_) => Poll::Ready(None),
+        }
+    })
+    .await
+    .map(|first| {
+        io.unread(first);
+        io
+    })
+}

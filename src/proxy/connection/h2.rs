@@ -1,0 +1,71 @@
+//! HTTP/2 from clients, by hyper over h2.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::task::Poll;
+
+use hyper::rt::Executor;
+use hyper::server::conn::http2::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+
+use super::{ClientIo, Connection, Signal};
+use crate::proxy::pipeline;
+
+/// Streams of one connection at a time.
+const STREAMS_MAX: u32 = 100;
+/// What a client may send ahead, per stream and per connection.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Answer bytes waiting for the client, per stream.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Runs streams on the worker's thread.
+#[derive(Debug, Clone, Copy)]
+struct OnThisThread;
+
+impl<F: Future + 'static> Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        drop(tokio::task::spawn_local(async move {
+            future.await;
+        }));
+    }
+}
+
+pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
+    let snapshot = connection.worker.snapshot();
+    let caps = &snapshot.config.caps;
+    let service = {
+        let connection = Rc::clone(&connection);
+        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request))
+    };
+    let header_list = u32::try_from(caps.max_header_size.saturating_add(8 * 1024)).unwrap_or(u32::MAX);
+    let mut http = Box::pin(
+        Builder::new(OnThisThread)
+            .max_concurrent_streams(STREAMS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            .max_header_list_size(header_list)
+            .enable_connect_protocol()
+            .serve_connection(TokioIo::new(io), service),
+    );
+    drop(snapshot);
+    std::future::poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(result) = http.as_mut().poll(cx) {
+                if let Err(error) = result {
+                    tracing::debug!(client = %connection.peer, %error, "connection ended");
+                }
+                return Poll::Ready(());
+            }
+            match connection.poll_signal(cx) {
+                Signal::None => return Poll::Pending,
+                Signal::Close => return Poll::Ready(()),
+                Signal::Drain => http.as_mut().graceful_shutdown(),
+                Signal::Park => {}
+            }
+        }
+    })
+    .await;
+}

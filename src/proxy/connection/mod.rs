@@ -1,0 +1,251 @@
+//! One client connection: who it is from, what it is doing, and the signals that end it.
+
+mod h1;
+mod h2;
+mod io;
+mod tunnel;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+pub(super) use io::{ClientIo, Prefixed, Stream};
+pub(super) use tunnel::Pending as PendingTunnel;
+
+use super::config::Timeouts;
+use super::shared::{Phase, Seat};
+use super::worker::Worker;
+
+/// What a connection is doing; the sweeper's deadlines follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// PROXY protocol or TLS, since this tick.
+    Handshake(Duration),
+    /// A request's headers are awaited: the first ones, or some bytes of the next have come.
+    Head(Duration),
+    /// Between requests.
+    Idle(Duration),
+    /// Requests are in flight; they have their own deadlines.
+    Busy,
+    /// An open tunnel, with the tick of its last byte.
+    Tunnel(Duration),
+}
+
+/// What a listener's connections are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Tls,
+    Plain,
+    /// Plain HTTP that only sends clients to HTTPS.
+    Redirect,
+}
+
+/// What the connection's task is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Signal {
+    None,
+    /// Give the buffers of an idle connection back.
+    Park,
+    /// Finish what is in flight, then close.
+    Drain,
+    /// Close now.
+    Close,
+}
+
+/// An idle HTTP/1.1 connection gives its buffers back after this long.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+/// A client that reads nothing of an answer for this long is gone.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) worker: Rc<Worker>,
+    /// The peer, or the address that the PROXY protocol gave.
+    pub(super) peer: IpAddr,
+    pub(super) peer_text: HeaderValue,
+    pub(super) is_tls: bool,
+    /// The listener only sends clients to HTTPS.
+    pub(super) is_redirect: bool,
+    pub(super) is_http2: Cell<bool>,
+    pub(super) tunnel: RefCell<Option<Box<PendingTunnel>>>,
+    state: Cell<State>,
+    in_flight: Cell<u32>,
+    served: Cell<bool>,
+    /// Bytes came since the last request was complete.
+    heard: Cell<bool>,
+    /// The write that waits, since this tick.
+    write_blocked_since: Cell<Option<Duration>>,
+    signal: Cell<Signal>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Keeps a connection registered with its worker, and its place counted.
+#[derive(Debug)]
+pub(super) struct Registration {
+    pub(super) connection: Rc<Connection>,
+    key: usize,
+    _seat: Seat,
+}
+
+impl Registration {
+    pub(super) fn new(worker: &Rc<Worker>, peer: IpAddr, kind: Kind, seat: Seat) -> Self {
+        let peer = peer.to_canonical();
+        let connection = Rc::new(Connection {
+            worker: Rc::clone(worker),
+            peer,
+            peer_text: text_of(peer),
+            is_tls: kind == Kind::Tls,
+            is_redirect: kind == Kind::Redirect,
+            is_http2: Cell::new(false),
+            tunnel: RefCell::new(None),
+            state: Cell::new(State::Handshake(worker.coarse_tick())),
+            in_flight: Cell::new(0),
+            served: Cell::new(false),
+            heard: Cell::new(false),
+            write_blocked_since: Cell::new(None),
+            signal: Cell::new(Signal::None),
+            waker: RefCell::new(None),
+        });
+        let key = worker.connections.borrow_mut().insert(Rc::clone(&connection));
+        worker.metrics.connections.inc();
+        Self {
+            connection,
+            key,
+            _seat: seat,
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let worker = &self.connection.worker;
+        drop(worker.connections.borrow_mut().try_remove(self.key));
+        worker.metrics.connections.dec();
+    }
+}
+
+/// An address as a header value.
+fn text_of(address: IpAddr) -> HeaderValue {
+    // Digits, dots, colons and letters are always a valid value.
+    HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
+impl Connection {
+    /// Serves HTTP on an established stream until the connection ends.
+    pub(super) async fn serve(self: Rc<Self>, early: Bytes, stream: Stream, http2: bool) {
+        self.state.set(State::Head(self.worker.coarse_tick()));
+        self.is_http2.set(http2);
+        if self.worker.is_draining() {
+            self.signal(Signal::Drain);
+        }
+        let io = ClientIo::new(early, stream, Rc::clone(&self));
+        if http2 {
+            h2::serve(self, io).await;
+        } else {
+            h1::serve(self, io).await;
+        }
+    }
+
+    /// `address` as a header value; the peer's own is made once.
+    pub(super) fn text_of(&self, address: IpAddr) -> HeaderValue {
+        if address == self.peer {
+            self.peer_text.clone()
+        } else {
+            text_of(address)
+        }
+    }
+
+    pub(super) fn request_started(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.served.set(true);
+        self.heard.set(false);
+        self.state.set(State::Busy);
+    }
+
+    pub(super) fn request_ended(&self) {
+        let left = self.in_flight.get().saturating_sub(1);
+        self.in_flight.set(left);
+        if left == 0 && self.state.get() == State::Busy {
+            self.heard.set(false);
+            self.state.set(State::Idle(self.worker.coarse_tick()));
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        if signal > self.signal.get() {
+            self.signal.set(signal);
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// The pending signal, taken; the task is woken when the next one comes.
+    pub(super) fn poll_signal(&self, cx: &Context<'_>) -> Signal {
+        let mut slot = self.waker.borrow_mut();
+        match slot.as_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *slot = Some(cx.waker().clone()),
+        }
+        self.signal.replace(Signal::None)
+    }
+
+    /// Runs `future` until it is done or the connection must close; for handshakes and tunnels.
+    pub(super) async fn unless_closed<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            if self.poll_signal(cx) == Signal::Close {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// Looks at the deadlines, once a second.
+    pub(super) fn check(&self, now: Duration, timeouts: &Timeouts) {
+        if self
+            .write_blocked_since
+            .get()
+            .is_some_and(|since| now.saturating_sub(since) > WRITE_STALL_MAX)
+        {
+            return self.signal(Signal::Close);
+        }
+        let is_past = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
+        match self.state.get() {
+            State::Handshake(since) if is_past(since, timeouts.tls_handshake) => self.signal(Signal::Close),
+            State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),
+            State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
+            State::Idle(_) if self.heard.get() && !self.is_http2.get() => self.state.set(State::Head(now)),
+            State::Idle(since) if is_past(since, PARK_AFTER) && !self.is_http2.get() => self.signal(Signal::Park),
+            State::Tunnel(since) if is_past(since, timeouts.tunnel_idle) => self.signal(Signal::Close),
+            _ => {}
+        }
+    }
+
+    pub(super) fn drain(&self, phase: Phase) {
+        match (phase, self.state.get()) {
+            (Phase::Serving, _) | (Phase::Draining, State::Tunnel(_)) => {}
+            (Phase::Draining, State::Handshake(_)) | (Phase::Ending, _) => self.signal(Signal::Close),
+            (Phase::Draining, _) => self.signal(Signal::Drain),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.state.get(), State::Idle(_)) && !self.heard.get()
+    }
+}

@@ -1,0 +1,241 @@
+//! Listening sockets and what happens between accept and the first request: refusals, PROXY protocol, TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use super::address;
+use super::connection::{Kind, Registration, Stream};
+use super::proxy_protocol;
+use super::shared::{Full, Phase, Seat};
+use super::worker::Worker;
+
+/// Connections that wait for accept, per listener; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// When no file descriptor is left, accepting again at once would spin.
+const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(50);
+/// RFC 9113 section 3.4.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Binds one socket per worker on the same address: the kernel spreads connections over them (SO_REUSEPORT).
+pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let first = bind_one(address)?;
+    // With port 0 the kernel has chosen; the others must share it.
+    let address = first.local_addr()?;
+    let others = (1..workers).map(|_| bind_one(address));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        // "[::]:443" beside "0.0.0.0:443" must not clash, and says what it means.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until the drain begins, then takes what the kernel has already queued.
+pub(super) async fn accept(
+    worker: Rc<Worker>,
+    listener: std::net::TcpListener,
+    kind: Kind,
+    mut phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => take(&worker, stream, peer, kind),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(PAUSE_WHEN_EXHAUSTED).await;
+                }
+            },
+            changed = phase.changed() => {
+                if changed.is_err() || *phase.borrow_and_update() != Phase::Serving {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Decides at once whether to keep a new connection; nothing here waits.
+fn take(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
+    let snapshot = worker.snapshot();
+    let server = &snapshot.config.server;
+    let refuse = |stream: TcpStream, reason| {
+        worker.metrics.refused_connections.with_label_values(&[reason]).inc();
+        reset(&stream);
+    };
+    let now = worker.now();
+    if !server.proxy_protocol && worker.shared.guard.refuses_connection(peer.ip(), now) {
+        return refuse(stream, "blocked");
+    }
+    let Ok(mut seat) = Seat::take(&worker.shared, server.max_connections) else {
+        return refuse(stream, "full");
+    };
+    if !server.proxy_protocol && count_client(worker, &mut seat, peer).is_err() {
+        return refuse(stream, "client_full");
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a new connection was gone already");
+        return;
+    }
+    drop(tokio::task::spawn_local(establish(
+        Rc::clone(worker),
+        stream,
+        peer,
+        kind,
+        seat,
+    )));
+}
+
+/// Trusted proxies carry many clients on many connections, so their own address is not capped.
+fn count_client(worker: &Worker, seat: &mut Seat, peer: SocketAddr) -> Result<(), Full> {
+    let snapshot = worker.snapshot();
+    let address = peer.ip().to_canonical();
+    if address::is_trusted(address, &snapshot.config.trusted_proxies) {
+        return Ok(());
+    }
+    let client = worker.shared.guard.client_of(address);
+    seat.count_client(client, snapshot.config.server.max_connections_per_client)
+}
+
+/// Closes with a reset rather than a lingering socket.
+fn reset(stream: &TcpStream) {
+    // A socket that is gone already needs no reset.
+    drop(stream.set_zero_linger());
+}
+
+async fn establish(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, kind: Kind, mut seat: Seat) {
+    let snapshot = worker.snapshot();
+    let mut peer = peer;
+    let mut early = Bytes::new();
+    if snapshot.config.server.proxy_protocol && kind != Kind::Redirect {
+        let limit = snapshot.config.server.timeouts.tls_handshake;
+        match tokio::time::timeout(limit, proxy_protocol::read(&mut stream)).await {
+            Ok(Ok(header)) => {
+                peer = header.source.unwrap_or(peer);
+                early = header.rest;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no PROXY protocol header");
+                worker
+                    .metrics
+                    .refused_connections
+                    .with_label_values(&["proxy_protocol"])
+                    .inc();
+                return;
+            }
+            Err(_) => {
+                return worker
+                    .metrics
+                    .refused_connections
+                    .with_label_values(&["proxy_protocol"])
+                    .inc();
+            }
+        }
+        if worker.shared.guard.refuses_connection(peer.ip(), worker.now())
+            || count_client(&worker, &mut seat, peer).is_err()
+        {
+            worker.metrics.refused_connections.with_label_values(&["blocked"]).inc();
+            return reset(&stream);
+        }
+    }
+    let registration = Registration::new(&worker, peer.ip(), kind, seat);
+    let connection = Rc::clone(&registration.connection);
+    let tls = if kind == Kind::Tls { snapshot.tls.clone() } else { None };
+    let established = connection
+        .unless_closed(Box::pin(handshake(&worker, stream, early, tls)))
+        .await;
+    let Some(Some(Established {
+        stream,
+        early,
+        is_http2,
+    })) = established
+    else {
+        return;
+    };
+    // A task of its own, so that the handshake's state is not kept for as long as the connection lives.
+    drop(tokio::task::spawn_local(async move {
+        Rc::clone(&registration.connection).serve(early, stream, is_http2).await;
+        drop(registration);
+    }));
+}
+
+/// A stream on which HTTP can begin.
+struct Established {
+    stream: Stream,
+    early: Bytes,
+    is_http2: bool,
+}
+
+async fn handshake(
+    worker: &Worker,
+    mut stream: TcpStream,
+    early: Bytes,
+    tls: Option<std::sync::Arc<rustls::ServerConfig>>,
+) -> Option<Established> {
+    let Some(tls) = tls else {
+        let (early, is_http2) = sniff(&mut stream, early).await?;
+        return Some(Established {
+            stream: Stream::Plain(stream),
+            early,
+            is_http2,
+        });
+    };
+    // TLS bytes that came with the PROXY header are fed in first.
+    let accepting = TlsAcceptor::from(tls).accept(super::connection::Prefixed::new(early, stream));
+    match accepting.await {
+        Ok(stream) => {
+            worker.metrics.handshakes.with_label_values(&["ok"]).inc();
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Some(Established {
+                stream: Stream::Tls(Box::new(stream)),
+                early: Bytes::new(),
+                is_http2,
+            })
+        }
+        Err(error) => {
+            worker.metrics.handshakes.with_label_values(&["failed"]).inc();
+            tracing::debug!(%error, "TLS handshake failed");
+            None
+        }
+    }
+}
+
+/// Without TLS the first bytes tell HTTP/2 with prior knowledge from HTTP/1.1. `None`: the client left.
+async fn sniff(stream: &mut TcpStream, early: Bytes) -> Option<(Bytes, bool)> {
+    let mut first = early.to_vec();
+    loop {
+        let seen = first.len().min(HTTP2_PREFACE.len());
+        if first.get(..seen) != HTTP2_PREFACE.get(..seen) {
+            return Some((Bytes::from(first), false));
+        }
+        if seen == HTTP2_PREFACE.len() {
+            return Some((Bytes::from(first), true));
+        }
+        if stream.read_buf(&mut first).await.ok()? == 0 {
+            return None;
+        }
+    }
+}

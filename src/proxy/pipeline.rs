@@ -1,0 +1,268 @@
+//! The whole story of a request on one screen: who asks, may it pass, is it sound, where does it go, what comes back.
+//! Every error leaves through `respond`; the ticket writes metrics and the access log once, whatever happens.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body as _, Incoming};
+
+use super::address::{self, Origin};
+use super::body::{Fate, RequestBody, ResponseBody};
+use super::connection::{Connection, PendingTunnel, Signal};
+use super::error::Error;
+use super::flight::{Ended, Flight, Ticket};
+use super::headers::{self, Forwarding};
+use super::metrics::Outcome;
+use super::snapshot::Snapshot;
+use super::upstream::{self, Lease};
+use super::{request, respond};
+use crate::clock::Now;
+use crate::guard::{Verdict, Visit};
+
+/// The connection is closed without an answer: its client is blocked and has been told why often enough.
+#[derive(Debug, thiserror::Error)]
+#[error("closed on a blocked client")]
+pub(super) struct Abort;
+
+/// How the request body ended, shared with the body.
+type BodyFate = Rc<Cell<Fate>>;
+
+/// An answer of the app, with the connection that it came on.
+struct Answer {
+    response: Response<Incoming>,
+    lease: Lease,
+    /// The protocol, if the app switched to it.
+    switched: Option<HeaderValue>,
+}
+
+pub(super) async fn serve(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Abort> {
+    let worker = &connection.worker;
+    let snapshot = worker.snapshot();
+    let now = worker.now();
+    let (mut parts, incoming) = request.into_parts();
+    let origin = address::origin(connection.peer, &snapshot.config.trusted_proxies, &parts.headers);
+    let request_id = request::id(worker, &parts.headers, origin.via_trusted);
+    let host = request::take_target(&mut parts);
+
+    let mut flight = Flight::new(
+        origin.client,
+        parts.method.clone(),
+        parts.uri.path_and_query().cloned(),
+        now.tick,
+    );
+    flight.http2 = connection.is_http2.get();
+    flight.request_id = request_id.clone();
+    flight.host = host.as_ref().map_or(HeaderValue::from_static(""), Clone::clone);
+    let ticket = Ticket::register(&connection, flight);
+
+    if connection.is_redirect {
+        return Ok(respond::redirect(&connection, host, &parts.uri, ticket));
+    }
+    // The limit is charged first: a malformed request costs as much as any other.
+    let answer = match admit(worker, &ticket, now).and(host) {
+        Err(error) => Err(error),
+        Ok(host) => forward(&connection, &snapshot, parts, incoming, origin, host, &ticket).await,
+    };
+    match answer {
+        Ok(answer) => Ok(deliver(&connection, &snapshot, answer, ticket)),
+        Err(error) => refuse(&connection, &snapshot, &error, ticket),
+    }
+}
+
+fn visit(ticket: &Ticket) -> Visit<'_> {
+    let path = ticket.target.as_ref().map_or("*", |target| target.path());
+    Visit {
+        address: ticket.client,
+        method: ticket.method.as_str(),
+        path,
+    }
+}
+
+fn admit(worker: &super::worker::Worker, ticket: &Ticket, now: Now) -> Result<(), Error> {
+    match worker.shared.guard.admit(visit(ticket), now) {
+        Verdict::Pass => Ok(()),
+        Verdict::PassOverLimit(excess) => {
+            tracing::debug!(client = %ticket.client, violated = ?excess.violated, "over its limit; only observed");
+            Ok(())
+        }
+        Verdict::Limited(excess) => Err(Error::Limited(excess)),
+        Verdict::Blocked(entry) => Err(Error::Blocked(entry)),
+    }
+}
+
+async fn forward(
+    connection: &Rc<Connection>,
+    snapshot: &Snapshot,
+    mut parts: Parts,
+    incoming: Incoming,
+    origin: Origin,
+    host: HeaderValue,
+    ticket: &Ticket,
+) -> Result<Answer, Error> {
+    let config = &snapshot.config;
+    request::check(&parts, &config.caps, &snapshot.via)?;
+    let upgrade = request::upgrade(&parts);
+    let (body, fate) = request_body(&parts, incoming, ticket, snapshot)?;
+
+    headers::for_upstream(
+        &mut parts.headers,
+        Forwarding {
+            client: connection.text_of(origin.client),
+            chain: request::chain(connection, &origin),
+            via_trusted: origin.via_trusted,
+            scheme: HeaderValue::from_static(if connection.is_tls { "https" } else { "http" }),
+            host,
+            request_id: ticket.request_id.clone(),
+            via: &snapshot.via,
+            upgrade: upgrade.clone(),
+        },
+    );
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let request = Request::from_parts(parts, body);
+
+    let sent = connection.worker.clock.tick();
+    let sending = upstream::send(&connection.worker, &config.upstream, request, fate.clone());
+    let (mut response, lease) = match ticket.guard(sending).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(fate.map_or(error, |fate| blame_body(fate.get(), config.caps.max_request_size))),
+        Err(Ended::Late) => return Err(late(fate.map(|fate| fate.get()))),
+        Err(Ended::Blocked) => return Err(blocked_meanwhile(connection, ticket)),
+    };
+    let now = connection.worker.now();
+    ticket.upstream.set(Some(now.tick.saturating_sub(sent)));
+    ticket
+        .deadline
+        .set(now.tick.saturating_add(config.server.timeouts.tunnel_idle));
+    connection
+        .worker
+        .shared
+        .guard
+        .answered(visit(ticket), response.status().as_u16(), now);
+
+    let switched = match (response.status(), upgrade) {
+        (StatusCode::SWITCHING_PROTOCOLS, Some(wanted)) if request::same_protocol(response.headers(), &wanted) => {
+            response.headers_mut().remove(UPGRADE)
+        }
+        // A 101 that nobody asked for would let the app's bytes pass for something else (Pingora CVE-2026-2833).
+        (StatusCode::SWITCHING_PROTOCOLS, _) => return Err(Error::BadAnswer),
+        _ => None,
+    };
+    Ok(Answer {
+        response,
+        lease,
+        switched,
+    })
+}
+
+fn request_body(
+    parts: &Parts,
+    incoming: Incoming,
+    ticket: &Ticket,
+    snapshot: &Snapshot,
+) -> Result<(RequestBody, Option<BodyFate>), Error> {
+    let limit = snapshot.config.caps.max_request_size;
+    let response_timeout = snapshot.config.upstream.response_timeout;
+    if incoming.is_end_stream() {
+        ticket.deadline.set(ticket.started.saturating_add(response_timeout));
+        return Ok((RequestBody::Empty, None));
+    }
+    if incoming.size_hint().lower() > limit {
+        return Err(Error::BodyTooLarge { limit });
+    }
+    if parts.method == Method::TRACE {
+        return Err(Error::BadRequest("TRACE carries no body"));
+    }
+    let idle = snapshot.config.server.timeouts.request_body_idle;
+    let (body, fate) = RequestBody::streaming(ticket, incoming, limit, idle, response_timeout);
+    Ok((body, Some(fate)))
+}
+
+/// hyper only says that the request could not be sent; the body knows whether that was the client's doing.
+fn blame_body(fate: Fate, limit: u64) -> Error {
+    match fate {
+        Fate::TooLarge => Error::BodyTooLarge { limit },
+        Fate::ClientFailed => Error::RequestTimeout,
+        Fate::Streaming | Fate::Complete => Error::BadAnswer,
+    }
+}
+
+fn late(fate: Option<Fate>) -> Error {
+    match fate {
+        Some(Fate::Streaming | Fate::ClientFailed) => Error::RequestTimeout,
+        _ => Error::UpstreamTimeout,
+    }
+}
+
+fn blocked_meanwhile(connection: &Connection, ticket: &Ticket) -> Error {
+    let wall = connection.worker.now().wall;
+    let entry = connection.worker.shared.guard.blocklist().find(ticket.client, wall);
+    entry.map_or(
+        Error::Internal("blocked, and lifted at the same moment"),
+        Error::Blocked,
+    )
+}
+
+/// The app's answer as the client gets it.
+fn deliver(connection: &Rc<Connection>, snapshot: &Snapshot, answer: Answer, ticket: Ticket) -> Response<ResponseBody> {
+    let Answer {
+        mut response,
+        lease,
+        switched,
+    } = answer;
+    ticket.status.set(response.status().as_u16());
+    headers::for_client(
+        response.headers_mut(),
+        &snapshot.config.security_headers,
+        switched.clone(),
+    );
+    response
+        .headers_mut()
+        .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
+    if switched.is_some() {
+        let upstream = hyper::upgrade::on(&mut response);
+        ticket.deadline.set(super::flight::NEVER);
+        *connection.tunnel.borrow_mut() = Some(Box::new(PendingTunnel { upstream, ticket }));
+        return response.map(|_| ResponseBody::own(bytes::Bytes::new(), None));
+    }
+    *response.version_mut() = Version::HTTP_11;
+    response.extensions_mut().clear();
+    let idle = snapshot.config.server.timeouts.tunnel_idle;
+    response.map(|incoming| ResponseBody::app(incoming, lease, idle, ticket))
+}
+
+/// Foregate's own answer.
+fn refuse(
+    connection: &Rc<Connection>,
+    snapshot: &Snapshot,
+    error: &Error,
+    ticket: Ticket,
+) -> Result<Response<ResponseBody>, Abort> {
+    let now = connection.worker.now();
+    if matches!(error, Error::Blocked(_)) {
+        ticket.outcome.set(Outcome::Blocked);
+        if ticket.client == connection.peer && connection.worker.shared.guard.refuses_connection(connection.peer, now) {
+            connection.signal(Signal::Close);
+            return Err(Abort);
+        }
+    }
+    ticket.outcome.set(respond::outcome(error));
+    ticket.deadline.set(now.tick.saturating_add(Duration::from_secs(60)));
+    let mut response = respond::response(error, &ticket.request_id, now.wall);
+    ticket.status.set(response.status().as_u16());
+    ticket.sent.set(response.body().len() as u64);
+    headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
+    respond::close_where_needed(error, connection.is_http2.get(), response.headers_mut());
+    response
+        .headers_mut()
+        .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
+    let is_head = ticket.method == Method::HEAD;
+    Ok(response.map(|bytes| ResponseBody::own(if is_head { bytes::Bytes::new() } else { bytes }, Some(ticket))))
+}

@@ -1,0 +1,158 @@
+//! What a request must be before it is forwarded: its target, its host, its framing fields, its upgrade. Pure, but for
+//! the random part of a request id.
+
+use std::fmt::Write as _;
+
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, UPGRADE, VIA};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Uri, Version};
+
+use super::address::Origin;
+use super::config::Caps;
+use super::connection::Connection;
+use super::error::Error;
+use super::worker::Worker;
+use super::{headers, target};
+
+/// The request's id: the trusted proxy's, or a new one of 32 hex digits.
+pub(super) fn id(worker: &Worker, fields: &HeaderMap, via_trusted: bool) -> HeaderValue {
+    let kept = if via_trusted {
+        headers::acceptable_request_id(fields)
+    } else {
+        None
+    };
+    kept.unwrap_or_else(|| {
+        let mut text = String::with_capacity(32);
+        // Writing to a String cannot fail, and hex digits are a valid value.
+        let _ = write!(text, "{:016x}{:016x}", worker.random(), worker.random());
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    })
+}
+
+/// Replaces the target by its normalised origin form and returns the host that was asked for. The absolute form wins
+/// over `Host` (RFC 9112 section 3.2.2); `:authority` and `Host` must agree (RFC 9113 section 8.3.1).
+pub(super) fn take_target(parts: &mut Parts) -> Result<HeaderValue, Error> {
+    let host = host(parts);
+    let path = match parts.uri.path_and_query() {
+        Some(given) if given.as_str() == "*" => given.clone(),
+        Some(given) => normalised(given)?,
+        None => PathAndQuery::from_static("/"),
+    };
+    parts.uri = Uri::from(path);
+    host
+}
+
+fn normalised(given: &PathAndQuery) -> Result<PathAndQuery, Error> {
+    let path = target::normalise(given.path()).map_err(|refused| Error::BadRequest(refused.0))?;
+    let std::borrow::Cow::Owned(path) = path else {
+        return Ok(given.clone());
+    };
+    let whole = given
+        .query()
+        .map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    PathAndQuery::try_from(whole).map_err(|_| Error::BadRequest("the target is not valid"))
+}
+
+fn host(parts: &Parts) -> Result<HeaderValue, Error> {
+    let mut fields = parts.headers.get_all(HOST).iter();
+    let field = fields.next();
+    if fields.next().is_some() {
+        return Err(Error::BadRequest("there is more than one Host header"));
+    }
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let host = match (authority, field) {
+        (Some(authority), Some(field))
+            if parts.version == Version::HTTP_2 && field.as_bytes() != authority.as_bytes() =>
+        {
+            return Err(Error::BadRequest("Host and :authority differ"));
+        }
+        (Some(authority), _) => {
+            HeaderValue::try_from(authority).map_err(|_| Error::BadRequest("the host is not valid"))?
+        }
+        (None, Some(field)) => field.clone(),
+        (None, None) if parts.version <= Version::HTTP_10 => HeaderValue::from_static("localhost"),
+        (None, None) => return Err(Error::BadRequest("the Host header is missing")),
+    };
+    if is_valid_host(host.as_bytes()) {
+        Ok(host)
+    } else {
+        Err(Error::BadRequest("the host is not valid"))
+    }
+}
+
+/// A registered name, IPv4 address or bracketed IPv6 address with an optional port (RFC 3986 section 3.2); no user.
+fn is_valid_host(host: &[u8]) -> bool {
+    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte);
+    !host.is_empty() && host.len() <= 255 + 6 && host.iter().all(is_allowed)
+}
+
+/// Checks what must hold for every request that is forwarded.
+pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue) -> Result<(), Error> {
+    if matches!(parts.method, Method::TRACE | Method::CONNECT) {
+        return Err(Error::MethodRefused(parts.method.clone()));
+    }
+    if parts.uri.path() == "*" && parts.method != Method::OPTIONS {
+        return Err(Error::BadRequest("the target \"*\" is for OPTIONS only"));
+    }
+    // Sizing the fields costs a walk over them, so few small ones are let pass on their count alone.
+    if parts.headers.len() > caps.max_headers || headers::size_of(&parts.headers) > caps.max_header_size {
+        return Err(Error::HeadersTooLarge {
+            limit_bytes: caps.max_header_size,
+            limit_count: caps.max_headers,
+        });
+    }
+    if let Some(expectation) = parts.headers.get(EXPECT)
+        && !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    {
+        return Err(Error::ExpectationFailed);
+    }
+    if parts.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+        return Err(Error::BadRequest("there is more than one Content-Length"));
+    }
+    let signature = via.as_bytes();
+    if parts
+        .headers
+        .get_all(VIA)
+        .iter()
+        .any(|line| memchr::memmem::find(line.as_bytes(), signature).is_some())
+    {
+        return Err(Error::Loop);
+    }
+    Ok(())
+}
+
+/// The protocol that a valid HTTP/1.1 upgrade asks for; HTTP/2 has none (RFC 9113 section 8.2.2).
+pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    if parts.version != Version::HTTP_11 || !headers::has_token(&parts.headers, &http::header::CONNECTION, "upgrade") {
+        return None;
+    }
+    parts
+        .headers
+        .get(UPGRADE)
+        .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
+        .cloned()
+}
+
+/// Whether the app switched to the protocol that was asked for.
+pub(super) fn same_protocol(answer: &HeaderMap, wanted: &HeaderValue) -> bool {
+    answer.get(UPGRADE).is_some_and(|got| {
+        let got = got.as_bytes();
+        wanted
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|one| one.trim_ascii().eq_ignore_ascii_case(got))
+    })
+}
+
+/// The value of `X-Forwarded-For`: the client, the trusted hops, the peer.
+pub(super) fn chain(connection: &Connection, origin: &Origin) -> HeaderValue {
+    if origin.client == connection.peer {
+        return connection.peer_text.clone();
+    }
+    let mut text = origin.client.to_string();
+    for hop in origin.hops.iter().chain(std::iter::once(&connection.peer)) {
+        let _ = write!(text, ", {hop}");
+    }
+    HeaderValue::try_from(text).unwrap_or_else(|_| connection.peer_text.clone())
+}

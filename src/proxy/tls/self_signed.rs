@@ -1,0 +1,79 @@
+//! The development certificate: made at the first start, kept in `state_dir`, made anew a month before it expires.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{CertificateParams, DnType, KeyPair};
+
+use super::{Error, certificates};
+use crate::proxy::config::CertificateFiles;
+
+const VALID: SignedDuration = SignedDuration::from_hours(24 * 365);
+const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
+
+/// The files of a development certificate for `localhost` and this machine's name that is valid for a month at least.
+pub(super) fn ensure(state_dir: &Path, now: Timestamp) -> Result<CertificateFiles, Error> {
+    let files = CertificateFiles {
+        cert: state_dir.join("self-signed.crt"),
+        key: state_dir.join("self-signed.key"),
+    };
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let in_a_month = now.checked_add(RENEW_BEFORE).unwrap_or(Timestamp::MAX);
+    if certificates::load(std::slice::from_ref(&files), &provider, in_a_month).is_err() {
+        make(&files, now).map_err(Error::SelfSigned)?;
+        tracing::info!(cert = %files.cert.display(), "made a development certificate");
+    }
+    Ok(files)
+}
+
+fn make(files: &CertificateFiles, now: Timestamp) -> Result<(), String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if !host.is_empty()
+        && host != "localhost"
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+    {
+        names.push(host);
+    }
+    let mut params = CertificateParams::new(names).map_err(|error| error.to_string())?;
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "Foregate development certificate");
+    params.not_before = date(now - SignedDuration::from_hours(24));
+    params.not_after = date(now.checked_add(VALID).unwrap_or(Timestamp::MAX));
+    let key = KeyPair::generate().map_err(|error| error.to_string())?;
+    let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
+    if let Some(directory) = files.cert.parent() {
+        std::fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    }
+    write(&files.key, key.serialize_pem().as_bytes())?;
+    write(&files.cert, certificate.pem().as_bytes())
+}
+
+/// Midnight UTC of that day, in the type that rcgen wants.
+fn date(at: Timestamp) -> time::OffsetDateTime {
+    let day = at.to_zoned(jiff::tz::TimeZone::UTC).date();
+    let part = |number: i8| u8::try_from(number).unwrap_or(1);
+    rcgen::date_time_ymd(i32::from(day.year()), part(day.month()), part(day.day()))
+}
+
+/// Readable by the owner only, and never seen half written.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let temporary = path.with_extension("new");
+    let result = (|| {
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    result.map_err(|error: std::io::Error| format!("{}: {error}", path.display()))
+}
