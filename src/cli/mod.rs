@@ -1,1 +1,100 @@
-//! One file per command.
+//! The command line: one file per command. What a command prints is for people; errors go to standard error with their
+//! whole chain, and the exit code says what kind they were.
+
+mod check;
+mod demo;
+mod run;
+mod token;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The configuration or the command line is wrong (EX_USAGE of sysexits).
+const EXIT_USAGE: u8 = 64;
+/// Something failed while running.
+const EXIT_FAILURE: u8 = 1;
+
+/// The gate that stands in front of the gate: TLS, limits, blocks and backups for one web app.
+#[derive(Debug, Parser)]
+#[command(name = "foregate", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: the gate in front of the app, and the admin listener.
+    Run(Source),
+    /// Check the configuration: print every error, or the effective configuration with secrets masked.
+    Check(Source),
+    /// Try it: a sample app (or your own), the gate on https://localhost:8443, the admin page on http://127.0.0.1:8444.
+    Demo(demo::Options),
+    /// Make an admin token: prints it once, with the line for the configuration.
+    Token(token::Options),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+struct Source {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", required_unless_present = "upstream")]
+    config: Option<PathBuf>,
+    /// The app's address, e.g. http://127.0.0.1:3000; replaces `upstream.servers`.
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+}
+
+/// Why a command ended without doing what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// Already complete sentences for the user.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" too; clap knows which stream and code they want.
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    let done = match cli.command {
+        Command::Run(source) => run::run(&source),
+        Command::Check(source) => check::run(&source),
+        Command::Demo(options) => demo::run(&options),
+        Command::Token(options) => token::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Usage(text)) => {
+            complain(&text);
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(Error::Failed(error)) => {
+            complain(&format!("foregate: {error:#}\n"));
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is no error.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+fn complain(text: &str) {
+    drop(std::io::stderr().lock().write_all(text.as_bytes()));
+}
