@@ -56,13 +56,13 @@ impl StateStore for Times {
         let Some(time) = self.table.time(key.slot, self.column) else {
             return decide(None).map(|(outcome, _)| outcome);
         };
-        let mut known = time.load(Ordering::Acquire);
+        let mut known = time.load(Ordering::SeqCst);
         loop {
             let (outcome, next) = decide(Some(known.into()))?;
             if key.act == Act::Peek {
                 return Ok(outcome);
             }
-            match time.compare_exchange_weak(known, next.into(), Ordering::AcqRel, Ordering::Acquire) {
+            match time.compare_exchange_weak(known, next.into(), Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return Ok(outcome),
                 Err(current) => known = current,
             }

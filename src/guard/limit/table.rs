@@ -11,19 +11,16 @@
 //! - an owner that finds no slot is charged to its neighbourhood, in a second and smaller region. When that is full as
 //!   well, neighbourhoods share slots: stricter, never laxer.
 //!
-//! Nothing waits on the way of a tracked client. A new client takes a slot under a claim on its fingerprint, so that
-//! two workers never give it two slots; memory comes in segments of 3 KiB, when a slot in them is first taken.
+//! Nobody waits for anybody: slots are taken and charged by compare-and-swap. Two workers that meet a new client at the
+//! same moment may take two slots for it; whoever comes second sees both, since all of this is sequentially consistent,
+//! and adds what was charged to the one to the other. Memory comes in segments of 3 KiB, when a slot in them is first
+//! taken.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const LANES: usize = 8;
 const SEGMENT_BUCKETS: u32 = 16;
-/// Claims are held for some hundred nanoseconds by one new client out of so many.
-const STRIPES: usize = 64;
-const CLAIM_SPINS: u32 = 64;
-/// Beyond these the holder was put to sleep by the system: the request is charged to its neighbourhood.
-const CLAIM_YIELDS: u32 = 200;
 /// How many segments are counted to know how many clients are tracked; a larger table is sampled.
 const SAMPLED_SEGMENTS: usize = 1024;
 /// More than this many entries is a mistyped configuration.
@@ -33,18 +30,13 @@ const ENTRIES_MAX: usize = 1 << 30;
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Bucket {
-    /// Fingerprints; 0: free since the start.
+    /// Fingerprints; 0: nobody. A lane is free when both its times have come, whoever had it.
     owners: [AtomicU64; LANES],
     minute: [AtomicU64; LANES],
     hour: [AtomicU64; LANES],
 }
 
 type Segment = [Bucket; SEGMENT_BUCKETS as usize];
-
-/// On a line of its own, so that claims of different stripes do not disturb each other.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Stripe(AtomicBool);
 
 /// Which of the two times of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +66,18 @@ impl Slot {
     /// Whether it is a client's own, not its neighbourhood's.
     pub(super) fn is_own(self) -> bool {
         self.tier == Tier::Client
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    /// How many slots a client has.
+    pub(super) fn slots_of(&self, client: u64) -> usize {
+        let segments = self.clients.segments.iter().filter_map(OnceLock::get);
+        let owners = segments
+            .flat_map(|segment| segment.iter())
+            .flat_map(|bucket| &bucket.owners);
+        owners.filter(|owner| owner.load(Ordering::SeqCst) == client).count()
     }
 }
 
@@ -137,7 +141,7 @@ impl Table {
             || self
                 .bucket(slot)
                 .and_then(|bucket| bucket.owners.get(usize::from(slot.lane)))
-                .is_some_and(|owner| owner.load(Ordering::Relaxed) == slot.owner)
+                .is_some_and(|owner| owner.load(Ordering::SeqCst) == slot.owner)
     }
 
     /// The theoretical arrival time in a slot.
@@ -202,7 +206,6 @@ struct Vacancy {
 struct Region {
     segments: Box<[OnceLock<Box<Segment>>]>,
     buckets: u32,
-    stripes: Box<[Stripe]>,
 }
 
 impl Region {
@@ -213,7 +216,6 @@ impl Region {
         Self {
             segments: std::iter::repeat_with(OnceLock::new).take(segments).collect(),
             buckets: u32::try_from(segments).map_or(u32::MAX, |count| count.saturating_mul(SEGMENT_BUCKETS)),
-            stripes: std::iter::repeat_with(Stripe::default).take(STRIPES).collect(),
         }
     }
 
@@ -241,32 +243,54 @@ impl Region {
             let lane = bucket
                 .owners
                 .iter()
-                .position(|held| held.load(Ordering::Acquire) == owner)?;
+                .position(|held| held.load(Ordering::SeqCst) == owner)?;
             Some(place(index, lane))
         })
     }
 
     /// Takes a slot for an owner that has none. `None`: both its buckets are full.
     fn claim(&self, owner: u64, now: u64) -> Option<Place> {
-        self.vacancy(owner, now)?;
-        let _claim = self.claim_on(owner)?;
-        if let Some(place) = self.find(owner) {
-            return Some(place);
-        }
-        // An owner of another stripe may be quicker, but each time one does a slot is gone.
+        // Another owner may be quicker, but each time one is there is a free lane less.
         for _ in 0..2 * LANES {
             let vacancy = self.vacancy(owner, now)?;
             let lane = usize::from(vacancy.place.lane);
             let slot = self.bucket_or_new(vacancy.place.bucket)?.owners.get(lane)?;
             // The times of the previous owner stay: both lie in the past, which means a full quota.
             if slot
-                .compare_exchange(vacancy.previous, owner, Ordering::AcqRel, Ordering::Relaxed)
+                .compare_exchange(vacancy.previous, owner, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
             {
-                return Some(vacancy.place);
+                return Some(self.settle(owner, now).unwrap_or(vacancy.place));
             }
         }
         None
+    }
+
+    /// Leaves an owner one slot, the first by position, and charges to it what was charged to the others.
+    fn settle(&self, owner: u64, now: u64) -> Option<Place> {
+        let [first, second] = self.homes(owner);
+        let mut kept: Option<(Place, &Bucket)> = None;
+        for index in [Some(first), (second != first).then_some(second)].into_iter().flatten() {
+            let Some(bucket) = self.bucket(index) else { continue };
+            for (lane, held) in bucket.owners.iter().enumerate() {
+                if held.load(Ordering::SeqCst) != owner {
+                    continue;
+                }
+                let Some((place, keeper)) = kept else {
+                    kept = Some((place(index, lane), bucket));
+                    continue;
+                };
+                // Given up first, read after it: who charges it later finds that it is the owner's no more, and comes
+                // again. Until its times have come nobody else takes it.
+                if held
+                    .compare_exchange(owner, 0, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+                {
+                    keeper.add_charges(usize::from(place.lane), bucket.times(lane), now);
+                }
+            }
+        }
+        kept.map(|(place, _)| place)
     }
 
     /// The slot to take: in the first bucket while it is at most half full, else in the emptier one.
@@ -305,26 +329,7 @@ impl Region {
     fn shared(&self, owner: u64) -> Place {
         let [first, _] = self.homes(owner);
         // A full bucket exists already; should it not, the request is charged nowhere only until it does.
-        place(first, remainder(owner, LANES))
-    }
-
-    fn claim_on(&self, owner: u64) -> Option<Claim<'_>> {
-        let stripe = self.stripes.get(remainder(owner, STRIPES))?;
-        for attempt in 0..CLAIM_SPINS + CLAIM_YIELDS {
-            if stripe
-                .0
-                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-            {
-                return Some(Claim(stripe));
-            }
-            if attempt < CLAIM_SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
-        None
+        place(first, usize::try_from(owner % LANES as u64).unwrap_or(0))
     }
 
     fn tracked(&self, now: u64) -> u64 {
@@ -350,7 +355,7 @@ impl Region {
     }
 
     fn bytes_fixed(&self) -> usize {
-        size_of_val(&*self.segments) + size_of_val(&*self.stripes)
+        size_of_val(&*self.segments)
     }
 }
 
@@ -363,20 +368,27 @@ impl Bucket {
             .zip(times)
             .enumerate()
             .filter_map(move |(lane, (owner, (minute, hour)))| {
-                let owner = owner.load(Ordering::Acquire);
-                let full_again = || minute.load(Ordering::Relaxed) <= now && hour.load(Ordering::Relaxed) <= now;
-                (owner == 0 || full_again()).then_some((lane, owner))
+                let owner = owner.load(Ordering::SeqCst);
+                let full_again = minute.load(Ordering::SeqCst) <= now && hour.load(Ordering::SeqCst) <= now;
+                full_again.then_some((lane, owner))
             })
     }
-}
 
-/// The right to take a slot for any owner of this stripe.
-#[derive(Debug)]
-struct Claim<'a>(&'a Stripe);
+    fn times(&self, lane: usize) -> [u64; 2] {
+        [&self.minute, &self.hour].map(|column| column.get(lane).map_or(0, |time| time.load(Ordering::SeqCst)))
+    }
 
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        self.0.0.store(false, Ordering::Release);
+    /// Charges a lane with what another one, whose times these are, has been charged with.
+    fn add_charges(&self, lane: usize, times: [u64; 2], now: u64) {
+        for (column, other) in [&self.minute, &self.hour].into_iter().zip(times) {
+            let Some(time) = column.get(lane) else { continue };
+            let charged = other.saturating_sub(now);
+            if charged > 0 {
+                let add = |known: u64| Some(known.max(now) + charged);
+                // Cannot fail: there is always a new value.
+                time.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).ok();
+            }
+        }
     }
 }
 
@@ -391,8 +403,4 @@ fn place(bucket: u32, lane: usize) -> Place {
         bucket,
         lane: lane as u8,
     }
-}
-
-fn remainder(bits: u64, count: usize) -> usize {
-    usize::try_from(bits % count as u64).unwrap_or(0)
 }

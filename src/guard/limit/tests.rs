@@ -296,6 +296,49 @@ fn threads_together_never_admit_more_than_the_quota() {
     }
 }
 
+#[test]
+fn threads_that_meet_new_clients_together_leave_each_of_them_one_slot() {
+    let memory = Memory::new(3000);
+    let limiter = Limiter::new(&config(quota(3, 0), &[]), &memory);
+    let passed: Vec<AtomicU32> = std::iter::repeat_with(AtomicU32::default).take(2000).collect();
+    let start = std::sync::Barrier::new(4);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                start.wait();
+                for (number, passed) in (0..).zip(&passed) {
+                    passed.fetch_add(passing(&limiter, client(number), START, 2), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    for (number, passed) in (0..).zip(passed) {
+        let passed = passed.into_inner();
+        assert!(passed <= 3, "client {number} passed {passed} times");
+        let owner = memory.fingerprint(client(number), 0);
+        assert_eq!(memory.table.slots_of(owner), 1, "client {number}");
+    }
+}
+
+#[test]
+fn slot_changes_hands_only_when_both_quotas_are_full_again() {
+    let memory = Memory::new(64);
+    let limiter = Limiter::new(&config(quota(60, 60), &[]), &memory);
+    for number in 0..5000 {
+        passing(&limiter, client(number), START, 1);
+    }
+    let owns = |number: u32, tick: Duration| {
+        let own = memory.fingerprint(client(number), 0);
+        memory.table.slot(own, || 1, nanos(tick)).is_own()
+    };
+    let half = START + 30 * SECOND;
+    assert!(
+        (10_000..10_100).all(|number| !owns(number, half)),
+        "the minute is full again, the hour is not"
+    );
+    assert!((10_000..10_010).all(|number| owns(number, START + MINUTE)));
+}
+
 /// A bucket of credit that fills with time: the same law, told another way.
 struct Credit {
     window: u64,
