@@ -7,7 +7,9 @@
 pub mod blocklist;
 pub mod client;
 pub mod limit;
+mod metrics;
 pub mod suspicion;
+mod tally;
 pub mod verdict;
 
 pub use verdict::{Guard, Verdict, Visit};
