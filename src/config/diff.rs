@@ -1,0 +1,97 @@
+//! What a reload changes, and what of it has to wait for a restart. Pure.
+
+use super::Config;
+use super::effective::{Entry, entries};
+
+/// Keys that take effect at the next start alone: they belong to sockets, threads and stores that live on.
+pub const RESTART_ONLY: [&str; 7] = [
+    "state_dir",
+    "server.listen",
+    "server.redirect_http",
+    "server.workers",
+    "store.postgres",
+    "store.pool_size",
+    "admin.listen",
+];
+
+/// One key whose meaning differs between two configurations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// As in the file: `limits.requests_per_minute`.
+    pub key: String,
+    /// As TOML, secrets masked; `None`: not there.
+    pub old: Option<String>,
+    pub new: Option<String>,
+    pub needs_restart: bool,
+}
+
+/// Every key that differs, in the order of the example.
+#[must_use]
+pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
+    let (before, after) = (entries(old), entries(new));
+    let find = |list: &[Entry], key: &str| {
+        list.iter()
+            .find(|entry| entry.path() == key)
+            .map(|entry| entry.value.to_string())
+    };
+    let mut keys: Vec<String> = after.iter().map(Entry::path).collect();
+    keys.extend(
+        before
+            .iter()
+            .map(Entry::path)
+            .filter(|key| !after.iter().any(|entry| entry.path() == *key)),
+    );
+    keys.into_iter()
+        .filter_map(|key| {
+            let (old_value, new_value) = (find(&before, &key), find(&after, &key));
+            // Two different secrets look the same behind their masks.
+            let secret_changed = key == "store.postgres" && old.store.postgres != new.store.postgres;
+            let with_listen = key == "admin.tls" && old.admin.listen != new.admin.listen;
+            let needs_restart = with_listen || RESTART_ONLY.contains(&key.as_str());
+            let changed = old_value != new_value || secret_changed;
+            changed.then_some(Change {
+                key,
+                old: old_value,
+                new: new_value,
+                needs_restart,
+            })
+        })
+        .collect()
+}
+
+/// The new configuration with the old values of the keys that need a restart, and the names of those that differ.
+/// `state_dir` stands in several parts: each keeps the old one, so that no part moves alone.
+#[must_use]
+pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static str>) {
+    let mut kept = Vec::new();
+    let mut keep = |key: &'static str, changed: bool| {
+        if changed {
+            kept.push(key);
+        }
+    };
+    keep("state_dir", old.state_dir != new.state_dir);
+    new.state_dir.clone_from(&old.state_dir);
+    new.store.state_dir.clone_from(&old.store.state_dir);
+    if let crate::proxy::config::Tls::SelfSigned { state_dir, .. } = &mut new.proxy.tls {
+        state_dir.clone_from(&old.state_dir);
+    }
+    let (was, is) = (&old.proxy.server, &mut new.proxy.server);
+    keep("server.listen", was.listen != is.listen);
+    is.listen.clone_from(&was.listen);
+    keep("server.redirect_http", was.redirect_http != is.redirect_http);
+    is.redirect_http.clone_from(&was.redirect_http);
+    keep("server.workers", was.workers != is.workers);
+    is.workers = was.workers;
+    keep("store.postgres", old.store.postgres != new.store.postgres);
+    new.store.postgres.clone_from(&old.store.postgres);
+    keep("store.pool_size", old.store.pool_size != new.store.pool_size);
+    new.store.pool_size = old.store.pool_size;
+    if old.admin.listen != new.admin.listen {
+        keep("admin.listen", true);
+        new.admin.listen = old.admin.listen;
+        // Checked together: the new file may leave TLS out because its new address is on loopback.
+        keep("admin.tls", old.admin.tls != new.admin.tls);
+        new.admin.tls.clone_from(&old.admin.tls);
+    }
+    (new, kept)
+}

@@ -1,0 +1,1 @@
+//! Notices that a configuration file has changed.
