@@ -51,15 +51,12 @@ async fn serve(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
     let drain_timeout = loaded.config.proxy.server.drain_timeout;
 
     let running = build::start(&loaded).await?;
-    let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running));
-    let reloading = reload::watch(Arc::clone(&reloader))?;
     announce::ready(&running)?;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
     }
     announce::stopping();
-    reloading.abort();
     stop(running, drain_timeout).await;
     Ok(())
 }
@@ -67,15 +64,10 @@ async fn serve(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
 /// The gate first, so that what its last requests caused can still be stored; the admin listener last, so that the
 /// drain can be watched.
 async fn stop(running: Running, drain_timeout: Duration) {
-    let Running { gate, admin, admin_stop, blocklist, access_log, access_writer, .. } = running;
+    let Running { gate, access_log, access_writer, .. } = running;
     match Arc::try_unwrap(gate) {
         Ok(gate) => gate.drain(drain_timeout).await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
-    }
-    blocklist.shutdown(FLUSH_TIMEOUT).await;
-    admin_stop.cancel();
-    if tokio::time::timeout(FLUSH_TIMEOUT, admin).await.is_err() {
-        tracing::warn!("the admin listener did not end in time");
     }
     drop(access_log);
     access_writer.stop();

@@ -249,6 +249,12 @@ impl Guard {
         }
     }
 
+    /// The client that `address` belongs to.
+    #[must_use]
+    pub fn client_of(&self, address: IpAddr) -> Client {
+        Client::of(address, self.policy.load().ipv6_prefix)
+    }
+
     #[must_use]
     pub fn blocklist(&self) -> &Blocklist {
         &self.blocklist
