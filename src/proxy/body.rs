@@ -126,7 +126,7 @@ impl Upload {
         if let Some(trailers) = frame.trailers_mut() {
             headers::for_trailers(trailers);
         }
-        if self.incoming.is_end_stream() {
+        if frame.is_trailers() || self.incoming.is_end_stream() {
             self.finish(now);
         } else {
             self.flight.deadline.set(now + self.idle);
@@ -236,7 +236,9 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(Err(why.into())));
         }
         let next = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        let ended = next.is_none() || incoming.is_end_stream();
+        // Trailers are the last frame: nobody asks for another.
+        let is_last = |next: &Result<Frame<Bytes>, _>| next.as_ref().is_ok_and(Frame::is_trailers);
+        let ended = next.as_ref().is_none_or(is_last) || incoming.is_end_stream();
         if ended
             && let Some(lease) = lease.take()
             && let Some(ticket) = &this.ticket

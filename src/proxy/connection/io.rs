@@ -4,14 +4,14 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::Connection;
+use super::{Connection, unparsable};
 
 /// An established stream. TLS is boxed: it is large, and moved often.
 pub(in crate::proxy) enum Stream {
@@ -82,6 +82,8 @@ impl fmt::Debug for Stream {
 pub(in crate::proxy) struct ClientIo {
     stream: Prefixed<Stream>,
     connection: Rc<Connection>,
+    /// An answer that goes out in the place of one that hyper made.
+    substitute: Bytes,
 }
 
 impl ClientIo {
@@ -89,12 +91,36 @@ impl ClientIo {
         Self {
             stream: Prefixed::new(early, stream),
             connection,
+            substitute: Bytes::new(),
         }
     }
 
     /// Puts bytes back in front of what is to come.
     pub(super) fn unread(&mut self, bytes: Bytes) {
         self.stream.prefix = bytes;
+    }
+
+    /// Takes what hyper writes by itself about a request that it could not parse, and queues our answer to it.
+    fn substitutes(&mut self, written: &[u8]) -> bool {
+        if self.connection.in_flight() > 0 || self.connection.is_http2.get() {
+            return false;
+        }
+        let Some(answer) = unparsable::instead_of(&self.connection, written) else {
+            return false;
+        };
+        self.substitute = answer;
+        true
+    }
+
+    fn poll_substitute(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.substitute.has_remaining() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.substitute))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.substitute.advance(written);
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Notes whether a write waits, so that the sweeper sees a client that does not read.
@@ -122,6 +148,9 @@ impl AsyncRead for ClientIo {
 
 impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.substitutes(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
     }
@@ -131,6 +160,11 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.first()
+            && self.substitutes(first)
+        {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.wrote(result)
     }
@@ -140,6 +174,7 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_substitute(cx))?;
         // TLS buffers what the socket does not take: a stuck flush is a stuck write.
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         self.wrote(result.map_ok(|()| 0)).map_ok(|_| ())

@@ -4,6 +4,7 @@ mod h1;
 mod h2;
 mod io;
 mod tunnel;
+mod unparsable;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;

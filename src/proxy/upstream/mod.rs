@@ -114,8 +114,11 @@ pub(super) async fn send(
                     None
                 };
                 let Some(again) = unsent.or(copy) else {
-                    worker.metrics.upstream_errors.with_label_values(&["bad_answer"]).inc();
-                    tracing::warn!(server = %server.name(), error = %failure.error(), "app server failed to answer");
+                    // What the client did to its own request is not the app's failure.
+                    if fate.is_none_or(|fate| matches!(fate.get(), Fate::Streaming | Fate::Complete)) {
+                        worker.metrics.upstream_errors.with_label_values(&["bad_answer"]).inc();
+                        tracing::warn!(server = %server.name(), error = %failure.error(), "app server failed to answer");
+                    }
                     return Err(Error::BadAnswer);
                 };
                 request = again;
