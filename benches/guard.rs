@@ -35,6 +35,7 @@ fn main() {
         );
         report(&format!("whole admit, {clients} clients"), &admit(&guard, &order));
     }
+    report("whole admit, refused over the limit", &refused());
     report("limit check, new clients beyond the cap", &overflow());
     bytes_per_client();
 }
@@ -123,6 +124,14 @@ fn admit(guard: &Guard, order: &[IpAddr]) -> Vec<f64> {
             black_box(guard.admit(visit, now));
         }
     })
+}
+
+/// One client that hammers: what a 429 costs before it is written.
+fn refused() -> Vec<f64> {
+    let mut few = config(1);
+    few.limits.default.per_minute = NonZeroU32::new(1);
+    let guard = Guard::new(few, Blocklist::default());
+    admit(&guard, &shuffled(1))
 }
 
 /// Every slot is taken by a client with half its quota spent, and others come.

@@ -71,6 +71,11 @@ impl Slot {
 
 #[cfg(test)]
 impl Table {
+    /// Takes a slot for a client as one does that has not seen the client's own.
+    pub(super) fn take_again(&self, client: u64, now: u64) {
+        self.clients.claim(client, now).expect("a free slot");
+    }
+
     /// How many slots a client has.
     pub(super) fn slots_of(&self, client: u64) -> usize {
         let segments = self.clients.segments.iter().filter_map(OnceLock::get);
