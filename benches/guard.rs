@@ -129,6 +129,8 @@ fn admit(guard: &Guard, order: &[IpAddr]) -> Vec<f64> {
 /// One client that hammers: what a 429 costs before it is written.
 fn refused() -> Vec<f64> {
     let mut few = config(1);
+    // Strikes are given, but none is one too many.
+    few.suspicion.threshold = 1000;
     few.limits.default.per_minute = NonZeroU32::new(1);
     let guard = Guard::new(few, Blocklist::default());
     admit(&guard, &shuffled(1))

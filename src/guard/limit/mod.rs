@@ -121,9 +121,9 @@ impl Memory {
     fn fingerprint(&self, client: Client, limit: u64) -> u64 {
         let (kind, address) = client.key();
         let mut hasher = self.key.build_hasher();
-        // In whole words of the hash: a third of the time that odd lengths take.
         hasher.write_u128(address);
-        hasher.write_u128(u128::from(limit) << 16 | u128::from(kind));
+        hasher.write_u64(limit);
+        hasher.write_u16(kind);
         // 0 marks a free slot.
         hasher.finish().max(1)
     }
