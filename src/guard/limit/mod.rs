@@ -12,8 +12,8 @@
 //!   change in a reload without anybody's count being lost. What is kept is the time until the quota is full again, so that
 //!   half a quota spent remains half a quota spent.
 //! - `max_tracked_clients` bounds the memory (a client takes an entry for each rule that it meets). When all are taken by
-//!   clients whose quota is not full, a *new* client shares the quota of its neighbours (/24, /48). The size is fixed at
-//!   start; a reload that changes it is heeded after a restart.
+//!   clients whose quota is not full, a *new* client shares the quota of its neighbours (/24, /48), until an entry becomes
+//!   free. The size is fixed at start; a reload that changes it is heeded after a restart.
 //!
 //! Time is an argument, everywhere: governor reads it from a cell of the calling thread.
 

@@ -16,6 +16,7 @@
 //! and adds what was charged to the one to the other. Memory comes in segments of 3 KiB, when a slot in them is first
 //! taken.
 
+use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,14 +27,20 @@ const SAMPLED_SEGMENTS: usize = 1024;
 /// More than this many entries is a mistyped configuration.
 const ENTRIES_MAX: usize = 1 << 30;
 
-/// Three cache lines: a lookup that misses reads one.
+/// A line of fingerprints and two of times, a client's two in one line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Bucket {
     /// Fingerprints; 0: nobody. A lane is free when both its times have come, whoever had it.
     owners: [AtomicU64; LANES],
-    minute: [AtomicU64; LANES],
-    hour: [AtomicU64; LANES],
+    times: [Times; LANES],
+}
+
+/// Theoretical arrival times, since the clock's origin.
+#[derive(Debug, Default)]
+struct Times {
+    minute: AtomicU64,
+    hour: AtomicU64,
 }
 
 type Segment = [Bucket; SEGMENT_BUCKETS as usize];
@@ -71,6 +78,11 @@ impl Slot {
 
 #[cfg(test)]
 impl Table {
+    /// Takes a slot for a client as one does that has not seen the client's own.
+    pub(super) fn take_again(&self, client: u64, now: u64) {
+        self.clients.claim(client, now).expect("a free slot");
+    }
+
     /// How many slots a client has.
     pub(super) fn slots_of(&self, client: u64) -> usize {
         let segments = self.clients.segments.iter().filter_map(OnceLock::get);
@@ -146,12 +158,11 @@ impl Table {
 
     /// The theoretical arrival time in a slot.
     pub(super) fn time(&self, slot: Slot, column: Column) -> Option<&AtomicU64> {
-        let bucket = self.bucket(slot)?;
-        let times = match column {
-            Column::Minute => &bucket.minute,
-            Column::Hour => &bucket.hour,
-        };
-        times.get(usize::from(slot.lane))
+        let times = self.bucket(slot)?.times.get(usize::from(slot.lane))?;
+        Some(match column {
+            Column::Minute => &times.minute,
+            Column::Hour => &times.hour,
+        })
     }
 
     /// How many clients (and rules that they met) have less than their full quota: counted while the table is small,
@@ -238,9 +249,12 @@ impl Region {
     }
 
     fn find(&self, owner: u64) -> Option<Place> {
-        self.homes(owner).into_iter().find_map(|index| {
-            let bucket = self.bucket(index)?;
-            let lane = bucket
+        let homes = self.homes(owner).map(|index| (index, self.bucket(index)));
+        for (_, bucket) in homes {
+            bucket.map(Bucket::touch);
+        }
+        homes.into_iter().find_map(|(index, bucket)| {
+            let lane = bucket?
                 .owners
                 .iter()
                 .position(|held| held.load(Ordering::SeqCst) == owner)?;
@@ -272,7 +286,7 @@ impl Region {
         let mut kept: Option<(Place, &Bucket)> = None;
         for index in [Some(first), (second != first).then_some(second)].into_iter().flatten() {
             let Some(bucket) = self.bucket(index) else { continue };
-            for (lane, held) in bucket.owners.iter().enumerate() {
+            for (lane, (held, times)) in bucket.owners.iter().zip(&bucket.times).enumerate() {
                 if held.load(Ordering::SeqCst) != owner {
                     continue;
                 }
@@ -286,7 +300,7 @@ impl Region {
                     .compare_exchange(owner, 0, Ordering::SeqCst, Ordering::SeqCst)
                     .is_ok()
                 {
-                    keeper.add_charges(usize::from(place.lane), bucket.times(lane), now);
+                    keeper.add_charges(usize::from(place.lane), times, now);
                 }
             }
         }
@@ -360,29 +374,31 @@ impl Region {
 }
 
 impl Bucket {
+    /// Sends for all lines at once. In a table that the caches cannot hold each would else be waited for in turn, since
+    /// what to read next hangs on what was read.
+    fn touch(&self) {
+        let [first, .., last] = &self.times;
+        let lines = [self.owners.first(), Some(&first.minute), Some(&last.hour)];
+        for line in lines.into_iter().flatten() {
+            black_box(line.load(Ordering::Relaxed));
+        }
+    }
+
     /// Lanes that may be taken, with their owners.
     fn free(&self, now: u64) -> impl Iterator<Item = (usize, u64)> {
-        let times = self.minute.iter().zip(&self.hour);
-        self.owners
-            .iter()
-            .zip(times)
-            .enumerate()
-            .filter_map(move |(lane, (owner, (minute, hour)))| {
-                let owner = owner.load(Ordering::SeqCst);
-                let full_again = minute.load(Ordering::SeqCst) <= now && hour.load(Ordering::SeqCst) <= now;
-                full_again.then_some((lane, owner))
-            })
+        let lanes = self.owners.iter().zip(&self.times).enumerate();
+        lanes.filter_map(move |(lane, (owner, times))| {
+            let owner = owner.load(Ordering::SeqCst);
+            (times.minute.load(Ordering::SeqCst) <= now && times.hour.load(Ordering::SeqCst) <= now)
+                .then_some((lane, owner))
+        })
     }
 
-    fn times(&self, lane: usize) -> [u64; 2] {
-        [&self.minute, &self.hour].map(|column| column.get(lane).map_or(0, |time| time.load(Ordering::SeqCst)))
-    }
-
-    /// Charges a lane with what another one, whose times these are, has been charged with.
-    fn add_charges(&self, lane: usize, times: [u64; 2], now: u64) {
-        for (column, other) in [&self.minute, &self.hour].into_iter().zip(times) {
-            let Some(time) = column.get(lane) else { continue };
-            let charged = other.saturating_sub(now);
+    /// Charges a lane with what another one has been charged with.
+    fn add_charges(&self, lane: usize, other: &Times, now: u64) {
+        let Some(times) = self.times.get(lane) else { return };
+        for (time, other) in [(&times.minute, &other.minute), (&times.hour, &other.hour)] {
+            let charged = other.load(Ordering::SeqCst).saturating_sub(now);
             if charged > 0 {
                 let add = |known: u64| Some(known.max(now) + charged);
                 // Cannot fail: there is always a new value.

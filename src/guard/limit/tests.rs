@@ -321,6 +321,19 @@ fn threads_that_meet_new_clients_together_leave_each_of_them_one_slot() {
 }
 
 #[test]
+fn second_slot_of_a_client_is_given_up_and_its_charges_are_kept() {
+    let memory = Memory::new(1000);
+    let limiter = Limiter::new(&config(quota(10, 20), &[]), &memory);
+    assert_eq!(passing(&limiter, client(1), START, 3), 3);
+    let owner = memory.fingerprint(client(1), 0);
+    // What two workers do that miss each other: the first slot is charged under the owner's name, a second is taken.
+    memory.table.take_again(owner, nanos(START));
+    assert_eq!(memory.table.slots_of(owner), 1);
+    assert_eq!(limiter.remaining(client(1), START), (Some(7), Some(17)));
+    assert_eq!(passing(&limiter, client(1), START, 30), 7);
+}
+
+#[test]
 fn slot_changes_hands_only_when_both_quotas_are_full_again() {
     let memory = Memory::new(64);
     let limiter = Limiter::new(&config(quota(60, 60), &[]), &memory);

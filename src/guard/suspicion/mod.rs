@@ -16,7 +16,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
@@ -135,7 +135,13 @@ impl Suspicion {
             return;
         }
         let record = self.record(client);
-        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = match record.try_lock() {
+            Ok(record) => record,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Two workers refuse the same client at the same moment: one strike is all that it can get.
+            Err(TryLockError::WouldBlock) if kind == Kind::Limited => return,
+            Err(TryLockError::WouldBlock) => record.lock().unwrap_or_else(PoisonError::into_inner),
+        };
         self.strike_record(&mut record, client, kind, config, tick, block);
     }
 
