@@ -148,7 +148,7 @@ impl Watcher {
             // Reading files blocks, and the disk may be a stuck network share.
             let mut view = self.view;
             let Ok((view, files)) = tokio::task::spawn_blocking(move || {
-                let files = view.look(followed);
+                let files = view.look(&followed);
                 (view, files)
             })
             .await
@@ -189,7 +189,7 @@ struct View {
 impl View {
     /// Reads what is `followed` and names the files that are not as they were. A file that is new among the followed
     /// is compared with what it held when that was asked for.
-    fn look(&mut self, followed: Contents) -> Vec<PathBuf> {
+    fn look(&mut self, followed: &Contents) -> Vec<PathBuf> {
         let files: Vec<PathBuf> = followed.keys().cloned().collect();
         self.watch_places(&files);
         let now = read_all(&files);
@@ -304,5 +304,4 @@ fn hash(file: &Path) -> std::io::Result<[u8; 32]> {
 }
 
 #[cfg(test)]
-#[path = "watch_tests.rs"]
 mod tests;
