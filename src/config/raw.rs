@@ -225,7 +225,9 @@ impl<'d> Section<'d> {
     /// The value of `key`, if it is written.
     pub(super) fn get(&mut self, key: &'static str) -> Option<Node<'d>> {
         let path = self.path_of(key);
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         #[cfg(test)]
         self.sink.known.borrow_mut().push(path.clone());
         let (_, value) = self.table?.iter().find(|(name, _)| name.get_ref() == key)?;
@@ -317,7 +319,7 @@ pub(super) fn nearest(written: &str, known: &[&str]) -> String {
         .iter()
         .filter(|_| written.len() <= 64)
         .map(|key| (strsim::damerau_levenshtein(written, key), key))
-        .filter(|(distance, key)| *distance <= 1 + key.len() / 4)
+        .filter(|(distance, key)| *distance <= 1 + key.len() / 4 || written.starts_with(**key))
         .min();
     match near {
         Some((_, key)) => format!("did you mean `{key}`?"),

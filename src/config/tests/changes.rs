@@ -1,0 +1,124 @@
+//! The effective configuration, and what differs between two of them.
+
+use super::*;
+
+/// Everything set to something other than its default.
+const UNUSUAL: &str = r#"
+state_dir = "/srv/state"
+[server]
+listen = ["127.0.0.1:8443"]
+redirect_http = ["127.0.0.1:8080"]
+workers = 3
+proxy_protocol = true
+max_connections = 500
+max_connections_per_client = 50
+drain_timeout = "1500ms"
+timeouts = { tls_handshake = "1s", request_header = "2s", request_body_idle = "3s", keep_alive = "4s", tunnel_idle = "1h 30m" }
+[tls]
+mode = "files"
+min_version = "1.3"
+certificates = [{ cert = "/a \"b\".pem", key = "/b.pem" }, { cert = "/c.pem", key = "/d.pem" }]
+client_ca = "/ca.pem"
+[upstream]
+servers = ["h2c://[::1]:50051", "unix:/run/app.sock", "http://app:3000"]
+connect_timeout = "1s"
+response_timeout = "2m"
+health = { path = "/health", interval = "7s" }
+[client]
+trusted_proxies = ["10.0.0.0/8", "2001:db8::/32"]
+ipv6_prefix = 56
+[limits]
+mode = "observe"
+requests_per_minute = 0
+requests_per_hour = 77
+max_request_size = "1234567B"
+max_header_size = "16KiB"
+max_headers = 64
+exempt = ["192.0.2.7"]
+max_tracked_clients = 5000
+rules = [{ path = "/login", methods = ["POST", "PUT"], requests_per_minute = 5 }]
+[blocklist]
+suspicious_threshold = 3
+suspicious_window = "5m"
+block_duration = "2h"
+escalation = 1.5
+max_block_duration = "7d"
+probe_paths = ["/x"]
+failed_logins_per_minute = 0
+block_loopback = true
+[headers]
+strict_transport_security = ""
+content_security_policy = "default-src 'self'; script-src \"x\""
+[store]
+pool_size = 5
+[admin]
+listen = "0.0.0.0:9000"
+tls = { cert = "/a.pem", key = "/b.pem", client_ca = "/c.pem" }
+tokens = [{ name = "ops", role = "operator", sha256 = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff" }]
+metrics_token = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100"
+[log]
+format = "text"
+access_log = "/var/log/access.log"
+"#;
+
+#[test]
+fn effective_configuration_parses_to_the_same_meaning() {
+    for text in [
+        "",
+        UNUSUAL,
+        "[tls]\nmode = \"off\"",
+        "[client]\ntrusted_proxies = [\"127.0.0.0/8\", \"::1\"]",
+    ] {
+        let config = good(text).config;
+        let rendered = effective::render(&config);
+        assert_eq!(good(&rendered).config, config, "{rendered}");
+    }
+}
+
+#[test]
+fn change_of_any_key_is_seen_and_named() {
+    let (old, new) = (good("").config, good(UNUSUAL).config);
+    let changes = diff::changes(&old, &new);
+    // All but the defaults that `UNUSUAL` leaves alone: four headers, and `store.postgres`.
+    assert_eq!(changes.len(), effective::entries(&new).len() - 5, "{changes:#?}");
+    assert_eq!(diff::changes(&new, &new), []);
+}
+
+#[test]
+fn keys_that_need_a_restart_keep_their_old_value_and_are_named() {
+    let (old, new) = (good("").config, good(UNUSUAL).config);
+    let (merged, kept) = diff::keep_restart_only(&old, new.clone());
+    let expected = [
+        "state_dir",
+        "server.listen",
+        "server.redirect_http",
+        "server.workers",
+        "store.pool_size",
+        "admin.listen",
+        "admin.tls",
+    ];
+    assert_eq!(kept, expected);
+    let remaining = diff::changes(&merged, &new);
+    let keys: Vec<&str> = remaining.iter().map(|change| change.key.as_str()).collect();
+    assert_eq!(keys, expected);
+    assert!(
+        diff::changes(&old, &new)
+            .iter()
+            .all(|change| change.needs_restart == kept.contains(&change.key.as_str()))
+    );
+    assert_eq!(merged.guard, new.guard);
+}
+
+#[test]
+fn changed_secret_is_seen_behind_its_mask() {
+    let mut old = good("").config;
+    old.store.postgres = Some(crate::secret::Secret::new("one"));
+    let mut new = old.clone();
+    new.store.postgres = Some(crate::secret::Secret::new("two"));
+    let changes = diff::changes(&old, &new);
+    assert_eq!(
+        changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(),
+        ["store.postgres"]
+    );
+    assert!(!format!("{changes:?}").contains("two"));
+}

@@ -1,1 +1,0 @@
-//! Notices that a configuration file has changed.

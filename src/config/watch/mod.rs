@@ -1,0 +1,307 @@
+//! Notices that a file's content has changed: the configuration, its secrets, certificates.
+//!
+//! Events only say when to look; what counts is the hash of the content. So nothing depends on how an editor, a
+//! package or Kubernetes replaces a file, and where events are missing (NFS, exhausted inotify) polling finds the
+//! change later. Events of a file's own inode are asked for as well as those of its directory, because a write to
+//! the source of a bind mount shows in neither directory of the mount.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read as _};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Only the beginning of a larger file is compared; none that we read is larger.
+const COMPARED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// As the kernel's own limit for symbolic links in one path (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Between two looks without any event.
+    pub poll: Duration,
+    /// After an event, until no further one comes: an editor makes several. At most ten times as long.
+    pub settle: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_secs(30),
+            settle: Duration::from_millis(100),
+        }
+    }
+}
+
+/// A reason to read the files again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Those with new content, among them files that vanished or came back. May be empty if `poked`.
+    pub files: Vec<PathBuf>,
+    /// Somebody asked, whether or not anything has changed.
+    pub poked: bool,
+}
+
+/// Steers a running [`Watcher`]; clones steer the same.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pokes: Arc<Notify>,
+    files: Arc<watch::Sender<Contents>>,
+}
+
+impl Handle {
+    /// Asks for a [`Change`] now, as SIGHUP does.
+    pub fn poke(&self) {
+        self.pokes.notify_one();
+    }
+
+    /// From now on these files are watched, and no others. Notes what they hold before it returns (a few short
+    /// reads), so: follow first, read second, and no change falls between the two.
+    pub fn follow(&self, files: &[PathBuf]) {
+        self.files.send_replace(read_all(files));
+    }
+}
+
+/// Watches until the receiver of its changes is dropped.
+#[derive(Debug)]
+pub struct Watcher {
+    view: View,
+    pace: Pace,
+    events: Arc<Notify>,
+    pokes: Arc<Notify>,
+    files: watch::Receiver<Contents>,
+    /// Keeps `files` open when every handle is gone.
+    _files: Arc<watch::Sender<Contents>>,
+    changes: mpsc::Sender<Change>,
+}
+
+type Contents = BTreeMap<PathBuf, Content>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Content {
+    Hash([u8; 32]),
+    Unreadable(ErrorKind),
+}
+
+impl Watcher {
+    /// Notes what the files hold now; [`Watcher::run`] tells of every change from here on.
+    #[must_use]
+    pub fn new(files: &[PathBuf], pace: Pace) -> (Self, Handle, mpsc::Receiver<Change>) {
+        let events = Arc::new(Notify::new());
+        let inotify = inotify(Arc::clone(&events));
+        Self::with_events(files, pace, events, inotify)
+    }
+
+    fn with_events(
+        files: &[PathBuf],
+        pace: Pace,
+        events: Arc<Notify>,
+        inotify: Option<RecommendedWatcher>,
+    ) -> (Self, Handle, mpsc::Receiver<Change>) {
+        let mut view = View {
+            inotify,
+            watched: BTreeSet::new(),
+            contents: BTreeMap::new(),
+        };
+        // Watched before they are read: a change in between makes an event.
+        view.watch_places(files);
+        view.contents = read_all(files);
+        let (sender, receiver) = watch::channel(view.contents.clone());
+        let (changes, received) = mpsc::channel(1);
+        let (pokes, sender) = (Arc::new(Notify::new()), Arc::new(sender));
+        let handle = Handle {
+            pokes: Arc::clone(&pokes),
+            files: Arc::clone(&sender),
+        };
+        let watcher = Self {
+            view,
+            pace,
+            events,
+            pokes,
+            files: receiver,
+            _files: sender,
+            changes,
+        };
+        (watcher, handle, received)
+    }
+
+    /// Runs on the control plane, whose runtime must have its timer enabled.
+    pub async fn run(mut self) {
+        loop {
+            let poked = tokio::select! {
+                () = self.changes.closed() => return,
+                () = self.pokes.notified() => true,
+                _ = self.files.changed() => false,
+                () = self.events.notified() => {
+                    self.settle().await;
+                    false
+                }
+                () = tokio::time::sleep(self.pace.poll) => false,
+            };
+            let followed = self.files.borrow_and_update().clone();
+            // Reading files blocks, and the disk may be a stuck network share.
+            let mut view = self.view;
+            let Ok((view, files)) = tokio::task::spawn_blocking(move || {
+                let files = view.look(&followed);
+                (view, files)
+            })
+            .await
+            else {
+                return;
+            };
+            self.view = view;
+            let nothing = files.is_empty() && !poked;
+            // Waits while the last change is being worked on; meanwhile further events fold into one.
+            if !nothing && self.changes.send(Change { files, poked }).await.is_err() {
+                return;
+            }
+        }
+    }
+    async fn settle(&self) {
+        let quiet = async {
+            while tokio::time::timeout(self.pace.settle, self.events.notified())
+                .await
+                .is_ok()
+            {}
+        };
+        // A directory where something always happens must not put off the look for ever.
+        let _never_quiet = tokio::time::timeout(self.pace.settle.saturating_mul(10), quiet)
+            .await
+            .is_err();
+    }
+}
+
+/// What is known of the files, and where events are asked for. All of it blocks.
+#[derive(Debug)]
+struct View {
+    /// `None`: no events on this system; polling alone.
+    inotify: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    contents: Contents,
+}
+
+impl View {
+    /// Reads what is `followed` and names the files that are not as they were. A file that is new among the followed
+    /// is compared with what it held when that was asked for.
+    fn look(&mut self, followed: &Contents) -> Vec<PathBuf> {
+        let files: Vec<PathBuf> = followed.keys().cloned().collect();
+        self.watch_places(&files);
+        let now = read_all(&files);
+        let before = |file: &PathBuf| self.contents.get(file).or_else(|| followed.get(file));
+        let changed = files
+            .iter()
+            .filter(|file| before(file) != now.get(*file))
+            .cloned()
+            .collect();
+        self.contents = now;
+        changed
+    }
+
+    /// Asks for events wherever something may change what a path leads to. Done anew each time: a directory or file
+    /// that was replaced under the same name is another inode, and asking twice for the same one is harmless.
+    fn watch_places(&mut self, files: &[PathBuf]) {
+        let Some(inotify) = &mut self.inotify else { return };
+        let places: BTreeSet<PathBuf> = files.iter().flat_map(|file| places(file)).collect();
+        for gone in self.watched.difference(&places) {
+            let _already_gone = inotify.unwatch(gone).is_err();
+        }
+        // A place without events is found by polling.
+        let watchable = places
+            .into_iter()
+            .filter(|place| inotify.watch(place, RecursiveMode::NonRecursive).is_ok());
+        self.watched = watchable.collect();
+    }
+}
+
+fn inotify(events: Arc<Notify>) -> Option<RecommendedWatcher> {
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // Our own reading opens files and closes them: taking that for a change would never end.
+        let reading = event.is_ok_and(|event| match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+            EventKind::Access(_) => true,
+            _ => false,
+        });
+        if !reading {
+            events.notify_one();
+        }
+    };
+    match notify::recommended_watcher(on_event) {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            tracing::warn!(%error, "no file events on this system: changes are found by polling");
+            None
+        }
+    }
+}
+
+/// The file itself, its directory, and the directory of every symbolic link on the way to it.
+fn places(file: &Path) -> BTreeSet<PathBuf> {
+    let mut places = BTreeSet::new();
+    let Ok(mut path) = std::path::absolute(file) else {
+        return places;
+    };
+    for _ in 0..LINKS_MAX {
+        match first_link(&path) {
+            Some((link, target)) => {
+                places.extend(link.parent().map(Path::to_owned));
+                path = target;
+            }
+            None => break,
+        }
+    }
+    // Where the directory is missing, the nearest that exists sees it come.
+    let directory = path.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
+    places.extend(directory.map(Path::to_owned));
+    if path.is_file() {
+        places.insert(path);
+    }
+    places
+}
+
+/// The first symbolic link in `path`, and where the whole path leads through it.
+fn first_link(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut prefix = PathBuf::new();
+    let mut components = path.components();
+    while let Some(component) = components.next() {
+        if component == Component::ParentDir {
+            prefix.pop();
+            continue;
+        }
+        prefix.push(component);
+        if let Ok(target) = prefix.read_link() {
+            let base = prefix.parent().unwrap_or(Path::new("/"));
+            let whole = base.join(target).join(components.as_path());
+            return Some((prefix, whole));
+        }
+    }
+    None
+}
+
+fn read_all(files: &[PathBuf]) -> Contents {
+    files.iter().map(|file| (file.clone(), read(file))).collect()
+}
+
+fn read(file: &Path) -> Content {
+    hash(file).map_or_else(|error| Content::Unreadable(error.kind()), Content::Hash)
+}
+
+fn hash(file: &Path) -> std::io::Result<[u8; 32]> {
+    // Asked before opening, which would wait for the other end of a FIFO.
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)?
+        .take(COMPARED_BYTES_MAX)
+        .read_to_end(&mut bytes)?;
+    Ok(Sha256::digest(&bytes).into())
+}
+
+#[cfg(test)]
+mod tests;
