@@ -51,12 +51,15 @@ async fn serve(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
     let drain_timeout = loaded.config.proxy.server.drain_timeout;
 
     let running = build::start(&loaded).await?;
+    let reloader = Arc::new(reload::Reloader::new(origin, &loaded, &running)?);
+    let mut reloading = reload::watch(reloader, &loaded.files)?;
     announce::ready(&running)?;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
     }
     announce::stopping();
+    reloading.shutdown().await;
     stop(running, drain_timeout).await;
     Ok(())
 }
