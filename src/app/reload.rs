@@ -79,7 +79,8 @@ impl Reloader {
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
                 self.metrics.last_success.set(0);
                 tracing::error!(%error, "the new configuration is not used; the old one stays in force");
-                self.board.set(PART, Condition::Degraded(format!("the last reload failed: {error}")));
+                self.board
+                    .set(PART, Condition::Degraded(format!("the last reload failed: {error}")));
                 None
             }
         }
@@ -111,7 +112,8 @@ impl Reloader {
         }
         let keys = waiting.join(", ");
         tracing::warn!(keys, "these keys take effect at the next restart");
-        self.board.set(PART, Condition::Degraded(format!("waiting for a restart: {keys}")));
+        self.board
+            .set(PART, Condition::Degraded(format!("waiting for a restart: {keys}")));
     }
 }
 
@@ -119,7 +121,10 @@ impl Metrics {
     fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             reloads: IntCounterVec::new(
-                Opts::new("foregate_config_reloads_total", "Reloads of the configuration by result"),
+                Opts::new(
+                    "foregate_config_reloads_total",
+                    "Reloads of the configuration by result",
+                ),
                 &["result"],
             )?,
             last_success: IntGauge::new(

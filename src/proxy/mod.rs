@@ -21,6 +21,7 @@ mod shared;
 mod snapshot;
 mod target;
 mod tls;
+mod tunnel;
 mod upstream;
 mod worker;
 

@@ -5,21 +5,24 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::UPGRADE;
+use bytes::Bytes;
+use http::header::{SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
+use hyper_util::rt::TokioIo;
 
 use super::address::{self, Origin};
 use super::body::{Fate, RequestBody, ResponseBody};
-use super::connection::{Connection, PendingTunnel, Signal};
+use super::connection::{Connection, Signal};
 use super::error::Error;
 use super::flight::{Ended, Flight, Ticket};
 use super::headers::{self, Forwarding};
 use super::metrics::Outcome;
+use super::request::Upgrade;
 use super::snapshot::Snapshot;
 use super::upstream::{self, Lease};
-use super::{request, respond};
+use super::{request, respond, tunnel};
 use crate::clock::Now;
 use crate::guard::{Verdict, Visit};
 
@@ -35,8 +38,8 @@ type BodyFate = Rc<Cell<Fate>>;
 struct Answer {
     response: Response<Incoming>,
     lease: Lease,
-    /// The protocol, if the app switched to it.
-    switched: Option<HeaderValue>,
+    /// The wish that the app granted with its 101.
+    switched: Option<Upgrade>,
 }
 
 pub(super) async fn serve(
@@ -107,8 +110,14 @@ async fn forward(
     ticket: &Ticket,
 ) -> Result<Answer, Error> {
     let config = &snapshot.config;
+    let upgrade = request::take_upgrade(&connection.worker, &mut parts);
     request::check(&parts, &config.caps, &snapshot.via)?;
-    let upgrade = request::upgrade(&parts);
+    // The bytes of an extended CONNECT's stream belong to the tunnel.
+    let incoming = if matches!(upgrade, Some(Upgrade::Stream(..))) {
+        None
+    } else {
+        Some(incoming)
+    };
     let (body, fate) = request_body(&parts, incoming, ticket, snapshot)?;
 
     headers::for_upstream(
@@ -121,7 +130,7 @@ async fn forward(
             host,
             request_id: ticket.request_id.clone(),
             via: &snapshot.via,
-            upgrade: upgrade.clone(),
+            upgrade: upgrade.as_ref().map(|upgrade| upgrade.protocol().clone()),
         },
     );
     parts.version = Version::HTTP_11;
@@ -148,8 +157,10 @@ async fn forward(
         .answered(visit(ticket), response.status().as_u16(), now);
 
     let switched = match (response.status(), upgrade) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(wanted)) if request::same_protocol(response.headers(), &wanted) => {
-            response.headers_mut().remove(UPGRADE)
+        (StatusCode::SWITCHING_PROTOCOLS, Some(wanted))
+            if request::same_protocol(response.headers(), wanted.protocol()) =>
+        {
+            Some(wanted)
         }
         // A 101 that nobody asked for would let the app's bytes pass for something else (Pingora CVE-2026-2833).
         (StatusCode::SWITCHING_PROTOCOLS, _) => return Err(Error::BadAnswer),
@@ -164,16 +175,16 @@ async fn forward(
 
 fn request_body(
     parts: &Parts,
-    incoming: Incoming,
+    incoming: Option<Incoming>,
     ticket: &Ticket,
     snapshot: &Snapshot,
 ) -> Result<(RequestBody, Option<BodyFate>), Error> {
     let limit = snapshot.config.caps.max_request_size;
     let response_timeout = snapshot.config.upstream.response_timeout;
-    if incoming.is_end_stream() {
+    let Some(incoming) = incoming.filter(|incoming| !incoming.is_end_stream()) else {
         ticket.deadline.set(ticket.started.saturating_add(response_timeout));
         return Ok((RequestBody::Empty, None));
-    }
+    };
     if incoming.size_hint().lower() > limit {
         return Err(Error::BodyTooLarge { limit });
     }
@@ -218,24 +229,48 @@ fn deliver(connection: &Rc<Connection>, snapshot: &Snapshot, answer: Answer, tic
         switched,
     } = answer;
     ticket.status.set(response.status().as_u16());
-    headers::for_client(
-        response.headers_mut(),
-        &snapshot.config.security_headers,
-        switched.clone(),
-    );
+    let protocol = match &switched {
+        Some(Upgrade::Switch(_)) => response.headers().get(UPGRADE).cloned(),
+        _ => None,
+    };
+    headers::for_client(response.headers_mut(), &snapshot.config.security_headers, protocol);
     response
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
-    if switched.is_some() {
-        let upstream = hyper::upgrade::on(&mut response);
-        ticket.deadline.set(super::flight::NEVER);
-        *connection.tunnel.borrow_mut() = Some(Box::new(PendingTunnel { upstream, ticket }));
-        return response.map(|_| ResponseBody::own(bytes::Bytes::new(), None));
+    let idle = snapshot.config.server.timeouts.tunnel_idle;
+    if let Some(upgrade) = switched {
+        open_tunnel(connection, upgrade, &mut response, ticket, idle);
+        return response.map(|_| ResponseBody::own(Bytes::new(), None));
     }
     *response.version_mut() = Version::HTTP_11;
     response.extensions_mut().clear();
-    let idle = snapshot.config.server.timeouts.tunnel_idle;
     response.map(|incoming| ResponseBody::app(incoming, lease, idle, ticket))
+}
+
+/// HTTP/1.1: the connection becomes the tunnel once the 101 is out. HTTP/2: the stream does, in a task of its own.
+fn open_tunnel(
+    connection: &Rc<Connection>,
+    upgrade: Upgrade,
+    response: &mut Response<Incoming>,
+    ticket: Ticket,
+    idle: Duration,
+) {
+    let upstream = hyper::upgrade::on(&mut *response);
+    ticket.deadline.set(ticket.started.saturating_add(idle));
+    let pending = tunnel::Pending { upstream, ticket, idle };
+    match upgrade {
+        Upgrade::Switch(_) => *connection.tunnel.borrow_mut() = Some(Box::new(pending)),
+        Upgrade::Stream(_, stream) => {
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+            drop(tokio::task::spawn_local(async move {
+                match stream.await {
+                    Ok(client) => tunnel::run(TokioIo::new(client), pending).await,
+                    Err(error) => tracing::debug!(%error, "the client's side of a tunnel did not open"),
+                }
+            }));
+        }
+    }
 }
 
 /// Foregate's own answer.
@@ -264,5 +299,5 @@ fn refuse(
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
     let is_head = ticket.method == Method::HEAD;
-    Ok(response.map(|bytes| ResponseBody::own(if is_head { bytes::Bytes::new() } else { bytes }, Some(ticket))))
+    Ok(response.map(|bytes| ResponseBody::own(if is_head { Bytes::new() } else { bytes }, Some(ticket))))
 }

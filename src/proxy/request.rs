@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, UPGRADE, VIA};
+use base64::Engine as _;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, UPGRADE, VIA};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
+use hyper::upgrade::OnUpgrade;
 
 use super::address::Origin;
 use super::config::Caps;
@@ -122,16 +124,53 @@ pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue) -> Result<(),
     Ok(())
 }
 
-/// The protocol that a valid HTTP/1.1 upgrade asks for; HTTP/2 has none (RFC 9113 section 8.2.2).
-pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
-    if parts.version != Version::HTTP_11 || !headers::has_token(&parts.headers, &http::header::CONNECTION, "upgrade") {
-        return None;
+/// How a client asks for another protocol.
+#[derive(Debug)]
+pub(super) enum Upgrade {
+    /// `Upgrade` in HTTP/1.1.
+    Switch(HeaderValue),
+    /// Extended CONNECT in HTTP/2 (RFC 8441): the stream becomes the tunnel.
+    Stream(HeaderValue, OnUpgrade),
+}
+
+impl Upgrade {
+    pub(super) fn protocol(&self) -> &HeaderValue {
+        match self {
+            Self::Switch(protocol) | Self::Stream(protocol, _) => protocol,
+        }
     }
-    parts
-        .headers
-        .get(UPGRADE)
-        .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
-        .cloned()
+}
+
+/// Takes a wish for another protocol out of the request. An extended CONNECT for WebSocket becomes the GET of RFC 6455
+/// that it stands for; other protocols stay CONNECT and are refused.
+pub(super) fn take_upgrade(worker: &Worker, parts: &mut Parts) -> Option<Upgrade> {
+    match parts.version {
+        Version::HTTP_11 => {
+            let is_wanted = headers::has_token(&parts.headers, &CONNECTION, "upgrade");
+            let protocol = parts.headers.get(UPGRADE).filter(|_| is_wanted)?;
+            // RFC 9113 section 3.1: HTTP/2 over TCP by Upgrade is obsolete.
+            (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| Upgrade::Switch(protocol.clone()))
+        }
+        Version::HTTP_2 if parts.method == Method::CONNECT => {
+            let protocol = parts.extensions.get::<hyper::ext::Protocol>()?;
+            if !protocol.as_str().eq_ignore_ascii_case("websocket") {
+                return None;
+            }
+            let stream = parts.extensions.remove::<OnUpgrade>()?;
+            parts.method = Method::GET;
+            let key = base64::prelude::BASE64_STANDARD.encode(random_bytes(worker));
+            // Base64 is always a valid value.
+            parts
+                .headers
+                .insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).ok()?);
+            Some(Upgrade::Stream(HeaderValue::from_static("websocket"), stream))
+        }
+        _ => None,
+    }
+}
+
+fn random_bytes(worker: &Worker) -> [u8; 16] {
+    (u128::from(worker.random()) << 64 | u128::from(worker.random())).to_be_bytes()
 }
 
 /// Whether the app switched to the protocol that was asked for.

@@ -12,8 +12,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{ClientIo, Connection, Signal, tunnel};
-use crate::proxy::pipeline;
+use super::{ClientIo, Connection, Signal, State};
+use crate::proxy::{pipeline, tunnel};
 
 /// How much is read at once from a connection that was parked; the rest follows through hyper.
 const FIRST_READ_BYTES: usize = 2048;
@@ -33,10 +33,12 @@ pub(super) async fn serve(connection: Rc<Connection>, mut io: ClientIo) {
     loop {
         match Box::pin(serve_until_quiet(&connection, io)).await {
             Pause::Closed => return,
-            Pause::Upgraded(io, early) => {
+            Pause::Upgraded(mut io, early) => {
                 let pending = connection.tunnel.borrow_mut().take();
                 if let Some(pending) = pending {
-                    Box::pin(tunnel::run(&connection, io, early, *pending)).await;
+                    io.unread(early);
+                    connection.state.set(State::Tunnel);
+                    connection.unless_closed(Box::pin(tunnel::run(io, *pending))).await;
                 }
                 return;
             }

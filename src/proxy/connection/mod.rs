@@ -3,7 +3,6 @@
 mod h1;
 mod h2;
 mod io;
-mod tunnel;
 mod unparsable;
 
 use std::cell::{Cell, RefCell};
@@ -17,10 +16,10 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 pub(super) use io::{ClientIo, Prefixed, Stream};
-pub(super) use tunnel::Pending as PendingTunnel;
 
 use super::config::Timeouts;
 use super::shared::{Phase, Seat};
+use super::tunnel;
 use super::worker::Worker;
 
 /// What a connection is doing; the sweeper's deadlines follow from it.
@@ -34,8 +33,8 @@ pub(super) enum State {
     Idle(Duration),
     /// Requests are in flight; they have their own deadlines.
     Busy,
-    /// An open tunnel, with the tick of its last byte.
-    Tunnel(Duration),
+    /// An open tunnel: its flight has the deadline.
+    Tunnel,
 }
 
 /// What a listener's connections are for.
@@ -74,7 +73,7 @@ pub(super) struct Connection {
     /// The listener only sends clients to HTTPS.
     pub(super) is_redirect: bool,
     pub(super) is_http2: Cell<bool>,
-    pub(super) tunnel: RefCell<Option<Box<PendingTunnel>>>,
+    pub(super) tunnel: RefCell<Option<Box<tunnel::Pending>>>,
     state: Cell<State>,
     in_flight: Cell<u32>,
     served: Cell<bool>,
@@ -233,14 +232,13 @@ impl Connection {
             State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
             State::Idle(_) if self.heard.get() && !self.is_http2.get() => self.state.set(State::Head(now)),
             State::Idle(since) if is_past(since, PARK_AFTER) && !self.is_http2.get() => self.signal(Signal::Park),
-            State::Tunnel(since) if is_past(since, timeouts.tunnel_idle) => self.signal(Signal::Close),
             _ => {}
         }
     }
 
     pub(super) fn drain(&self, phase: Phase) {
         match (phase, self.state.get()) {
-            (Phase::Serving, _) | (Phase::Draining, State::Tunnel(_)) => {}
+            (Phase::Serving, _) | (Phase::Draining, State::Tunnel) => {}
             (Phase::Draining, State::Handshake(_)) | (Phase::Ending, _) => self.signal(Signal::Close),
             (Phase::Draining, _) => self.signal(Signal::Drain),
         }
