@@ -235,7 +235,19 @@ pub(super) fn network(node: &Node<'_>) -> Option<IpNet> {
             format!("it is read as \"{}\"", network.trunc()),
         );
     }
-    Some(network.trunc())
+    Some(canonical(network.trunc()))
+}
+
+/// An IPv4 network written as IPv4-mapped IPv6 (RFC 4291 2.5.5.2) is compared as what it is.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network.addr().to_canonical() {
+        IpAddr::V4(address) if network.addr().is_ipv6() => network
+            .prefix_len()
+            .checked_sub(96)
+            .and_then(|prefix| IpNet::new(address.into(), prefix).ok()),
+        _ => None,
+    };
+    mapped.unwrap_or(network)
 }
 
 /// A path of a URL, as it is compared with requests.

@@ -24,7 +24,7 @@ pub(super) fn client(mut section: Section<'_>) -> Clients {
     let trusted_proxies = section.read("trusted_proxies", Vec::new(), list(network));
     if trusted_proxies.value.iter().any(|network| network.prefix_len() == 0) {
         trusted_proxies.warn(
-            "believes everybody: any client can then name any address as its own",
+            "believes everybody: any client can name any address as its own, and nobody is ever blocked",
             "name the networks of your proxies alone".to_owned(),
         );
     }

@@ -13,6 +13,8 @@ use crate::proxy::config::Caps;
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("observe", Mode::Observe)];
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+/// hyper refuses to read with a smaller buffer.
+const HEADER_SIZE_MIN: u64 = 8 * KIB;
 /// Each rule costs every request a comparison, and each has its own table of clients.
 const RULES_MAX: usize = 64;
 
@@ -42,13 +44,17 @@ pub(super) fn limits(mut section: Section<'_>) -> Limits {
             default,
             rules: rules.value.into_iter().map(|(rule, _)| rule).collect(),
             max_tracked_clients: section
-                .read("max_tracked_clients", 1_000_000, integer(1_000..=100_000_000))
+                .read("max_tracked_clients", 1_000_000, integer(100..=100_000_000))
                 .value,
         },
         caps: Caps {
             max_request_size: section.read("max_request_size", 10 * MIB, size(1..=u64::MAX / 2)).value,
-            max_header_size: usize::try_from(section.read("max_header_size", 32 * KIB, size(8 * KIB..=MIB)).value)
-                .unwrap_or(usize::MAX),
+            max_header_size: usize::try_from(
+                section
+                    .read("max_header_size", 32 * KIB, size(HEADER_SIZE_MIN..=MIB))
+                    .value,
+            )
+            .unwrap_or(usize::MAX),
             max_headers: section.read("max_headers", 128, integer(16..=4096)).value,
         },
         exempt: section.read("exempt", Vec::new(), list(network)).value,

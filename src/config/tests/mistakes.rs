@@ -237,6 +237,14 @@ const MISTAKES: &[(&str, &str)] = &[
         "config.toml:2:17: `admin.metrics_token` must be a SHA-256: 64 hexadecimal digits (`foregate token` makes a token and prints this line)",
     ),
     (
+        "[server]\nlisten = [\"0.0.0.0:8444\"]",
+        "config.toml:2:10: `server.listen` holds 0.0.0.0:8444, where the admin listener is (set `admin.listen` too)",
+    ),
+    (
+        "[server]\nlisten = [\"0.0.0.0:9000\"]\n[admin]\nlisten = \"127.0.0.1:9000\"",
+        "config.toml:4:10: `admin.listen` meets 0.0.0.0:9000, where clients come in (choose another port)",
+    ),
+    (
         "[log]\nformat = \"jsn\"",
         "config.toml:2:10: `log.format` must be one of \"json\", \"text\" (did you mean `json`?)",
     ),

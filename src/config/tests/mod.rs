@@ -156,8 +156,8 @@ fn networks_that_are_never_blocked_are_the_proxies_and_loopback() {
     };
     assert_eq!(networks(""), ["127.0.0.0/8", "::1/128"]);
     assert_eq!(
-        networks("[client]\ntrusted_proxies = [\"192.0.2.7\", \"::ffff:192.0.2.8\"]"),
-        ["192.0.2.7/32", "192.0.2.8/32", "127.0.0.0/8", "::1/128"]
+        networks("[client]\ntrusted_proxies = [\"192.0.2.7\", \"::ffff:192.0.2.8\", \"::ffff:10.0.0.0/104\"]"),
+        ["192.0.2.7/32", "192.0.2.8/32", "10.0.0.0/8", "127.0.0.0/8", "::1/128"]
     );
     assert_eq!(networks("[blocklist]\nblock_loopback = true"), [] as [&str; 0]);
 }
