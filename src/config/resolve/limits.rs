@@ -6,7 +6,7 @@ use http::Method;
 use ipnet::IpNet;
 
 use crate::config::raw::{Node, Section, Setting};
-use crate::config::values::{excerpt, integer, list, network, size, text, url_path, word};
+use crate::config::values::{excerpt, integer, list, network, path_prefix, size, text, word};
 use crate::guard::limit::{Config, Mode, Quota, Rule};
 use crate::proxy::config::Caps;
 
@@ -89,7 +89,7 @@ fn doubt(minute: &Setting<'_, u32>, hour: &Setting<'_, u32>) {
 fn rule(node: &Node<'_>, default: Quota) -> Option<Rule> {
     let mut section = node.section()?;
     let path = match section.get("path") {
-        Some(path) => url_path(&path),
+        Some(path) => path_prefix(&path),
         None => {
             node.error("has no `path`", "add path = \"/login\"".to_owned());
             None

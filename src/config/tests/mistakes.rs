@@ -190,7 +190,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[blocklist]\nprobe_paths = [\"/a?b\"]",
-        "config.toml:2:16: `blocklist.probe_paths[0]` must not hold a query or a fragment (paths are compared without their query)",
+        "config.toml:2:16: `blocklist.probe_paths[0]` must not hold a query (paths are compared without their query)",
+    ),
+    (
+        "[blocklist]\nprobe_paths = [\"/a\", \"/b c\", \"/d/../e\"]",
+        "config.toml:2:22: `blocklist.probe_paths[1]` holds characters that no URL path has (write other characters percent-encoded, a space as %20)\nconfig.toml:2:30: `blocklist.probe_paths[2]` matches no request (paths are compared after \"//\", \"/./\" and \"/../\" have been resolved)",
     ),
     (
         "[headers]\nx_frame_options = \"a\\nb\"",

@@ -188,3 +188,18 @@ fn secret_comes_from_a_file_which_is_then_watched() {
     assert!(loaded.files.contains(&secret));
     assert!(effective::render(&loaded.config).contains("postgres = \"[secret]\""));
 }
+
+#[test]
+fn refused_file_names_what_to_watch_until_it_is_mended() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("config.toml");
+    let missing = Config::load(Some(&file), &Overrides::default()).expect_err("no file");
+    assert_eq!(missing.files(), std::slice::from_ref(&file));
+    std::fs::write(&file, "[store]\npostgres = { file = \"secret\" }").expect("a file");
+    let errors = Config::load(Some(&file), &Overrides::default()).expect_err("no secret");
+    assert!(
+        errors.files().starts_with(&[file, directory.path().join("secret")]),
+        "{:?}",
+        errors.files()
+    );
+}
