@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
@@ -43,8 +44,11 @@ pub struct Findings {
 
 /// Why a configuration cannot be used: every mistake in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Errors(pub(super) Findings);
+#[error("{findings}")]
+pub struct Errors {
+    pub(super) findings: Findings,
+    pub(super) files: Vec<PathBuf>,
+}
 
 /// Whether the text goes to a terminal that shows colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +59,25 @@ pub enum Style {
 
 impl Errors {
     pub(super) fn one(origin: String, finding: Finding) -> Self {
-        Self(Findings::new(origin, vec![finding], 0))
+        Self::of(Findings::new(origin, vec![finding], 0))
+    }
+
+    pub(super) fn of(findings: Findings) -> Self {
+        Self {
+            findings,
+            files: Vec::new(),
+        }
     }
 
     #[must_use]
     pub fn findings(&self) -> &Findings {
-        &self.0
+        &self.findings
+    }
+
+    /// The files it names, a secret for one: when they change, reading it again may succeed.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 }
 
@@ -137,19 +154,22 @@ impl Excerpt {
     }
 }
 
-/// The user information of each address in `line`: what stands between `://` and the last `@` of the same word.
+/// What looks like a secret in `line`, whatever key it belongs to: the user information of an address, which stands
+/// between `://` and the last `@` of the same word, and what follows `password=`.
 fn credentials(line: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
-    for (at, _) in line.match_indices("://") {
-        let start = at + "://".len();
-        let word = line.get(start..).unwrap_or_default();
-        let word = word
-            .split(|c: char| c.is_whitespace() || c == '"' || c == '\'')
-            .next()
-            .unwrap_or_default();
-        if let Some(length) = word.rfind('@') {
-            found.push(start..start + length);
+    let mut word_start = 0;
+    for word in line.split_inclusive(|c: char| c.is_whitespace() || c == '"' || c == '\'') {
+        let user = word.find("://").map(|at| at + "://".len());
+        if let (Some(from), Some(to)) = (user, word.rfind('@'))
+            && from < to
+        {
+            found.push(word_start + from..word_start + to);
         }
+        if let Some(at) = word.find("password=") {
+            found.push(word_start + at + "password=".len()..word_start + word.len());
+        }
+        word_start += word.len();
     }
     found
 }

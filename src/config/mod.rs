@@ -65,12 +65,22 @@ impl Config {
         };
         let read_failed = |error: std::io::Error| {
             let finding = Finding::whole(format!("cannot be read: {error}"));
-            Errors::one(path.display().to_string(), finding)
+            Errors {
+                files: vec![path.to_owned()],
+                ..Errors::one(path.display().to_string(), finding)
+            }
         };
         let bytes = read(path).map_err(read_failed)?;
-        let mut loaded = Self::parse(&bytes, path, overrides)?;
-        loaded.files.insert(0, path.to_owned());
-        Ok(loaded)
+        match Self::parse(&bytes, path, overrides) {
+            Ok(mut loaded) => {
+                loaded.files.insert(0, path.to_owned());
+                Ok(loaded)
+            }
+            Err(mut errors) => {
+                errors.files.insert(0, path.to_owned());
+                Err(errors)
+            }
+        }
     }
 
     /// Reads a configuration from memory. `origin` names it in messages, and its directory is that of relative paths.
@@ -86,36 +96,40 @@ impl Config {
                 .take(FINDINGS_MAX)
                 .map(|error| syntax_finding(text, error))
                 .collect();
-            return Err(Errors(Findings::new(
+            return Err(Errors::of(Findings::new(
                 name,
                 list,
                 syntax_errors.len().saturating_sub(FINDINGS_MAX),
             )));
         }
         let sink = Sink::new(text);
-        let base = origin.parent().unwrap_or(Path::new(""));
+        // Absolute: what is resolved here must mean the same wherever it is read again.
+        let place = std::path::absolute(origin).unwrap_or_else(|_| origin.to_owned());
+        let base = place.parent().unwrap_or(Path::new("/"));
         let root = Section::root(document.get_ref(), &sink);
         let (config, files) = resolve::config(root, base, overrides);
         let (errors, warnings) = sink.into_findings(&name);
-        if errors.is_empty() {
-            Ok(Loaded {
-                config,
-                warnings,
+        if !errors.is_empty() {
+            return Err(Errors {
+                findings: errors,
                 files,
-            })
-        } else {
-            Err(Errors(errors))
+            });
         }
+        Ok(Loaded {
+            config,
+            warnings,
+            files,
+        })
     }
 }
 
 /// Every error with its line, a caret and a suggestion, and their number.
 #[must_use]
 pub fn report(errors: &Errors, style: Style) -> String {
-    let mut text = errors.0.render(Severity::Error, style);
-    let count = errors.0.as_slice().len();
+    let mut text = errors.findings.render(Severity::Error, style);
+    let count = errors.findings.as_slice().len();
     let noun = if count == 1 { "error" } else { "errors" };
-    text.push_str(&format!("{}: {count} {noun}\n", errors.0.origin()));
+    text.push_str(&format!("{}: {count} {noun}\n", errors.findings.origin()));
     text
 }
 

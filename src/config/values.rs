@@ -235,32 +235,55 @@ pub(super) fn network(node: &Node<'_>) -> Option<IpNet> {
             format!("it is read as \"{}\"", network.trunc()),
         );
     }
-    Some(network.trunc())
+    Some(canonical(network.trunc()))
 }
 
-/// A path of a URL, as it is compared with requests.
+/// An IPv4 network written as IPv4-mapped IPv6 (RFC 4291 2.5.5.2) is compared as what it is.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network.addr().to_canonical() {
+        IpAddr::V4(address) if network.addr().is_ipv6() => network
+            .prefix_len()
+            .checked_sub(96)
+            .and_then(|prefix| IpNet::new(address.into(), prefix).ok()),
+        _ => None,
+    };
+    mapped.unwrap_or(network)
+}
+
+/// A path that can be asked for, with or without a query.
 pub(super) fn url_path(node: &Node<'_>) -> Option<String> {
     let written = text(node)?;
-    let bad = |what: &str, help: String| {
-        node.error(what, help);
-        None
-    };
     if !written.starts_with('/') {
-        return bad("must start with \"/\"", format!("write \"/{}\"", excerpt(written)));
+        node.error("must start with \"/\"", format!("write \"/{}\"", excerpt(written)));
+        return None;
     }
-    if written.contains(['?', '#']) {
-        return bad(
-            "must not hold a query or a fragment",
-            "paths are compared without their query".to_owned(),
-        );
-    }
-    if written.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return bad(
-            "must not hold spaces or control characters",
-            "write them percent-encoded, as %20".to_owned(),
-        );
+    // RFC 3986 leaves nothing else unencoded; a fragment is never sent.
+    let sendable = written.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if !sendable || written.parse::<http::uri::PathAndQuery>().is_err() {
+        let help = "write other characters percent-encoded, a space as %20".to_owned();
+        node.error("holds characters that no URL path has", help);
+        return None;
     }
     Some(written.to_owned())
+}
+
+/// The beginning of paths, as it is compared with the normalised paths of requests.
+pub(super) fn path_prefix(node: &Node<'_>) -> Option<String> {
+    let path = url_path(node)?;
+    if path.contains('?') {
+        node.error(
+            "must not hold a query",
+            "paths are compared without their query".to_owned(),
+        );
+        return None;
+    }
+    let dots = path.split('/').any(|segment| segment == "." || segment == "..");
+    if dots || path.contains("//") {
+        let help = "paths are compared after \"//\", \"/./\" and \"/../\" have been resolved".to_owned();
+        node.error("matches no request", help);
+        return None;
+    }
+    Some(path)
 }
 
 /// A file, relative to `base`, the directory of the configuration.

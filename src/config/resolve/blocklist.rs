@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::raw::Section;
-use crate::config::values::{duration, flag, integer, list, network, number, url_path};
+use crate::config::values::{duration, flag, integer, list, network, number, path_prefix};
 use crate::guard::suspicion::Config;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -24,7 +24,7 @@ pub(super) fn client(mut section: Section<'_>) -> Clients {
     let trusted_proxies = section.read("trusted_proxies", Vec::new(), list(network));
     if trusted_proxies.value.iter().any(|network| network.prefix_len() == 0) {
         trusted_proxies.warn(
-            "believes everybody: any client can then name any address as its own",
+            "believes everybody: any client can name any address as its own, and nobody is ever blocked",
             "name the networks of your proxies alone".to_owned(),
         );
     }
@@ -52,7 +52,11 @@ pub(super) fn blocklist(mut section: Section<'_>) -> (Config, bool) {
     let block = section.read("block_duration", Duration::from_secs(3600), duration(blocks.clone()));
     let escalation = section.read("escalation", 2.0, number(1.0..=1000.0)).value;
     let longest = section.read("max_block_duration", DAY, duration(blocks));
-    let probe_paths = section.read("probe_paths", PROBE_PATHS.map(str::to_owned).to_vec(), list(url_path));
+    let probe_paths = section.read(
+        "probe_paths",
+        PROBE_PATHS.map(str::to_owned).to_vec(),
+        list(path_prefix),
+    );
     let failed_logins = section
         .read("failed_logins_per_minute", 10, integer(0..=1_000_000))
         .value;

@@ -6,13 +6,15 @@ use http::Method;
 use ipnet::IpNet;
 
 use crate::config::raw::{Node, Section, Setting};
-use crate::config::values::{excerpt, integer, list, network, size, text, url_path, word};
+use crate::config::values::{excerpt, integer, list, network, path_prefix, size, text, word};
 use crate::guard::limit::{Config, Mode, Quota, Rule};
 use crate::proxy::config::Caps;
 
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("observe", Mode::Observe)];
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+/// hyper refuses to read with a smaller buffer.
+const HEADER_SIZE_MIN: u64 = 8 * KIB;
 /// Each rule costs every request a comparison, and each has its own table of clients.
 const RULES_MAX: usize = 64;
 
@@ -42,13 +44,17 @@ pub(super) fn limits(mut section: Section<'_>) -> Limits {
             default,
             rules: rules.value.into_iter().map(|(rule, _)| rule).collect(),
             max_tracked_clients: section
-                .read("max_tracked_clients", 1_000_000, integer(1_000..=100_000_000))
+                .read("max_tracked_clients", 1_000_000, integer(100..=100_000_000))
                 .value,
         },
         caps: Caps {
             max_request_size: section.read("max_request_size", 10 * MIB, size(1..=u64::MAX / 2)).value,
-            max_header_size: usize::try_from(section.read("max_header_size", 32 * KIB, size(8 * KIB..=MIB)).value)
-                .unwrap_or(usize::MAX),
+            max_header_size: usize::try_from(
+                section
+                    .read("max_header_size", 32 * KIB, size(HEADER_SIZE_MIN..=MIB))
+                    .value,
+            )
+            .unwrap_or(usize::MAX),
             max_headers: section.read("max_headers", 128, integer(16..=4096)).value,
         },
         exempt: section.read("exempt", Vec::new(), list(network)).value,
@@ -83,7 +89,7 @@ fn doubt(minute: &Setting<'_, u32>, hour: &Setting<'_, u32>) {
 fn rule(node: &Node<'_>, default: Quota) -> Option<Rule> {
     let mut section = node.section()?;
     let path = match section.get("path") {
-        Some(path) => url_path(&path),
+        Some(path) => path_prefix(&path),
         None => {
             node.error("has no `path`", "add path = \"/login\"".to_owned());
             None

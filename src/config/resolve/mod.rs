@@ -13,6 +13,7 @@ mod store;
 mod tls;
 mod upstream;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use self::upstream::{Refused, parse_server};
@@ -20,7 +21,7 @@ use super::finding::Finding;
 use super::raw::Section;
 use super::values::file;
 use super::{Config, Overrides};
-use crate::proxy::config::{Tls, UpstreamServer};
+use crate::proxy::config::{Server, Tls, UpstreamServer};
 use crate::{guard, proxy};
 
 const STATE_DIR: &str = "/var/lib/foregate";
@@ -45,6 +46,7 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let store = store::store(root.section("store"), base, &state_dir, &mut files);
     let admin = admin::admin(root.section("admin"), base);
     let log = log::log(root.section("log"), base);
+    check_admin_address(&mut root, &server, admin.listen);
     root.finish();
     let config = Config {
         guard: guard::Config {
@@ -91,6 +93,33 @@ fn warn_about_redirect(mut server: Section<'_>, tls: &Tls) {
         node.warn(
             "redirects to https, but `tls.mode` is \"off\"",
             "right only if a TLS terminator stands before".to_owned(),
+        );
+    }
+}
+
+/// The listeners of both planes must not meet: the one that starts second would fail.
+fn check_admin_address(root: &mut Section<'_>, server: &Server, admin: SocketAddr) {
+    let meet = |address: &SocketAddr| {
+        let any = address.ip().is_unspecified() || admin.ip().is_unspecified();
+        admin.port() > 0 && address.port() == admin.port() && (any || address.ip() == admin.ip())
+    };
+    let Some(taken) = server
+        .listen
+        .iter()
+        .chain(&server.redirect_http)
+        .find(|address| meet(address))
+    else {
+        return;
+    };
+    if let Some(node) = root.section("admin").get("listen") {
+        node.error(
+            format_args!("meets {taken}, where clients come in"),
+            "choose another port".to_owned(),
+        );
+    } else if let Some(node) = root.section("server").get("listen") {
+        node.error(
+            format_args!("holds {taken}, where the admin listener is"),
+            "set `admin.listen` too".to_owned(),
         );
     }
 }

@@ -37,6 +37,9 @@ pub(super) fn tls(mut section: Section<'_>, base: &Path, state_dir: &Path) -> Tl
     );
     let nothing_said = !section.was_written("mode") && !section.was_written("certificates");
     section.finish();
+    if matches!(mode.value, Mode::Off | Mode::SelfSigned) && certificates.is_written() {
+        certificates.warn("has no effect unless `tls.mode` is \"files\"", None);
+    }
     if mode.value == Mode::Off {
         if settings.client_ca.is_some() {
             mode.error(

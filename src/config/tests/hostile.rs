@@ -12,6 +12,7 @@ fn hostile_files_are_refused_quickly_and_briefly() {
     let many_addresses = format!("[server]\nlisten=[{}]", "\"1.1.1.1:1\",".repeat(80_000));
     let deep = "a=".to_owned() + &"[".repeat(500_000);
     let long_key = "x".repeat(FILE_BYTES_MAX - 2) + "=1";
+    let many_addresses_in_a_line = format!("x = \"{}\"", "://".repeat(300_000));
     let garbage = "=\n".repeat(FILE_BYTES_MAX / 2);
     for text in [
         many_keys,
@@ -20,6 +21,7 @@ fn hostile_files_are_refused_quickly_and_briefly() {
         many_addresses,
         deep,
         long_key,
+        many_addresses_in_a_line,
         garbage,
     ] {
         let errors = parse(&text).expect_err("hostile");

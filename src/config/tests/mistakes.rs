@@ -190,7 +190,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[blocklist]\nprobe_paths = [\"/a?b\"]",
-        "config.toml:2:16: `blocklist.probe_paths[0]` must not hold a query or a fragment (paths are compared without their query)",
+        "config.toml:2:16: `blocklist.probe_paths[0]` must not hold a query (paths are compared without their query)",
+    ),
+    (
+        "[blocklist]\nprobe_paths = [\"/a\", \"/b c\", \"/d/../e\"]",
+        "config.toml:2:22: `blocklist.probe_paths[1]` holds characters that no URL path has (write other characters percent-encoded, a space as %20)\nconfig.toml:2:30: `blocklist.probe_paths[2]` matches no request (paths are compared after \"//\", \"/./\" and \"/../\" have been resolved)",
     ),
     (
         "[headers]\nx_frame_options = \"a\\nb\"",
@@ -235,6 +239,14 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "[admin]\nmetrics_token = \"abc\"",
         "config.toml:2:17: `admin.metrics_token` must be a SHA-256: 64 hexadecimal digits (`foregate token` makes a token and prints this line)",
+    ),
+    (
+        "[server]\nlisten = [\"0.0.0.0:8444\"]",
+        "config.toml:2:10: `server.listen` holds 0.0.0.0:8444, where the admin listener is (set `admin.listen` too)",
+    ),
+    (
+        "[server]\nlisten = [\"0.0.0.0:9000\"]\n[admin]\nlisten = \"127.0.0.1:9000\"",
+        "config.toml:4:10: `admin.listen` meets 0.0.0.0:9000, where clients come in (choose another port)",
     ),
     (
         "[log]\nformat = \"jsn\"",

@@ -156,8 +156,8 @@ fn networks_that_are_never_blocked_are_the_proxies_and_loopback() {
     };
     assert_eq!(networks(""), ["127.0.0.0/8", "::1/128"]);
     assert_eq!(
-        networks("[client]\ntrusted_proxies = [\"192.0.2.7\", \"::ffff:192.0.2.8\"]"),
-        ["192.0.2.7/32", "192.0.2.8/32", "127.0.0.0/8", "::1/128"]
+        networks("[client]\ntrusted_proxies = [\"192.0.2.7\", \"::ffff:192.0.2.8\", \"::ffff:10.0.0.0/104\"]"),
+        ["192.0.2.7/32", "192.0.2.8/32", "10.0.0.0/8", "127.0.0.0/8", "::1/128"]
     );
     assert_eq!(networks("[blocklist]\nblock_loopback = true"), [] as [&str; 0]);
 }
@@ -187,4 +187,19 @@ fn secret_comes_from_a_file_which_is_then_watched() {
     );
     assert!(loaded.files.contains(&secret));
     assert!(effective::render(&loaded.config).contains("postgres = \"[secret]\""));
+}
+
+#[test]
+fn refused_file_names_what_to_watch_until_it_is_mended() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("config.toml");
+    let missing = Config::load(Some(&file), &Overrides::default()).expect_err("no file");
+    assert_eq!(missing.files(), std::slice::from_ref(&file));
+    std::fs::write(&file, "[store]\npostgres = { file = \"secret\" }").expect("a file");
+    let errors = Config::load(Some(&file), &Overrides::default()).expect_err("no secret");
+    assert!(
+        errors.files().starts_with(&[file, directory.path().join("secret")]),
+        "{:?}",
+        errors.files()
+    );
 }

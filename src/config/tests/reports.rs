@@ -68,6 +68,7 @@ fn secrets_never_appear_in_a_report() {
         "[store]\npostgres = \"host=db password=hunter2\"",
         "[store]\npostgres = \"postgres://u:hunter2@db/x\"",
         "[store]\npostgres = \"postgres://u:hunter2@db/x",
+        "[store]\npostgres = \"host=db password=hunter2",
         "[store]\npostgres = [\"hunter2\"]",
         "[store]\npostgres = { url = \"postgres://u:hunter2@db/x\" }",
         "[upstream]\nservers = [\"https://u:hunter2@app\"]",
