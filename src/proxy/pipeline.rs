@@ -139,7 +139,7 @@ async fn forward(
 
     let sent = connection.worker.clock.tick();
     let sending = upstream::send(&connection.worker, &config.upstream, request, fate.clone());
-    let (mut response, lease) = match ticket.guard(sending).await {
+    let (response, lease) = match ticket.guard(sending).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return Err(fate.map_or(error, |fate| blame_body(fate.get(), config.caps.max_request_size))),
         Err(Ended::Late) => return Err(late(fate.map(|fate| fate.get()))),

@@ -22,7 +22,7 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Runs streams on the worker's thread.
 #[derive(Debug, Clone, Copy)]
-struct OnThisThread;
+pub(in crate::proxy) struct OnThisThread;
 
 impl<F: Future + 'static> Executor<F> for OnThisThread {
     fn execute(&self, future: F) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 
+pub(super) use h2::OnThisThread;
 pub(super) use io::{ClientIo, Prefixed, Stream};
 
 use super::config::Timeouts;

@@ -5,13 +5,16 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{http1, http2};
 
 use super::super::body::{Fate, RequestBody};
-use super::super::config::{UpstreamAddress, UpstreamServer};
+use super::super::config::{UpstreamAddress, UpstreamProtocol, UpstreamServer};
 use super::super::worker::Worker;
 use super::connect;
 
@@ -27,23 +30,31 @@ const EJECTION_MAX: Duration = Duration::from_secs(60);
 pub(in crate::proxy) struct Server {
     config: UpstreamServer,
     idle: RefCell<Vec<Idle>>,
+    /// The connection that all requests of an HTTP/2 server share.
+    shared: RefCell<Option<http2::SendRequest<RequestBody>>>,
     pending: Cell<usize>,
     failures: Cell<u32>,
     ejected_until: Cell<Duration>,
 }
 
 struct Idle {
-    sender: SendRequest<RequestBody>,
+    sender: http1::SendRequest<RequestBody>,
     since: Duration,
 }
 
 /// A connection in use for one request.
 pub(in crate::proxy) struct Lease {
     place: Place,
-    sender: SendRequest<RequestBody>,
+    sender: Sender,
     is_reused: bool,
     /// A connection whose request body is still being sent cannot serve another request.
     upload: Option<Rc<Cell<Fate>>>,
+}
+
+/// The way into a connection.
+pub(super) enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
 }
 
 /// Counts one pending request for as long as it lives.
@@ -54,6 +65,7 @@ impl Server {
         Self {
             config: config.clone(),
             idle: RefCell::new(Vec::new()),
+            shared: RefCell::new(None),
             pending: Cell::new(0),
             failures: Cell::new(0),
             ejected_until: Cell::new(Duration::ZERO),
@@ -106,25 +118,35 @@ impl Server {
     ) -> Result<Lease, connect::Error> {
         let place = Place::take(self);
         let now = worker.coarse_tick();
-        if let Some(sender) = self.take_idle(now).await {
-            return Ok(Lease {
-                place,
-                sender,
-                is_reused: true,
-                upload,
-            });
+        let (sender, is_reused) = match self.existing(now).await {
+            Some(sender) => (sender, true),
+            None => {
+                let made = Box::pin(connect::connect(worker, &self.config, connect_timeout)).await;
+                (made.inspect_err(|_| self.failed(worker.coarse_tick()))?, false)
+            }
+        };
+        if let Sender::Http2(sender) = &sender {
+            *self.shared.borrow_mut() = Some(sender.clone());
         }
-        let made = Box::pin(connect::connect(worker, &self.config.address, connect_timeout)).await;
-        let sender = made.inspect_err(|_| self.failed(worker.coarse_tick()))?;
         Ok(Lease {
             place,
             sender,
-            is_reused: false,
+            is_reused,
             upload,
         })
     }
 
-    async fn take_idle(&self, now: Duration) -> Option<SendRequest<RequestBody>> {
+    async fn existing(&self, now: Duration) -> Option<Sender> {
+        match self.config.protocol {
+            UpstreamProtocol::Http1 => self.take_idle(now).await.map(Sender::Http1),
+            UpstreamProtocol::H2c => {
+                let mut sender = self.shared.borrow().clone()?;
+                sender.ready().await.is_ok().then_some(Sender::Http2(sender))
+            }
+        }
+    }
+
+    async fn take_idle(&self, now: Duration) -> Option<http1::SendRequest<RequestBody>> {
         loop {
             let Idle { mut sender, since } = self.idle.borrow_mut().pop()?;
             if sender.is_closed() || now.saturating_sub(since) > IDLE_MAX {
@@ -153,22 +175,38 @@ impl Lease {
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        self.sender.try_send_request(request).await
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(for_http2(request)).await,
+        }
     }
 
     /// The answer is complete at `now`: the connection may serve another request.
     pub(in crate::proxy) fn give_back(self, now: Duration) {
         let is_sent = self.upload.is_none_or(|fate| fate.get() == Fate::Complete);
-        if is_sent && !self.sender.is_closed() {
+        let Sender::Http1(sender) = self.sender else { return };
+        if is_sent && !sender.is_closed() {
             let mut idle = self.place.0.idle.borrow_mut();
             if idle.len() < IDLE_CONNECTIONS_MAX {
-                idle.push(Idle {
-                    sender: self.sender,
-                    since: now,
-                });
+                idle.push(Idle { sender, since: now });
             }
         }
     }
+}
+
+/// HTTP/2 carries the host in the target and has no connection fields (RFC 9113 sections 8.2.2 and 8.3.1).
+fn for_http2(mut request: Request<RequestBody>) -> Request<RequestBody> {
+    request.headers_mut().remove(CONNECTION);
+    request.headers_mut().remove(UPGRADE);
+    let host = request.headers_mut().remove(HOST);
+    let authority = host.and_then(|host| Authority::from_maybe_shared(Bytes::copy_from_slice(host.as_bytes())).ok());
+    let mut target = std::mem::take(request.uri_mut()).into_parts();
+    target.scheme = Some(Scheme::HTTP);
+    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
+    // A path and an authority that were valid apart are valid together.
+    *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
+    *request.version_mut() = http::Version::HTTP_2;
+    request
 }
 
 impl Place {
