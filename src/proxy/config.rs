@@ -56,6 +56,16 @@ pub enum Tls {
     },
 }
 
+impl Tls {
+    #[must_use]
+    pub fn wants_client_certificates(&self) -> bool {
+        match self {
+            Self::Off => false,
+            Self::SelfSigned { settings, .. } | Self::Files { settings, .. } => settings.client_ca.is_some(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
     pub min_version: TlsVersion,

@@ -175,6 +175,11 @@ async fn establish(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
     else {
         return;
     };
+    if let Stream::Tls(stream) = &stream
+        && snapshot.config.tls.wants_client_certificates()
+    {
+        *connection.server_name.borrow_mut() = stream.get_ref().1.server_name().map(Box::from);
+    }
     // A task of its own, so that the handshake's state is not kept for as long as the connection lives.
     drop(tokio::task::spawn_local(async move {
         Rc::clone(&registration.connection).serve(early, stream, is_http2).await;

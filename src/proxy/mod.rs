@@ -100,17 +100,20 @@ impl Gate {
             &["path"],
         )?;
         parts.registry.register(Box::new(expiry.clone()))?;
+        let listeners = bind_all(&config)?;
+        let addresses = addresses_of(&listeners, |kind| kind != Kind::Redirect);
+        let https_port = addresses.first().map_or(443, SocketAddr::port);
         let shared = Arc::new(Shared {
             metrics: Metrics::register(&parts.registry)?,
             guard: parts.guard,
             clock: parts.clock,
             access_log: parts.access_log,
             census: Census::default(),
+            https_port,
         });
         let via = HeaderValue::try_from(format!("1.1 fg-{:08x}", getrandom::u32()?))
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 foregate"));
         let workers = config.server.workers;
-        let listeners = bind_all(&config)?;
         let first = prepare(config, via, &sessions, &expiry, &shared)?;
         let (snapshot, snapshots) = watch::channel(Arc::new(first));
         let (phase, phases) = watch::channel(Phase::Serving);
@@ -120,7 +123,7 @@ impl Gate {
             phase: phases,
         };
         let mut gate = Self {
-            addresses: addresses_of(&listeners, |kind| kind != Kind::Redirect),
+            addresses,
             redirects: addresses_of(&listeners, |kind| kind == Kind::Redirect),
             threads: Vec::with_capacity(workers),
             snapshot,

@@ -112,6 +112,7 @@ async fn forward(
     let config = &snapshot.config;
     let upgrade = request::take_upgrade(&connection.worker, &mut parts);
     request::check(&parts, &config.caps, &snapshot.via)?;
+    request::check_server_name(connection.server_name.borrow().as_deref(), &host)?;
     // The bytes of an extended CONNECT's stream belong to the tunnel.
     let incoming = if matches!(upgrade, Some(Upgrade::Stream(..))) {
         None

@@ -124,6 +124,22 @@ pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue) -> Result<(),
     Ok(())
 }
 
+/// Where client certificates are required, the certificate was checked for the name of the handshake: a request for
+/// another host is sent away (RFC 9110 section 15.5.20).
+pub(super) fn check_server_name(server_name: Option<&str>, host: &HeaderValue) -> Result<(), Error> {
+    let Some(wanted) = server_name else { return Ok(()) };
+    let host = host.as_bytes();
+    let name = match host.iter().rposition(|&byte| byte == b':') {
+        Some(colon) if host.last() != Some(&b']') => host.get(..colon).unwrap_or(host),
+        _ => host,
+    };
+    if name.eq_ignore_ascii_case(wanted.as_bytes()) {
+        Ok(())
+    } else {
+        Err(Error::Misdirected)
+    }
+}
+
 /// How a client asks for another protocol.
 #[derive(Debug)]
 pub(super) enum Upgrade {

@@ -156,7 +156,7 @@ pub(super) fn redirect(
     ticket: Ticket,
 ) -> Response<ResponseBody> {
     let now = connection.worker.now();
-    let location = host.and_then(|host| location(&host, target));
+    let location = host.and_then(|host| location(&host, connection.worker.shared.https_port, target));
     let mut answer = match location {
         Ok(location) => {
             let mut answer = Response::new(Bytes::new());
@@ -172,14 +172,20 @@ pub(super) fn redirect(
     answer.map(|bytes| ResponseBody::own(bytes, Some(ticket)))
 }
 
-fn location(host: &HeaderValue, target: &Uri) -> Result<HeaderValue, Error> {
+fn location(host: &HeaderValue, https_port: u16, target: &Uri) -> Result<HeaderValue, Error> {
     let host = host.to_str().map_err(|_| Error::BadRequest("the host is not valid"))?;
     // The port of the plain listener means nothing to HTTPS; the colons of a bracketed IPv6 address stay.
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
-    HeaderValue::try_from(format!("https://{name}{target}")).map_err(|_| Error::BadRequest("the target is not valid"))
+    let port = if https_port == 443 {
+        String::new()
+    } else {
+        format!(":{https_port}")
+    };
+    HeaderValue::try_from(format!("https://{name}{port}{target}"))
+        .map_err(|_| Error::BadRequest("the target is not valid"))
 }
 
 fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {

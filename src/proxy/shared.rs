@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) access_log: Sink,
     pub(super) census: Census,
+    /// Where plain-HTTP listeners send clients: the port of the first TLS listener.
+    pub(super) https_port: u16,
 }
 
 /// Open connections, in all and per client. Touched at accept and close only; sharded, so that workers seldom meet.

@@ -74,6 +74,8 @@ pub(super) struct Connection {
     /// The listener only sends clients to HTTPS.
     pub(super) is_redirect: bool,
     pub(super) is_http2: Cell<bool>,
+    /// The name that the client gave in its handshake, kept only where client certificates are required.
+    pub(super) server_name: RefCell<Option<Box<str>>>,
     pub(super) tunnel: RefCell<Option<Box<tunnel::Pending>>>,
     state: Cell<State>,
     in_flight: Cell<u32>,
@@ -104,6 +106,7 @@ impl Registration {
             is_tls: kind == Kind::Tls,
             is_redirect: kind == Kind::Redirect,
             is_http2: Cell::new(false),
+            server_name: RefCell::new(None),
             tunnel: RefCell::new(None),
             state: Cell::new(State::Handshake(worker.coarse_tick())),
             in_flight: Cell::new(0),
