@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Measured against glibc: see benches/README.md.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     foregate::cli::main()
 }
