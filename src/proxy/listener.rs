@@ -34,6 +34,20 @@ pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::n
     std::iter::once(Ok(first)).chain(others).collect()
 }
 
+/// Makes sockets from elsewhere ready for workers; where they are fewer than workers, several accept on one.
+pub(super) fn adopt(mut sockets: Vec<std::net::TcpListener>, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    for socket in &sockets {
+        socket.set_nonblocking(true)?;
+    }
+    for number in 0..workers.saturating_sub(sockets.len()) {
+        if let Some(socket) = sockets.get(number) {
+            let copy = socket.try_clone()?;
+            sockets.push(copy);
+        }
+    }
+    Ok(sockets)
+}
+
 fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),

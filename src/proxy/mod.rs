@@ -25,7 +25,7 @@ mod tunnel;
 mod upstream;
 mod worker;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -56,6 +56,8 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("a listening socket cannot be copied")]
+    Copy(#[source] std::io::Error),
     #[error(transparent)]
     Tls(#[from] tls::Error),
     #[error("a worker thread cannot be started")]
@@ -81,6 +83,8 @@ pub struct Gate {
     addresses: Vec<SocketAddr>,
     redirects: Vec<SocketAddr>,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Copies of all listening sockets, for a successor; closed when the drain begins.
+    sockets: Vec<TcpListener>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     phase: watch::Sender<Phase>,
     sessions: tls::Sessions,
@@ -90,7 +94,10 @@ pub struct Gate {
 
 impl Gate {
     /// Binds, prepares TLS and starts the workers. Nothing is served unless all of it works.
-    pub fn start(config: Config, parts: Parts) -> Result<Self, Error> {
+    ///
+    /// `inherited` are listening sockets from a predecessor or systemd: those on a configured address are used instead of
+    /// new ones, so that what waits in their queues is served.
+    pub fn start(config: Config, parts: Parts, inherited: Vec<TcpListener>) -> Result<Self, Error> {
         let sessions = tls::Sessions::new()?;
         let expiry = GaugeVec::new(
             Opts::new(
@@ -100,8 +107,10 @@ impl Gate {
             &["path"],
         )?;
         parts.registry.register(Box::new(expiry.clone()))?;
-        let listeners = bind_all(&config)?;
+        let listeners = bind_all(&config, inherited)?;
         let addresses = addresses_of(&listeners, |kind| kind != Kind::Redirect);
+        let copies = listeners.iter().flatten().map(|(_, socket)| socket.try_clone()).collect::<Result<_, _>>();
+        let sockets: Vec<TcpListener> = copies.map_err(Error::Copy)?;
         let https_port = addresses.first().map_or(443, SocketAddr::port);
         let shared = Arc::new(Shared {
             metrics: Metrics::register(&parts.registry)?,
@@ -126,6 +135,7 @@ impl Gate {
             addresses,
             redirects: addresses_of(&listeners, |kind| kind == Kind::Redirect),
             threads: Vec::with_capacity(workers),
+            sockets,
             snapshot,
             phase,
             sessions,
@@ -145,6 +155,12 @@ impl Gate {
         &self.addresses
     }
 
+    /// The listening sockets, for a successor.
+    #[must_use]
+    pub fn sockets(&self) -> &[TcpListener] {
+        &self.sockets
+    }
+
     /// Where plain HTTP is redirected from.
     #[must_use]
     pub fn redirects(&self) -> &[SocketAddr] {
@@ -162,6 +178,7 @@ impl Gate {
 
     /// Stops accepting, finishes what is in flight, and ends everything that is left after `timeout`.
     pub async fn drain(self, timeout: Duration) {
+        drop(self.sockets);
         self.phase.send_replace(Phase::Draining);
         let ended = || self.threads.iter().all(thread::JoinHandle::is_finished);
         if !wait_for(ended, timeout).await {
@@ -193,20 +210,20 @@ async fn wait_for(condition: impl Fn() -> bool, limit: Duration) -> bool {
 }
 
 /// One listening socket with what its connections are for.
-type Listener = (Kind, std::net::TcpListener);
+type Listener = (Kind, TcpListener);
 
-/// For each address one socket per worker.
-fn bind_all(config: &Config) -> Result<Vec<Vec<Listener>>, Error> {
+/// For each address the sockets that were inherited for it, or else one new one per worker.
+fn bind_all(config: &Config, mut inherited: Vec<TcpListener>) -> Result<Vec<Vec<Listener>>, Error> {
     let server = &config.server;
-    let kind = if config.tls == config::Tls::Off {
-        Kind::Plain
-    } else {
-        Kind::Tls
-    };
+    let kind = if config.tls == config::Tls::Off { Kind::Plain } else { Kind::Tls };
     let gates = server.listen.iter().map(|address| (kind, *address));
     let redirects = server.redirect_http.iter().map(|address| (Kind::Redirect, *address));
     let bind = |(kind, address)| {
-        let sockets = listener::bind(address, server.workers).map_err(|source| Error::Listen { address, source })?;
+        let is_for_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
+        let (ours, others) = std::mem::take(&mut inherited).into_iter().partition::<Vec<_>, _>(is_for_it);
+        inherited = others;
+        let sockets = if ours.is_empty() { listener::bind(address, server.workers) } else { listener::adopt(ours, server.workers) };
+        let sockets = sockets.map_err(|source| Error::Listen { address, source })?;
         Ok(sockets.into_iter().map(|socket| (kind, socket)).collect())
     };
     gates.chain(redirects).map(bind).collect()
@@ -220,12 +237,14 @@ fn addresses_of(listeners: &[Vec<Listener>], wanted: impl Fn(Kind) -> bool) -> V
         .collect()
 }
 
-/// Gives each worker one socket of every address.
+/// Deals the sockets of every address out to the workers in turn; inherited ones may be more or fewer than workers.
 fn deal(listeners: Vec<Vec<Listener>>, workers: usize) -> Vec<Vec<Listener>> {
     let mut shares: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
     for sockets in listeners {
-        for (share, socket) in shares.iter_mut().zip(sockets) {
-            share.push(socket);
+        for (number, socket) in sockets.into_iter().enumerate() {
+            if let Some(share) = shares.get_mut(number % workers.max(1)) {
+                share.push(socket);
+            }
         }
     }
     shares

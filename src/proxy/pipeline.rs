@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -73,10 +73,14 @@ pub(super) async fn serve(
         Err(error) => Err(error),
         Ok(host) => forward(&connection, &snapshot, parts, incoming, origin, host, &ticket).await,
     };
-    match answer {
-        Ok(answer) => Ok(deliver(&connection, &snapshot, answer, ticket)),
-        Err(error) => refuse(&connection, &snapshot, &error, ticket),
+    let mut response = match answer {
+        Ok(answer) => deliver(&connection, &snapshot, answer, ticket),
+        Err(error) => refuse(&connection, &snapshot, &error, ticket)?,
+    };
+    if worker.is_draining() && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    Ok(response)
 }
 
 fn visit(ticket: &Ticket) -> Visit<'_> {

@@ -38,6 +38,7 @@ pub(super) struct Worker {
     pub(super) log_buffer: RefCell<Vec<u8>>,
     snapshot: RefCell<Rc<Held>>,
     phase: Cell<Phase>,
+    drain_start: Cell<Option<Duration>>,
     coarse_tick: Cell<Duration>,
     /// Wall clock minus tick, refreshed each round, so that a request reads one clock only.
     wall_offset: Cell<(Duration, Timestamp)>,
@@ -59,6 +60,7 @@ impl Worker {
             log_buffer: RefCell::default(),
             snapshot: RefCell::new(Rc::new(Held(snapshot))),
             phase: Cell::new(Phase::Serving),
+            drain_start: Cell::new(None),
             coarse_tick: Cell::new(now.tick),
             wall_offset: Cell::new((now.tick, now.wall)),
             random: Cell::new(seed),
@@ -92,6 +94,11 @@ impl Worker {
 
     pub(super) fn is_draining(&self) -> bool {
         self.phase.get() != Phase::Serving
+    }
+
+    /// The tick at which the drain began.
+    pub(super) fn drains_since(&self) -> Option<Duration> {
+        self.drain_start.get()
     }
 
     /// The next of a sequence that is fast and well spread; not for secrets (splitmix64).
@@ -141,6 +148,7 @@ impl Worker {
                 Ok(()) = watches.phase.changed() => {
                     let phase = *watches.phase.borrow_and_update();
                     self.phase.set(phase);
+                    self.drain_start.set(Some(self.clock.tick()));
                     self.drain(phase);
                     if phase == Phase::Ending {
                         break;

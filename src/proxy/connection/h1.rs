@@ -71,7 +71,7 @@ async fn serve_until_quiet(connection: &Rc<Connection>, io: ClientIo) -> Pause {
         let Some(serving) = &mut http else {
             return Poll::Ready(Pause::Closed);
         };
-        let mut polled = Pin::new(&mut *serving).poll(cx);
+        let polled = Pin::new(&mut *serving).poll(cx);
         loop {
             if let Poll::Ready(result) = polled {
                 if let Err(error) = result {
@@ -90,13 +90,6 @@ async fn serve_until_quiet(connection: &Rc<Connection>, io: ClientIo) -> Pause {
             match connection.poll_signal(cx) {
                 Signal::None => return Poll::Pending,
                 Signal::Close => return Poll::Ready(Pause::Closed),
-                Signal::Drain => {
-                    if connection.in_flight() == 0 {
-                        return Poll::Ready(Pause::Closed);
-                    }
-                    Pin::new(&mut *serving).graceful_shutdown();
-                    polled = Pin::new(&mut *serving).poll(cx);
-                }
                 Signal::Park if connection.is_idle() => {
                     let parts = http.take().map(hyper::server::conn::http1::Connection::into_parts);
                     return Poll::Ready(parts.map_or(Pause::Closed, |parts| {
@@ -105,7 +98,7 @@ async fn serve_until_quiet(connection: &Rc<Connection>, io: ClientIo) -> Pause {
                         Pause::Parked(io)
                     }));
                 }
-                Signal::Park => {}
+                Signal::Park | Signal::Drain => {}
             }
         }
     })
@@ -117,8 +110,8 @@ async fn awaken(connection: &Rc<Connection>, mut io: ClientIo) -> Option<ClientI
     std::future::poll_fn(|cx| {
         loop {
             match connection.poll_signal(cx) {
-                Signal::Drain | Signal::Close => return Poll::Ready(None),
-                Signal::Park => {}
+                Signal::Close => return Poll::Ready(None),
+                Signal::Park | Signal::Drain => {}
                 Signal::None => break,
             }
         }

@@ -53,7 +53,8 @@ pub(super) enum Signal {
     None,
     /// Give the buffers of an idle connection back.
     Park,
-    /// Finish what is in flight, then close.
+    /// HTTP/2: take no new streams, finish those that are open. HTTP/1.1 needs no signal: answers say
+    /// `Connection: close`, and the sweeper closes what stays idle.
     Drain,
     /// Close now.
     Close,
@@ -61,6 +62,8 @@ pub(super) enum Signal {
 
 /// An idle HTTP/1.1 connection gives its buffers back after this long.
 const PARK_AFTER: Duration = Duration::from_secs(1);
+/// While draining, an idle connection is kept this long for a request that is on its way.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// A client that reads nothing of an answer for this long is gone.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 
@@ -145,7 +148,7 @@ impl Connection {
     pub(super) async fn serve(self: Rc<Self>, early: Bytes, stream: Stream, http2: bool) {
         self.state.set(State::Head(self.worker.coarse_tick()));
         self.is_http2.set(http2);
-        if self.worker.is_draining() {
+        if http2 && self.worker.is_draining() {
             self.signal(Signal::Drain);
         }
         let io = ClientIo::new(early, stream, Rc::clone(&self));
@@ -234,6 +237,10 @@ impl Connection {
             State::Handshake(since) if is_past(since, timeouts.tls_handshake) => self.signal(Signal::Close),
             State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),
             State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
+            // A request may be on its way: it is answered, with `Connection: close`, if it comes in time.
+            State::Idle(since) if self.worker.drains_since().is_some_and(|start| is_past(since.max(start), DRAIN_GRACE)) => {
+                self.signal(Signal::Close);
+            }
             State::Idle(_) if self.heard.get() && !self.is_http2.get() => self.state.set(State::Head(now)),
             State::Idle(since) if is_past(since, PARK_AFTER) && !self.is_http2.get() => self.signal(Signal::Park),
             _ => {}
@@ -241,10 +248,11 @@ impl Connection {
     }
 
     pub(super) fn drain(&self, phase: Phase) {
-        match (phase, self.state.get()) {
-            (Phase::Serving, _) | (Phase::Draining, State::Tunnel) => {}
-            (Phase::Draining, State::Handshake(_)) | (Phase::Ending, _) => self.signal(Signal::Close),
-            (Phase::Draining, _) => self.signal(Signal::Drain),
+        match phase {
+            Phase::Serving => {}
+            Phase::Draining if self.is_http2.get() => self.signal(Signal::Drain),
+            Phase::Draining => {}
+            Phase::Ending => self.signal(Signal::Close),
         }
     }
 

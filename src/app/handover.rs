@@ -1,0 +1,151 @@
+//! Takes the listening sockets over from a running Foregate, and hands them to the next: no connection is refused or reset
+//! in between, because the sockets themselves, with what waits in their queues, pass from process to process.
+//!
+//! The old process listens on a Unix socket in `state_dir`. The new one connects, receives the sockets (SCM_RIGHTS, unix(7)),
+//! starts, and says that it is ready; only then does the old one drain. If the new one fails before that, the old one just
+//! goes on. systemd's socket activation gives sockets in the same way, before anything else is asked.
+
+use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+const SOCKET_NAME: &str = "handover.sock";
+/// The kernel's cap on descriptors in one message (SCM_MAX_FD).
+const SOCKETS_MAX: usize = 253;
+/// How long the sockets may take to arrive.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the new process may take to start before the old one stops waiting and goes on.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const READY: &[u8] = b"ready";
+
+/// Sockets from elsewhere, and whom to tell once they are served.
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    pub(super) sockets: Vec<TcpListener>,
+    predecessor: Option<UnixStream>,
+}
+
+impl Inherited {
+    /// Asks systemd first, then a running Foregate with the same `state_dir`. Neither being there is the ordinary case.
+    pub(super) fn take(state_dir: &Path) -> Self {
+        let from_systemd = activated();
+        if !from_systemd.is_empty() {
+            return Self { sockets: from_systemd, predecessor: None };
+        }
+        let path = state_dir.join(SOCKET_NAME);
+        let Ok(stream) = UnixStream::connect(&path) else { return Self::default() };
+        match receive(&stream) {
+            Ok(sockets) => {
+                tracing::info!(sockets = sockets.len(), "taking over from a running Foregate");
+                Self { sockets, predecessor: Some(stream) }
+            }
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "a running Foregate did not hand its sockets over");
+                Self::default()
+            }
+        }
+    }
+
+    /// Tells the predecessor to drain.
+    pub(super) fn ready(self) {
+        if let Some(mut stream) = self.predecessor
+            && let Err(error) = stream.write_all(READY)
+        {
+            tracing::warn!(%error, "the predecessor cannot be told to drain");
+        }
+    }
+}
+
+/// Sockets that systemd opened for us (sd_listen_fds(3)).
+fn activated() -> Vec<TcpListener> {
+    let mut given = listenfd::ListenFd::from_env();
+    (0..given.len()).filter_map(|index| given.take_tcp_listener(index).ok().flatten()).collect()
+}
+
+fn receive(stream: &UnixStream) -> anyhow::Result<Vec<TcpListener>> {
+    stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
+    stream.set_write_timeout(Some(RECEIVE_TIMEOUT))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0; 1];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
+    anyhow::ensure!(received.bytes == 1, "it closed the connection");
+    let descriptors = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<OwnedFd>>(),
+        _ => Vec::new(),
+    });
+    Ok(descriptors.map(TcpListener::from).collect())
+}
+
+/// Waits for a successor and hands it `sockets`.
+#[derive(Debug)]
+pub(super) struct Door {
+    listener: tokio::net::UnixListener,
+}
+
+impl Door {
+    /// Replaces the door of a predecessor: from now on successors come to us.
+    pub(super) fn open(state_dir: &Path) -> anyhow::Result<Self> {
+        let path = state_dir.join(SOCKET_NAME);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("{} cannot be replaced", path.display()));
+            }
+            _ => {}
+        }
+        let listener =
+            UnixListener::bind(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        Ok(Self { listener })
+    }
+
+    /// Returns once a successor serves. One that fails on the way leaves everything as it was.
+    pub(super) async fn successor(&self, sockets: &[TcpListener]) {
+        loop {
+            match self.hand_over(sockets).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "a successor did not take over; going on"),
+            }
+        }
+    }
+
+    async fn hand_over(&self, sockets: &[TcpListener]) -> anyhow::Result<()> {
+        let (stream, _) = self.listener.accept().await?;
+        let own = rustix::process::getuid().as_raw();
+        let peer = stream.peer_cred()?.uid();
+        anyhow::ensure!(peer == own || peer == 0, "uid {peer} may not take the sockets of uid {own}");
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        let sockets: Vec<TcpListener> = sockets.iter().map(TcpListener::try_clone).collect::<Result<_, _>>()?;
+        tokio::task::spawn_blocking(move || give(&stream, &sockets)).await?
+    }
+}
+
+fn give(mut stream: &UnixStream, sockets: &[TcpListener]) -> anyhow::Result<()> {
+    anyhow::ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are too many for one message", sockets.len());
+    stream.set_write_timeout(Some(RECEIVE_TIMEOUT))?;
+    stream.set_read_timeout(Some(START_TIMEOUT))?;
+    let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    anyhow::ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)), "the message has no room");
+    sendmsg(stream, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::empty())?;
+    let mut answer = [0; READY.len()];
+    stream.read_exact(&mut answer).context("it ended before it was ready")?;
+    anyhow::ensure!(answer == READY, "it said something else than that it is ready");
+    Ok(())
+}
