@@ -3,6 +3,8 @@
 mod disk;
 mod sync;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
