@@ -1,12 +1,19 @@
 //! Blocks and the audit trail: PostgreSQL, or embedded SQLite where no database is configured.
 
+mod postgres;
+mod sqlite;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use ulid::Ulid;
 
+use crate::clock::Clock;
 use crate::secret::Secret;
+use crate::telemetry::health::{Board, Condition};
 
 /// The `[store]` section, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,37 +62,186 @@ pub struct AuditEntry {
     pub result: String,
 }
 
+/// A change of the table of blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Block(Block),
+    /// Lifts the block of `network` unless it was made after `at`: a change that waited for the store must not lift
+    /// a newer block of another instance.
+    Unblock {
+        network: IpNet,
+        at: Timestamp,
+    },
+}
+
+impl Change {
+    #[must_use]
+    pub fn network(&self) -> IpNet {
+        match self {
+            Self::Block(block) => block.network,
+            Self::Unblock { network, .. } => *network,
+        }
+    }
+}
+
+/// Audit entries beyond this many are forgotten, oldest first.
+pub const AUDIT_KEPT: i64 = 100_000;
+
+/// Rows that one purge removes at most, so that it never holds locks for long.
+const PURGE_BATCH: i64 = 1_000;
+
 /// A handle on the store; clones share it. Calls fail fast when the store is unreachable.
-#[derive(Debug, Clone, Default)]
-pub struct Store;
+#[derive(Debug, Clone)]
+pub struct Store {
+    backend: Backend,
+    up: watch::Sender<bool>,
+    health: Board,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Postgres(postgres::Postgres),
+    Sqlite(sqlite::Sqlite),
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the store cannot be reached: {0}")]
     Unreachable(String),
+    #[error("the store's connection address cannot be used: {0}")]
+    Address(String),
 }
 
 impl Store {
+    /// Prepares the store. An unreachable PostgreSQL is no error: calls fail until it is there.
+    pub async fn open(config: &Config, health: Board) -> Result<Self, Error> {
+        let backend = match &config.postgres {
+            Some(address) => Backend::Postgres(postgres::Postgres::new(address, config.pool_size)?),
+            None => Backend::Sqlite(sqlite::Sqlite::open(config.state_dir.join("foregate.db")).await?),
+        };
+        Ok(Self {
+            backend,
+            up: watch::Sender::new(true),
+            health,
+        })
+    }
+
+    /// Whether the last call reached the store.
+    #[must_use]
+    pub fn up(&self) -> watch::Receiver<bool> {
+        self.up.subscribe()
+    }
+
+    /// All blocks, expired ones too.
+    pub async fn blocks(&self) -> Result<Vec<Block>, Error> {
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.blocks().await,
+            Backend::Sqlite(sqlite) => sqlite.call(sqlite::blocks).await,
+        })
+    }
+
+    /// Writes all `changes` or none, and tells the other instances. At most one change for a network.
+    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.apply(&changes).await,
+            Backend::Sqlite(sqlite) => sqlite.call(move |connection| sqlite::apply(connection, &changes)).await,
+        })
+    }
+
+    /// Forgets one batch of blocks that expired before `now`, and audit entries beyond [`AUDIT_KEPT`].
+    pub async fn purge(&self, now: Timestamp) -> Result<u64, Error> {
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.purge(now).await,
+            Backend::Sqlite(sqlite) => sqlite.call(move |connection| sqlite::purge(connection, now)).await,
+        })
+    }
+
     /// Appends to the audit trail.
     pub async fn append_audit(&self, entry: AuditEntry) -> Result<(), Error> {
-        let _ = entry;
-        Ok(())
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.append_audit(&entry).await,
+            Backend::Sqlite(sqlite) => {
+                sqlite
+                    .call(move |connection| sqlite::append_audit(connection, &entry))
+                    .await
+            }
+        })
     }
 
     /// The newest audit entries first.
     pub async fn audit(&self, offset: usize, limit: usize) -> Result<Vec<AuditEntry>, Error> {
-        let _ = (offset, limit);
-        Ok(Vec::new())
+        let (offset, limit) = (
+            i64::try_from(offset).unwrap_or(i64::MAX),
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        );
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.audit(offset, limit).await,
+            Backend::Sqlite(sqlite) => {
+                sqlite
+                    .call(move |connection| sqlite::audit(connection, offset, limit))
+                    .await
+            }
+        })
     }
 
     /// A round trip to the database, for `/health/db`.
-    pub async fn ping(&self) -> Result<std::time::Duration, Error> {
-        Ok(std::time::Duration::ZERO)
+    pub async fn ping(&self) -> Result<Duration, Error> {
+        let clock = Clock::system();
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.ping().await,
+            Backend::Sqlite(sqlite) => sqlite.call(sqlite::ping).await,
+        })?;
+        Ok(clock.tick())
+    }
+
+    /// Follows changes that other instances make: a message means that the blocks must be read again. Returns when
+    /// the connection breaks; never returns for the embedded store, which one process has to itself.
+    pub(crate) async fn listen(&self, changed: &tokio::sync::Notify) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Postgres(postgres) => postgres.listen(changed).await,
+            Backend::Sqlite(_) => std::future::pending().await,
+        }
     }
 
     /// "postgres" or "sqlite".
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        "sqlite"
+        match self.backend {
+            Backend::Postgres(_) => "postgres",
+            Backend::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// Writes on the board how the call went, and passes it on.
+    fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        let up = result.is_ok();
+        if self.up.send_if_modified(|was| std::mem::replace(was, up) != up) && !up {
+            tracing::warn!(store = self.kind(), "the store cannot be reached; changes wait for it");
+        }
+        self.health.set(
+            "store",
+            match &result {
+                Ok(_) => Condition::Healthy,
+                Err(error) => Condition::Degraded(error.to_string()),
+            },
+        );
+        result
+    }
+}
+
+impl Source {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Automatic => "automatic",
+        }
+    }
+
+    fn parse(text: &str) -> Self {
+        if text == "manual" {
+            Self::Manual
+        } else {
+            Self::Automatic
+        }
     }
 }
