@@ -1,0 +1,59 @@
+# Every command a contributor needs. `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test bench bench-peers soak fuzz deps fmt lint doc deny deb
+
+CARGO ?= cargo
+UPSTREAM ?=
+# Seconds per fuzz target.
+FUZZ_SECONDS ?= 30
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## build the release binary and start the demo; UPSTREAM=http://127.0.0.1:3000 puts it before a real app
+	$(CARGO) build --release --locked
+	exec ./target/release/foregate demo $(if $(UPSTREAM),--upstream '$(UPSTREAM)')
+
+test: deps lint doc ## install what tests need, then fmt, clippy, docs, unit and black-box tests
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  echo '+ cargo nextest run'; $(CARGO) nextest run --locked --no-fail-fast; \
+	else \
+	  echo '+ cargo test'; $(CARGO) test --locked --no-fail-fast --lib --bins --tests; \
+	fi
+
+deps: ## install what the tests need (apt-get); without the right to, say what is missing
+	@scripts/install-test-deps
+
+fmt: ## format the sources
+	$(CARGO) fmt
+
+lint: ## formatting and clippy, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+
+doc: ## build the documentation, warnings denied
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+
+bench: ## microbenchmarks of the hot paths
+	$(CARGO) bench --locked --benches
+
+bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
+	$(CARGO) build --release --locked
+	benches/peers/run
+
+soak: ## the long tests: those that `make test` leaves out
+	$(CARGO) test --locked --test it -- --ignored --nocapture
+
+fuzz: ## every fuzz target for FUZZ_SECONDS each; needs nightly and cargo-fuzz
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+deny: ## licences, bans and sources of the dependencies; needs cargo-deny
+	@$(CARGO) deny --version >/dev/null 2>&1 || { \
+	  echo 'cargo-deny is missing; it builds in some minutes: cargo install --locked cargo-deny' >&2; exit 1; }
+	$(CARGO) deny check bans licenses sources
+
+deb: ## build a Debian package in target/debian
+	$(CARGO) build --release --locked
+	packaging/build-deb target/release/foregate target/debian
