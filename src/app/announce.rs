@@ -15,7 +15,7 @@ pub(super) fn ready(running: &Running) -> anyhow::Result<()> {
     let gate = running.gate.addresses();
     let redirect = running.gate.redirects();
     if let Some(path) = std::env::var_os(ADDRESS_FILE_VARIABLE) {
-        let json = serde_json::json!({ "gate": gate, "redirect": redirect, "admin": running.admin_address });
+        let json = serde_json::json!({ "gate": gate, "redirect": redirect, "admin": () });
         write_whole(Path::new(&path), json.to_string().as_bytes())
             .with_context(|| format!("{ADDRESS_FILE_VARIABLE} cannot be written"))?;
     }
@@ -23,7 +23,7 @@ pub(super) fn ready(running: &Running) -> anyhow::Result<()> {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!(%error, "systemd cannot be told that Foregate is ready");
     }
-    tracing::info!(?gate, ?redirect, admin = %running.admin_address, "serving");
+    tracing::info!(?gate, ?redirect, "serving");
     Ok(())
 }
 

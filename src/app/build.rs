@@ -1,16 +1,18 @@
 //! Builds all parts in order, each from its own resolved `Config`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use prometheus::Registry;
+use ipnet::IpNet;
+use prometheus::{IntGaugeVec, Opts, Registry};
 
+use super::handover::Inherited;
 use crate::clock::Clock;
-use crate::config::Loaded;
+use crate::config::{Config, Loaded};
 use crate::guard::Guard;
-use crate::guard::blocklist::Blocklist;
+use crate::guard::blocklist::{Blocklist, Keeper};
 use crate::proxy::{self, Gate};
+use crate::store::Store;
 use crate::telemetry::access_log;
 use crate::telemetry::health::Board;
 
@@ -19,22 +21,31 @@ use crate::telemetry::health::Board;
 pub(super) struct Running {
     pub(super) gate: Arc<Gate>,
     pub(super) guard: Arc<Guard>,
+    pub(super) blocks: Keeper,
+    pub(super) store: Store,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
     pub(super) access_log: access_log::Sink,
     pub(super) access_writer: access_log::Writer,
-    pub(super) admin_address: SocketAddr,
 }
 
-pub(super) async fn start(loaded: &Loaded) -> anyhow::Result<Running> {
+pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow::Result<Running> {
     let config = &loaded.config;
     let clock = Clock::system();
-    let registry = Registry::new();
+    let registry = registry()?;
     let board = Board::default();
     let (access_log, access_writer) =
         access_log::start(&config.log.access_log, &registry).context("the access log cannot be started")?;
-    let blocklist = Blocklist::default();
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
+    let store = Store::open(&config.store, board.clone())
+        .await
+        .context("the store cannot be opened")?;
+    let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, &registry)
+        .await
+        .context("the blocklist cannot be started")?;
+    blocklist.set_protected(protected(config));
     let guard = Arc::new(Guard::new(config.guard.clone(), blocklist));
     guard
         .register(&registry)
@@ -45,15 +56,54 @@ pub(super) async fn start(loaded: &Loaded) -> anyhow::Result<Running> {
         access_log: access_log.clone(),
         registry: registry.clone(),
     };
-    let gate = Gate::start(config.proxy.clone(), parts).context("the gate cannot be started")?;
+    let sockets = std::mem::take(&mut inherited.sockets);
+    let gate = Gate::start(config.proxy.clone(), parts, sockets).context("the gate cannot be started")?;
     Ok(Running {
         gate: Arc::new(gate),
         guard,
+        blocks,
+        store,
         board,
         registry,
         clock,
         access_log,
         access_writer,
-        admin_address: config.admin.listen,
     })
+}
+
+/// Networks that no order may block, with the reason that the caller is told.
+pub(super) fn protected(config: &Config) -> Vec<(IpNet, &'static str)> {
+    let exempt = config
+        .guard
+        .exempt
+        .iter()
+        .map(|network| (*network, "exempt (limits.exempt)"));
+    let never = config.guard.never_block.iter().map(|network| {
+        let is_loopback = network.addr().is_loopback();
+        (
+            *network,
+            if is_loopback {
+                "loopback (blocklist.block_loopback)"
+            } else {
+                "a trusted proxy"
+            },
+        )
+    });
+    exempt.chain(never).collect()
+}
+
+/// The metrics of the process itself and of the build; the parts add theirs.
+fn registry() -> anyhow::Result<Registry> {
+    let registry = Registry::new();
+    let process = prometheus::process_collector::ProcessCollector::for_self();
+    registry
+        .register(Box::new(process))
+        .context("the process metrics cannot be registered")?;
+    let build = IntGaugeVec::new(
+        Opts::new("foregate_build_info", "1, with the version as a label"),
+        &["version"],
+    )?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    registry.register(Box::new(build))?;
+    Ok(registry)
 }

@@ -41,14 +41,22 @@ impl Inherited {
     pub(super) fn take(state_dir: &Path) -> Self {
         let from_systemd = activated();
         if !from_systemd.is_empty() {
-            return Self { sockets: from_systemd, predecessor: None };
+            return Self {
+                sockets: from_systemd,
+                predecessor: None,
+            };
         }
         let path = state_dir.join(SOCKET_NAME);
-        let Ok(stream) = UnixStream::connect(&path) else { return Self::default() };
+        let Ok(stream) = UnixStream::connect(&path) else {
+            return Self::default();
+        };
         match receive(&stream) {
             Ok(sockets) => {
                 tracing::info!(sockets = sockets.len(), "taking over from a running Foregate");
-                Self { sockets, predecessor: Some(stream) }
+                Self {
+                    sockets,
+                    predecessor: Some(stream),
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, path = %path.display(), "a running Foregate did not hand its sockets over");
@@ -70,7 +78,9 @@ impl Inherited {
 /// Sockets that systemd opened for us (sd_listen_fds(3)).
 fn activated() -> Vec<TcpListener> {
     let mut given = listenfd::ListenFd::from_env();
-    (0..given.len()).filter_map(|index| given.take_tcp_listener(index).ok().flatten()).collect()
+    (0..given.len())
+        .filter_map(|index| given.take_tcp_listener(index).ok().flatten())
+        .collect()
 }
 
 fn receive(stream: &UnixStream) -> anyhow::Result<Vec<TcpListener>> {
@@ -105,8 +115,7 @@ impl Door {
             }
             _ => {}
         }
-        let listener =
-            UnixListener::bind(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        let listener = UnixListener::bind(&path).with_context(|| format!("{} cannot be made", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
@@ -127,7 +136,10 @@ impl Door {
         let (stream, _) = self.listener.accept().await?;
         let own = rustix::process::getuid().as_raw();
         let peer = stream.peer_cred()?.uid();
-        anyhow::ensure!(peer == own || peer == 0, "uid {peer} may not take the sockets of uid {own}");
+        anyhow::ensure!(
+            peer == own || peer == 0,
+            "uid {peer} may not take the sockets of uid {own}"
+        );
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         let sockets: Vec<TcpListener> = sockets.iter().map(TcpListener::try_clone).collect::<Result<_, _>>()?;
@@ -136,16 +148,37 @@ impl Door {
 }
 
 fn give(mut stream: &UnixStream, sockets: &[TcpListener]) -> anyhow::Result<()> {
-    anyhow::ensure!(sockets.len() <= SOCKETS_MAX, "{} sockets are too many for one message", sockets.len());
+    anyhow::ensure!(
+        sockets.len() <= SOCKETS_MAX,
+        "{} sockets are too many for one message",
+        sockets.len()
+    );
     stream.set_write_timeout(Some(RECEIVE_TIMEOUT))?;
     stream.set_read_timeout(Some(START_TIMEOUT))?;
     let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    anyhow::ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)), "the message has no room");
+    anyhow::ensure!(
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)),
+        "the message has no room"
+    );
     sendmsg(stream, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::empty())?;
     let mut answer = [0; READY.len()];
     stream.read_exact(&mut answer).context("it ended before it was ready")?;
     anyhow::ensure!(answer == READY, "it said something else than that it is ready");
     Ok(())
+}
+
+/// Starts the binary anew with the same arguments: after an upgrade of the file, that is the new version.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the successor must outlive this process, unlike the children of backups"
+)]
+pub(super) fn start_successor() {
+    let mut arguments = std::env::args_os();
+    let Some(program) = arguments.next() else { return };
+    match std::process::Command::new(&program).args(arguments).spawn() {
+        Ok(child) => tracing::info!(pid = child.id(), "SIGUSR2: started a successor"),
+        Err(error) => tracing::error!(program = ?program, %error, "SIGUSR2: no successor can be started"),
+    }
 }

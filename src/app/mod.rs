@@ -2,6 +2,7 @@
 
 mod announce;
 mod build;
+mod handover;
 mod limits;
 mod reload;
 
@@ -10,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Loaded, Overrides};
 use crate::telemetry::logging;
 use build::Running;
+use handover::{Door, Inherited};
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
 const CONTROL_THREADS: usize = 2;
@@ -28,8 +30,8 @@ pub struct Origin {
     pub overrides: Overrides,
 }
 
-/// Serves until SIGTERM or SIGINT, then drains.
-pub fn run(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
+/// Serves until SIGTERM or SIGINT, or until a successor has taken over; then drains.
+pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     logging::start(loaded.config.log.format);
     limits::raise_open_files();
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -44,19 +46,20 @@ pub fn run(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
     runtime.block_on(serve(origin, loaded))
 }
 
-async fn serve(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
+async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start is not lost.
-    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
+    let mut signals = Signals::new()?;
     let drain_timeout = loaded.config.proxy.server.drain_timeout;
-
-    let running = build::start(&loaded).await?;
-    let reloader = Arc::new(reload::Reloader::new(origin, &loaded, &running)?);
+    let mut inherited = Inherited::take(&loaded.config.state_dir);
+    let running = build::start(loaded, &mut inherited).await?;
+    let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running)?);
     let mut reloading = reload::watch(reloader, &loaded.files)?;
+    let door = Door::open(&loaded.config.state_dir)?;
     announce::ready(&running)?;
+    inherited.ready();
     tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        why = signals.end() => tracing::info!("{why}: draining"),
+        () = door.successor(running.gate.sockets()) => tracing::info!("a successor has taken over: draining"),
     }
     announce::stopping();
     reloading.shutdown().await;
@@ -69,6 +72,7 @@ async fn serve(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
 async fn stop(running: Running, drain_timeout: Duration) {
     let Running {
         gate,
+        blocks,
         access_log,
         access_writer,
         ..
@@ -77,7 +81,38 @@ async fn stop(running: Running, drain_timeout: Duration) {
         Ok(gate) => gate.drain(drain_timeout).await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
     }
+    if !blocks.shutdown(FLUSH_TIMEOUT).await {
+        tracing::warn!("not all blocks reached the store; they are kept in state_dir and written at the next start");
+    }
     drop(access_log);
     access_writer.stop();
     tracing::info!("stopped");
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let open = |kind| signal(kind).context("signals cannot be received");
+        Ok(Self {
+            terminate: open(SignalKind::terminate())?,
+            interrupt: open(SignalKind::interrupt())?,
+            upgrade: open(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Returns the signal that ends the process. SIGUSR2 starts a successor, which takes over by itself.
+    async fn end(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.upgrade.recv() => handover::start_successor(),
+            }
+        }
+    }
 }

@@ -95,6 +95,7 @@ impl Reloader {
         let (next, waiting) = diff::keep_restart_only(&current, loaded.config);
         // The gate first: it alone can refuse, for its certificates are read now.
         self.gate.reload(next.proxy.clone())?;
+        self.guard.blocklist().set_protected(super::build::protected(&next));
         self.guard.reload(next.guard.clone());
         for change in diff::changes(&current, &next) {
             tracing::info!(key = change.key, "configuration changed");

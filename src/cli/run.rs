@@ -12,6 +12,6 @@ pub(super) fn run(source: &Source) -> Result<(), Error> {
         },
     };
     let loaded = super::check::load(&origin)?;
-    app::run(origin, loaded)?;
+    app::run(origin, &loaded)?;
     Ok(())
 }

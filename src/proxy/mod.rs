@@ -109,7 +109,11 @@ impl Gate {
         parts.registry.register(Box::new(expiry.clone()))?;
         let listeners = bind_all(&config, inherited)?;
         let addresses = addresses_of(&listeners, |kind| kind != Kind::Redirect);
-        let copies = listeners.iter().flatten().map(|(_, socket)| socket.try_clone()).collect::<Result<_, _>>();
+        let copies = listeners
+            .iter()
+            .flatten()
+            .map(|(_, socket)| socket.try_clone())
+            .collect::<Result<_, _>>();
         let sockets: Vec<TcpListener> = copies.map_err(Error::Copy)?;
         let https_port = addresses.first().map_or(443, SocketAddr::port);
         let shared = Arc::new(Shared {
@@ -215,14 +219,24 @@ type Listener = (Kind, TcpListener);
 /// For each address the sockets that were inherited for it, or else one new one per worker.
 fn bind_all(config: &Config, mut inherited: Vec<TcpListener>) -> Result<Vec<Vec<Listener>>, Error> {
     let server = &config.server;
-    let kind = if config.tls == config::Tls::Off { Kind::Plain } else { Kind::Tls };
+    let kind = if config.tls == config::Tls::Off {
+        Kind::Plain
+    } else {
+        Kind::Tls
+    };
     let gates = server.listen.iter().map(|address| (kind, *address));
     let redirects = server.redirect_http.iter().map(|address| (Kind::Redirect, *address));
     let bind = |(kind, address)| {
         let is_for_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
-        let (ours, others) = std::mem::take(&mut inherited).into_iter().partition::<Vec<_>, _>(is_for_it);
+        let (ours, others) = std::mem::take(&mut inherited)
+            .into_iter()
+            .partition::<Vec<_>, _>(is_for_it);
         inherited = others;
-        let sockets = if ours.is_empty() { listener::bind(address, server.workers) } else { listener::adopt(ours, server.workers) };
+        let sockets = if ours.is_empty() {
+            listener::bind(address, server.workers)
+        } else {
+            listener::adopt(ours, server.workers)
+        };
         let sockets = sockets.map_err(|source| Error::Listen { address, source })?;
         Ok(sockets.into_iter().map(|socket| (kind, socket)).collect())
     };

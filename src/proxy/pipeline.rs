@@ -78,7 +78,9 @@ pub(super) async fn serve(
         Err(error) => refuse(&connection, &snapshot, &error, ticket)?,
     };
     if worker.is_draining() && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
 }

@@ -238,7 +238,12 @@ impl Connection {
             State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),
             State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
             // A request may be on its way: it is answered, with `Connection: close`, if it comes in time.
-            State::Idle(since) if self.worker.drains_since().is_some_and(|start| is_past(since.max(start), DRAIN_GRACE)) => {
+            State::Idle(since)
+                if self
+                    .worker
+                    .drains_since()
+                    .is_some_and(|start| is_past(since.max(start), DRAIN_GRACE)) =>
+            {
                 self.signal(Signal::Close);
             }
             State::Idle(_) if self.heard.get() && !self.is_http2.get() => self.state.set(State::Head(now)),
