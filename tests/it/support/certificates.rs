@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore};
 
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -50,7 +50,7 @@ impl Authority {
         roots
             .add(self.certificate.der().clone())
             .expect("the authority is a trust anchor");
-        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has the default versions")
@@ -66,8 +66,8 @@ pub(crate) fn acceptor(files: &Files) -> tokio_rustls::TlsAcceptor {
     use rustls_pki_types::pem::PemObject as _;
     let cert = rustls_pki_types::CertificateDer::from_pem_file(&files.cert).expect("a certificate");
     let key = rustls_pki_types::PrivateKeyDer::from_pem_file(&files.key).expect("a key");
-    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-    let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions")
         .with_no_client_auth()
