@@ -1,0 +1,18 @@
+//! Black-box tests: the real binary, real sockets, a real PostgreSQL; a file per promise.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start processes and tasks and read the clock themselves"
+)]
+#![expect(clippy::panic, reason = "a panic is how a test fails")]
+#![expect(clippy::indexing_slicing, reason = "a missing key fails the test that reads it")]
+
+mod admin;
+mod blocklist;
+mod limits;
+mod proxy_h1;
+mod reload;
+mod shutdown;
+mod smoke;
+mod store;
+mod support;
+mod tls;

@@ -1,0 +1,9 @@
+//! What the promises stand on: the gate as a process, an upstream, clients, certificates, a database.
+
+pub(crate) mod certificates;
+pub(crate) mod client;
+pub(crate) mod metrics;
+pub(crate) mod origin;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod wait;

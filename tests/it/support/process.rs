@@ -1,0 +1,159 @@
+//! The gate as a process of its own, with a private folder; it ends with the test.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use super::client::{self, Answer};
+use super::origin::Origin;
+use super::wait;
+
+/// What the tests' admin token is; the gate knows its hash only.
+pub(crate) const TOKEN: &str = "fg_test_token_of_the_administrator";
+
+/// `config.toml` as a table, so that a test changes single keys.
+#[derive(Clone)]
+pub(crate) struct Config(toml::Table);
+
+impl Config {
+    /// Plain HTTP on a free port before this upstream; limits far away.
+    pub(crate) fn before(origin: &Origin) -> Self {
+        let hash = hex::encode(Sha256::digest(TOKEN));
+        Self(toml::Table::new())
+            .set("server.listen", r#"["127.0.0.1:0"]"#)
+            .set("server.workers", "2")
+            .set("tls.mode", r#""off""#)
+            .set("upstream.servers", &format!("[{:?}]", origin.url()))
+            .set("limits.requests_per_minute", "1000000")
+            .set("limits.requests_per_hour", "10000000")
+            .set("blocklist.block_loopback", "true")
+            .set("admin.listen", r#""127.0.0.1:0""#)
+            .set(
+                "admin.tokens",
+                &format!(r#"[{{ name = "test", role = "admin", sha256 = "{hash}" }}]"#),
+            )
+    }
+
+    /// Sets `section.key` to a value in TOML.
+    pub(crate) fn set(mut self, path: &str, value: &str) -> Self {
+        let parsed: toml::Table = format!("{path} = {value}").parse().expect("a TOML value");
+        merge(&mut self.0, parsed);
+        self
+    }
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            (_, value) => drop(into.insert(key, value)),
+        }
+    }
+}
+
+pub(crate) struct Gate {
+    directory: TempDir,
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Gate {
+    pub(crate) async fn start(config: &Config) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a private folder"), config).await
+    }
+
+    /// Starts over the state of an earlier process.
+    pub(crate) async fn start_in(directory: TempDir, config: &Config) -> Self {
+        write(&directory, config);
+        let addresses = directory.path().join("addresses.json");
+        drop(std::fs::remove_file(&addresses));
+        // Files rather than pipes: nobody has to read them for the gate to go on.
+        let output = |name: &str| std::fs::File::create(directory.path().join(name)).expect("a log file");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_foregate"))
+            .args(["run", "--config"])
+            .arg(directory.path().join("config.toml"))
+            .env("FOREGATE_ADDRESS_FILE", &addresses)
+            .stdin(Stdio::null())
+            .stdout(output("stdout"))
+            .stderr(output("stderr"))
+            .spawn()
+            .expect("the gate starts");
+        let stderr = directory.path().join("stderr");
+        let ready = wait::until("the addresses of the gate", async || {
+            if let Some(status) = child.try_wait().expect("the gate is our child") {
+                panic!(
+                    "the gate ended ({status}): {}",
+                    std::fs::read_to_string(&stderr).unwrap_or_default()
+                );
+            }
+            serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&addresses).ok()?).ok()
+        });
+        let ready = ready.await;
+        let address =
+            |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok()).expect("an address");
+        Self {
+            address: address(&ready["gate"][0]),
+            admin: address(&ready["admin"]),
+            directory,
+            child,
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn log(&self) -> String {
+        ["stdout", "stderr"]
+            .map(|name| std::fs::read_to_string(self.path(name)).unwrap_or_default())
+            .concat()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the gate is our child");
+    }
+
+    /// Replaces the configuration by a rename; the gate notices by itself.
+    pub(crate) fn rewrite(&self, config: &Config) {
+        write(&self.directory, config);
+    }
+
+    pub(crate) async fn exited(&mut self) -> ExitStatus {
+        wait::until("the end of the gate", async || {
+            self.child.try_wait().expect("the gate is our child")
+        })
+        .await
+    }
+
+    /// `kill -9`; the folder with its state is for the next process.
+    pub(crate) fn kill(mut self) -> TempDir {
+        self.child.kill().expect("the gate is our child");
+        self.child.wait().expect("the gate ends");
+        std::mem::replace(&mut self.directory, tempfile::tempdir().expect("a private folder"))
+    }
+
+    pub(crate) async fn admin(&self, method: &str, path: &str, body: &str) -> Answer {
+        let headers = format!("authorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n");
+        client::request(self.admin, method, path, &headers, body).await
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn write(directory: &TempDir, config: &Config) {
+    let state = format!("{:?}", directory.path().join("state").display().to_string());
+    let text = config.clone().set("state_dir", &state).0.to_string();
+    let fresh = directory.path().join("config.toml.new");
+    std::fs::write(&fresh, text).expect("the configuration is written");
+    std::fs::rename(&fresh, directory.path().join("config.toml")).expect("the configuration is in place");
+}
