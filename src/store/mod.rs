@@ -99,6 +99,10 @@ pub struct Store {
 }
 
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all changes are blocks, and a handle is made once"
+)]
 enum Backend {
     Postgres(postgres::Postgres),
     Sqlite(sqlite::Sqlite),
