@@ -101,7 +101,7 @@ pub struct Store {
 #[derive(Debug, Clone)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly all changes are blocks, and a handle is made once"
+    reason = "one process makes one handle, and clones it seldom"
 )]
 enum Backend {
     Postgres(postgres::Postgres),
