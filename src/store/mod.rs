@@ -99,6 +99,10 @@ pub struct Store {
 }
 
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one process makes one handle, and clones it seldom"
+)]
 enum Backend {
     Postgres(postgres::Postgres),
     Sqlite(sqlite::Sqlite),

@@ -20,7 +20,6 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::{AUDIT_KEPT, AuditEntry, Block, Change, Error, PURGE_BATCH, Source};
 use crate::secret::Secret;
 
-#[expect(clippy::unwrap_used, reason = "the macro writes this code")]
 mod migrations {
     refinery::embed_migrations!("src/store/migrations/postgres");
 }

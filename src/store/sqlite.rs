@@ -10,7 +10,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{AUDIT_KEPT, AuditEntry, Block, Change, Error, PURGE_BATCH, Source};
 
-#[expect(clippy::unwrap_used, reason = "the macro writes this code")]
 mod migrations {
     refinery::embed_migrations!("src/store/migrations/sqlite");
 }

@@ -101,6 +101,7 @@ struct Metrics {
     unblocked: IntCounter,
     expired: IntCounter,
     waiting: IntGauge,
+    store_up: IntGauge,
     write_failures: IntCounter,
     dropped: IntCounter,
     changes: IntCounterVec,
@@ -117,6 +118,7 @@ impl Metrics {
             blocked: changes.with_label_values(&["block"]),
             unblocked: changes.with_label_values(&["unblock"]),
             expired: changes.with_label_values(&["expire"]),
+            store_up: IntGauge::new("foregate_store_up", "Whether the last call reached the store.")?,
             waiting: IntGauge::new("foregate_store_queue_changes", "Changes that wait for the store.")?,
             write_failures: IntCounter::new("foregate_store_write_failures_total", "Writes the store did not take.")?,
             dropped: IntCounter::new("foregate_blocklist_dropped_orders_total", "Automatic blocks not taken.")?,
@@ -127,6 +129,7 @@ impl Metrics {
     fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.entries.clone()))?;
         registry.register(Box::new(self.waiting.clone()))?;
+        registry.register(Box::new(self.store_up.clone()))?;
         registry.register(Box::new(self.write_failures.clone()))?;
         registry.register(Box::new(self.dropped.clone()))?;
         registry.register(Box::new(self.changes.clone()))
@@ -362,7 +365,7 @@ impl Shared {
         let mut table = Table::clone(&before);
         let outcomes = orders
             .into_iter()
-            .map(|order| self.order_one(order, &mut table, &before, &mut waiting))
+            .map(|order| self.order_one(&order, &mut table, &before, &mut waiting))
             .collect();
         self.swap(table, &waiting);
         drop(waiting);
@@ -370,7 +373,7 @@ impl Shared {
         outcomes
     }
 
-    fn order_one(&self, order: Order, table: &mut Table, before: &Table, waiting: &mut Waiting) -> Ordered {
+    fn order_one(&self, order: &Order, table: &mut Table, before: &Table, waiting: &mut Waiting) -> Ordered {
         let network = normal(order.network);
         if let Some((protected, why)) = self.protected.load().iter().find(|(safe, _)| safe.contains(&network)) {
             return Err(Error::Protected {

@@ -91,6 +91,7 @@ impl Sync {
                 shared.replace(blocks);
                 reread = false;
             }
+            shared.metrics.store_up.set(i64::from(*self.store.up().borrow()));
             if stopping {
                 self.save_snapshot().await;
                 return;

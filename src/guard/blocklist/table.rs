@@ -45,31 +45,27 @@ impl Table {
         match address.to_canonical() {
             IpAddr::V4(address) if !self.v4.is_empty() => {
                 let host = Ipv4Net::from(address);
+                let (_, longest) = self.v4.get_lpm(&host)?;
+                if live(longest, now) {
+                    return Some(longest);
+                }
                 self.v4
-                    .get_lpm(&host)
+                    .cover(&host)
                     .map(|(_, entry)| entry)
                     .filter(|entry| live(entry, now))
-                    .or_else(|| {
-                        self.v4
-                            .cover(&host)
-                            .map(|(_, entry)| entry)
-                            .filter(|entry| live(entry, now))
-                            .last()
-                    })
+                    .last()
             }
             IpAddr::V6(address) if !self.v6.is_empty() => {
                 let host = Ipv6Net::from(address);
+                let (_, longest) = self.v6.get_lpm(&host)?;
+                if live(longest, now) {
+                    return Some(longest);
+                }
                 self.v6
-                    .get_lpm(&host)
+                    .cover(&host)
                     .map(|(_, entry)| entry)
                     .filter(|entry| live(entry, now))
-                    .or_else(|| {
-                        self.v6
-                            .cover(&host)
-                            .map(|(_, entry)| entry)
-                            .filter(|entry| live(entry, now))
-                            .last()
-                    })
+                    .last()
             }
             _ => None,
         }
