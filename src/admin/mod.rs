@@ -1,7 +1,27 @@
-//! The control plane: a separate listener with the REST API, the web page, health and metrics.
+//! The control plane: a separate listener with the REST API, the web page, health and metrics. Bearer tokens only: no
+//! cookies, so nothing a foreign page makes a browser send carries any right.
+
+mod auth;
+mod problem;
+mod routes;
+mod server;
+mod tls;
+pub mod token;
+mod views;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use prometheus::{IntCounterVec, Opts, Registry};
+
+pub use server::Listener;
+
+use crate::clock::Clock;
+use crate::guard::Guard;
+use crate::store::Store;
+use crate::telemetry::health::Board;
 
 /// The `[admin]` section, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,7 +30,7 @@ pub struct Config {
     /// Required beyond loopback.
     pub tls: Option<Tls>,
     pub tokens: Vec<Token>,
-    /// Hex SHA-256 of the token that may read `/metrics` from elsewhere than loopback.
+    /// SHA-256 of the token that may read `/metrics` from elsewhere than loopback.
     pub metrics_token: Option<[u8; 32]>,
 }
 
@@ -35,4 +55,63 @@ pub enum Role {
     Viewer,
     Operator,
     Admin,
+}
+
+impl Role {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// What the control plane uses of other parts.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    pub guard: Arc<Guard>,
+    pub store: Store,
+    pub board: Board,
+    pub registry: Registry,
+    pub clock: Clock,
+}
+
+/// Shared by all handlers.
+#[derive(Debug)]
+struct State {
+    parts: Parts,
+    config: ArcSwap<Config>,
+    attempts: auth::Attempts,
+    requests: IntCounterVec,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("a metric of the admin listener cannot be registered")]
+    Metric(#[from] prometheus::Error),
+}
+
+impl State {
+    fn new(config: Config, parts: Parts) -> Result<Self, prometheus::Error> {
+        let opts = Opts::new(
+            "foregate_admin_requests_total",
+            "Requests to the admin listener by route and status",
+        );
+        let requests = IntCounterVec::new(opts, &["route", "status"])?;
+        parts.registry.register(Box::new(requests.clone()))?;
+        Ok(Self {
+            parts,
+            config: ArcSwap::from_pointee(config),
+            attempts: auth::Attempts::default(),
+            requests,
+        })
+    }
 }

@@ -14,8 +14,9 @@ const ADDRESS_FILE_VARIABLE: &str = "FOREGATE_ADDRESS_FILE";
 pub(super) fn ready(running: &Running) -> anyhow::Result<()> {
     let gate = running.gate.addresses();
     let redirect = running.gate.redirects();
+    let admin = running.admin.address().context("the admin listener has no address")?;
     if let Some(path) = std::env::var_os(ADDRESS_FILE_VARIABLE) {
-        let json = serde_json::json!({ "gate": gate, "redirect": redirect, "admin": () });
+        let json = serde_json::json!({ "gate": gate, "redirect": redirect, "admin": admin });
         write_whole(Path::new(&path), json.to_string().as_bytes())
             .with_context(|| format!("{ADDRESS_FILE_VARIABLE} cannot be written"))?;
     }
@@ -23,7 +24,7 @@ pub(super) fn ready(running: &Running) -> anyhow::Result<()> {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!(%error, "systemd cannot be told that Foregate is ready");
     }
-    tracing::info!(?gate, ?redirect, "serving");
+    tracing::info!(?gate, ?redirect, %admin, "serving");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use prometheus::{IntGaugeVec, Opts, Registry};
 
 use super::handover::Inherited;
+use crate::admin;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::guard::Guard;
@@ -22,7 +23,7 @@ pub(super) struct Running {
     pub(super) gate: Arc<Gate>,
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
-    pub(super) store: Store,
+    pub(super) admin: Arc<admin::Listener>,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
@@ -56,13 +57,22 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         access_log: access_log.clone(),
         registry: registry.clone(),
     };
-    let sockets = std::mem::take(&mut inherited.sockets);
-    let gate = Gate::start(config.proxy.clone(), parts, sockets).context("the gate cannot be started")?;
+    let (for_admin, for_gate) = inherited.split(config.admin.listen);
+    let admin_parts = admin::Parts {
+        guard: Arc::clone(&guard),
+        store,
+        board: board.clone(),
+        registry: registry.clone(),
+        clock,
+    };
+    let admin = admin::Listener::bind(config.admin.clone(), admin_parts, for_admin)
+        .context("the admin listener cannot be started")?;
+    let gate = Gate::start(config.proxy.clone(), parts, for_gate).context("the gate cannot be started")?;
     Ok(Running {
         gate: Arc::new(gate),
         guard,
         blocks,
-        store,
+        admin: Arc::new(admin),
         board,
         registry,
         clock,

@@ -7,7 +7,7 @@
 
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -32,7 +32,7 @@ const READY: &[u8] = b"ready";
 /// Sockets from elsewhere, and whom to tell once they are served.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    pub(super) sockets: Vec<TcpListener>,
+    sockets: Vec<TcpListener>,
     predecessor: Option<UnixStream>,
 }
 
@@ -63,6 +63,12 @@ impl Inherited {
                 Self::default()
             }
         }
+    }
+
+    /// Those that listen on `address`, and the others.
+    pub(super) fn split(&mut self, address: SocketAddr) -> (Vec<TcpListener>, Vec<TcpListener>) {
+        let is_there = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
+        std::mem::take(&mut self.sockets).into_iter().partition(is_there)
     }
 
     /// Tells the predecessor to drain.

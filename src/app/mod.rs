@@ -6,12 +6,14 @@ mod handover;
 mod limits;
 mod reload;
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Loaded, Overrides};
 use crate::telemetry::logging;
@@ -55,16 +57,32 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running)?);
     let mut reloading = reload::watch(reloader, &loaded.files)?;
     let door = Door::open(&loaded.config.state_dir)?;
+    let stop_admin = CancellationToken::new();
+    let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     announce::ready(&running)?;
     inherited.ready();
+    let sockets = sockets(&running)?;
     tokio::select! {
         why = signals.end() => tracing::info!("{why}: draining"),
-        () = door.successor(running.gate.sockets()) => tracing::info!("a successor has taken over: draining"),
+        () = door.successor(&sockets) => tracing::info!("a successor has taken over: draining"),
     }
     announce::stopping();
     reloading.shutdown().await;
+    drop(sockets);
     stop(running, drain_timeout).await;
+    stop_admin.cancel();
+    if tokio::time::timeout(FLUSH_TIMEOUT, admin.join_all()).await.is_err() {
+        tracing::warn!("the admin listener did not end in time");
+    }
+    tracing::info!("stopped");
     Ok(())
+}
+
+/// Everything that listens, for a successor.
+fn sockets(running: &Running) -> anyhow::Result<Vec<TcpListener>> {
+    let copies = running.gate.sockets().iter().map(TcpListener::try_clone);
+    let all: Result<Vec<_>, _> = copies.chain(std::iter::once(running.admin.socket())).collect();
+    all.context("a listening socket cannot be copied")
 }
 
 /// The gate first, so that what its last requests caused can still be stored; the admin listener last, so that the
@@ -86,7 +104,6 @@ async fn stop(running: Running, drain_timeout: Duration) {
     }
     drop(access_log);
     access_writer.stop();
-    tracing::info!("stopped");
 }
 
 struct Signals {

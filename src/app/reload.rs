@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::Origin;
 use super::build::Running;
+use crate::admin;
 use crate::clock::Clock;
 use crate::config::watch::{Handle, Pace, Watcher};
 use crate::config::{self, Config, Loaded, Style, diff};
@@ -27,6 +28,7 @@ pub(super) struct Reloader {
     origin: Origin,
     current: Mutex<Config>,
     gate: Arc<Gate>,
+    admin: Arc<admin::Listener>,
     guard: Arc<Guard>,
     access_log: access_log::Sink,
     board: Board,
@@ -48,6 +50,8 @@ enum Error {
     Config(config::Errors),
     #[error(transparent)]
     Gate(#[from] proxy::Error),
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
 }
 
 impl Reloader {
@@ -57,6 +61,7 @@ impl Reloader {
             origin,
             current: Mutex::new(loaded.config.clone()),
             gate: Arc::clone(&running.gate),
+            admin: Arc::clone(&running.admin),
             guard: Arc::clone(&running.guard),
             access_log: running.access_log.clone(),
             board: running.board.clone(),
@@ -93,7 +98,9 @@ impl Reloader {
         }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (next, waiting) = diff::keep_restart_only(&current, loaded.config);
-        // The gate first: it alone can refuse, for its certificates are read now.
+        // First those that can refuse, for their certificates are read now. Should the second refuse, the first has the new
+        // value already; the next successful reload brings both together.
+        self.admin.reload(next.admin.clone())?;
         self.gate.reload(next.proxy.clone())?;
         self.guard.blocklist().set_protected(super::build::protected(&next));
         self.guard.reload(next.guard.clone());

@@ -2,7 +2,9 @@
 //! whole chain, and the exit code says what kind they were.
 
 mod check;
+mod demo;
 mod run;
+mod token;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -29,6 +31,10 @@ enum Command {
     Run(Source),
     /// Check the configuration: print every error, or the effective configuration with secrets masked.
     Check(Source),
+    /// Try it: a sample app (or your own), the gate on https://localhost:8443, the admin page on http://127.0.0.1:8444.
+    Demo(demo::Options),
+    /// Make an admin token: prints it once, with the line for the configuration.
+    Token(token::Options),
 }
 
 /// Where the configuration comes from.
@@ -67,6 +73,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(source) => run::run(&source),
         Command::Check(source) => check::run(&source),
+        Command::Demo(options) => demo::run(&options),
+        Command::Token(options) => token::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,7 +33,9 @@ pub(super) fn run(options: &Options) -> Result<(), Error> {
     };
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_.@".contains(character);
     if options.name.is_empty() || options.name.len() > 64 || !options.name.chars().all(is_plain) {
-        return Err(Error::Usage("foregate: --name takes up to 64 letters, digits and -_.@\n".to_owned()));
+        return Err(Error::Usage(
+            "foregate: --name takes up to 64 letters, digits and -_.@\n".to_owned(),
+        ));
     }
     let token = admin::token::generate().context("no randomness is available")?;
     say(&format!(

@@ -35,15 +35,21 @@ pub(super) fn run(options: &Options) -> Result<(), Error> {
     let token = admin::token::generate().context("no randomness is available")?;
     let upstream = match &options.upstream {
         Some(url) => url.clone(),
-        None => format!("http://{}", sample::start().context("the sample app cannot be started")?),
+        None => format!(
+            "http://{}",
+            sample::start().context("the sample app cannot be started")?
+        ),
     };
     let path = state_dir.join("config.toml");
     let text = config(options, &state_dir, &upstream, &hex::encode(token.sha256));
     write_private(&path, &text).with_context(|| format!("{} cannot be written", path.display()))?;
-    let origin = app::Origin { path: Some(path.clone()), overrides: Overrides::default() };
+    let origin = app::Origin {
+        path: Some(path.clone()),
+        overrides: Overrides::default(),
+    };
     let loaded = super::check::load(&origin)?;
     say(&welcome(options, &path, &upstream, token.secret.reveal()));
-    app::run(origin, loaded)?;
+    app::run(origin, &loaded)?;
     Ok(())
 }
 
@@ -54,9 +60,14 @@ fn state_dir(options: &Options) -> anyhow::Result<PathBuf> {
             .map(|base| base.join("foregate-demo"))
     });
     let directory = chosen.context("HOME is not set: say where with --state-dir")?;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory);
     made.with_context(|| format!("{} cannot be made", directory.display()))?;
-    directory.canonicalize().with_context(|| format!("{} cannot be read", directory.display()))
+    directory
+        .canonicalize()
+        .with_context(|| format!("{} cannot be read", directory.display()))
 }
 
 /// Limits low enough to be met by hand within seconds.
@@ -80,7 +91,12 @@ fn config(options: &Options, state_dir: &Path, upstream: &str, token_sha256: &st
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(text.as_bytes())
 }
 

@@ -20,14 +20,16 @@ pub(super) fn start() -> std::io::Result<SocketAddr> {
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("sample-app".to_owned()).spawn(move || {
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async move {
-            if let Err(error) = serve(listener).await {
-                tracing::error!(%error, "the sample app ended");
-            }
-        });
-    })?;
+    std::thread::Builder::new()
+        .name("sample-app".to_owned())
+        .spawn(move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move {
+                if let Err(error) = serve(listener).await {
+                    tracing::error!(%error, "the sample app ended");
+                }
+            });
+        })?;
     Ok(address)
 }
 
@@ -53,7 +55,9 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     Ok(response)
 }
 

@@ -1,0 +1,106 @@
+//! Every error of the API, and its one way out: a problem document (RFC 9457).
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+
+use super::Role;
+use super::views::Problem;
+use crate::guard::blocklist;
+use crate::store;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("send a token: Authorization: Bearer <token>")]
+    NoToken,
+    #[error("this token is not known here")]
+    WrongToken,
+    #[error("too many wrong tokens from this address")]
+    TooManyAttempts { retry_after_s: u64 },
+    #[error("this needs the role {}, the token has {}", needed.name(), has.name())]
+    Forbidden { needed: Role, has: Role },
+    #[error("this host name is not one of the admin listener")]
+    WrongHost,
+    #[error("there is nothing at this address")]
+    NotFound,
+    #[error("{0} is not blocked")]
+    NotBlocked(String),
+    #[error("this address does not take the method")]
+    MethodNotAllowed { allowed: String },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the request body is too large")]
+    TooLarge,
+    #[error("the body must be JSON")]
+    NotJson,
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Error {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
+            Self::TooManyAttempts { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::NotFound | Self::NotBlocked(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl From<blocklist::Error> for Error {
+    fn from(error: blocklist::Error) -> Self {
+        match error {
+            blocklist::Error::Protected { .. } => Self::Invalid(error.to_string()),
+            other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        tracing::warn!(%error, "the store failed an admin request");
+        Self::Unavailable("the store cannot be reached; the log says why".to_owned())
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let problem = Problem {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: self.to_string(),
+        };
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match self {
+            Self::NoToken => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"foregate\""));
+            }
+            Self::WrongToken => {
+                let value = HeaderValue::from_static("Bearer realm=\"foregate\", error=\"invalid_token\"");
+                headers.insert(WWW_AUTHENTICATE, value);
+            }
+            Self::TooManyAttempts { retry_after_s } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_s));
+            }
+            Self::MethodNotAllowed { allowed } => {
+                if let Ok(value) = HeaderValue::try_from(allowed) {
+                    headers.insert(ALLOW, value);
+                }
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,271 @@
+//! All routes in one table: method, path, who may, what happens. A route without a role cannot be written down.
+
+mod ddos;
+mod health;
+mod page;
+mod trail;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Request};
+use axum::handler::Handler;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{MethodRouter, on};
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method};
+
+use super::auth::{Access, Caller, authorize};
+use super::problem::Error;
+use super::{Role, State};
+
+pub(super) use axum::routing::MethodFilter;
+
+/// No request of the API has a larger body.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+/// The page loads nothing from elsewhere and runs no inline script.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+/// The address that a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+type Shared = axum::extract::State<Arc<State>>;
+
+/// One line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) method: &'static str,
+    pub(super) path: &'static str,
+    pub(super) access: Access,
+}
+
+/// Collects routes with what they ask of callers.
+struct Table {
+    state: Arc<State>,
+    router: Router<Arc<State>>,
+    entries: Vec<Entry>,
+}
+
+pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
+    use Access::{AtLeast, Metrics, Open};
+    use Role::{Operator, Viewer};
+    const GET: (MethodFilter, &str) = (MethodFilter::GET, "GET");
+    const POST: (MethodFilter, &str) = (MethodFilter::POST, "POST");
+
+    let mut table = Table {
+        state: Arc::clone(state),
+        router: Router::new(),
+        entries: Vec::new(),
+    };
+    table.add(GET, "/", Open, page::index);
+    table.add(GET, "/app.js", Open, page::script);
+    table.add(GET, "/style.css", Open, page::style);
+    table.add(GET, "/health", Open, health::brief);
+    table.add(GET, "/health/db", AtLeast(Viewer), health::database);
+    table.add(GET, "/health/comprehensive", AtLeast(Viewer), health::comprehensive);
+    table.add(GET, "/metrics", Metrics, health::metrics);
+    table.add(GET, "/api/infrastructure/me", AtLeast(Viewer), page::me);
+    table.add(GET, "/api/infrastructure/ddos/stats", AtLeast(Viewer), ddos::stats);
+    table.add(GET, "/api/infrastructure/ddos/ip/{ip}", AtLeast(Viewer), ddos::client);
+    table.add(GET, "/api/infrastructure/ddos/blocks", AtLeast(Viewer), ddos::blocks);
+    table.add(
+        POST,
+        "/api/infrastructure/ddos/block/{ip}",
+        AtLeast(Operator),
+        ddos::block,
+    );
+    table.add(
+        POST,
+        "/api/infrastructure/ddos/unblock/{ip}",
+        AtLeast(Operator),
+        ddos::unblock,
+    );
+    table.add(GET, "/api/infrastructure/audit", AtLeast(Viewer), trail::list);
+    table.finish()
+}
+
+impl Table {
+    fn add<H, T>(&mut self, method: (MethodFilter, &'static str), path: &'static str, access: Access, handler: H)
+    where
+        H: Handler<T, Arc<State>>,
+        T: 'static,
+    {
+        let (filter, name) = method;
+        let state = Arc::clone(&self.state);
+        let check = from_fn(move |request: Request, next: Next| {
+            let state = Arc::clone(&state);
+            async move { admit(&state, access, request, next).await }
+        });
+        let route: MethodRouter<Arc<State>> = on(filter, handler).layer(check).fallback(wrong_method(name));
+        self.router = std::mem::take(&mut self.router).route(path, route);
+        self.entries.push(Entry {
+            method: name,
+            path,
+            access,
+        });
+    }
+
+    fn finish(self) -> (Router, Vec<Entry>) {
+        let state = Arc::clone(&self.state);
+        let observe = from_fn(move |request: Request, next: Next| {
+            let state = Arc::clone(&state);
+            async move { observe(&state, request, next).await }
+        });
+        let router = self
+            .router
+            .fallback(|| async { Error::NotFound })
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(observe)
+            .with_state(self.state);
+        (router, self.entries)
+    }
+}
+
+fn wrong_method(name: &'static str) -> impl Fn(Method) -> std::future::Ready<Response> + Clone + Send + Sync + 'static {
+    move |method| {
+        let allowed = if name == "GET" {
+            "GET, HEAD, OPTIONS"
+        } else {
+            "POST, OPTIONS"
+        };
+        let response = if method == Method::OPTIONS {
+            (
+                [(http::header::ALLOW, HeaderValue::from_static(allowed))],
+                http::StatusCode::NO_CONTENT,
+            )
+                .into_response()
+        } else {
+            Error::MethodNotAllowed {
+                allowed: allowed.to_owned(),
+            }
+            .into_response()
+        };
+        std::future::ready(response)
+    }
+}
+
+/// Who calls, and whether they may; handlers find the caller among the extensions.
+async fn admit(state: &State, access: Access, mut request: Request, next: Next) -> Response {
+    let address = request
+        .extensions()
+        .get::<Peer>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
+    let now = state.parts.clock.tick();
+    match authorize(
+        access,
+        &state.config.load(),
+        &state.attempts,
+        request.headers(),
+        address,
+        now,
+    ) {
+        Ok(caller) => {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// What holds for every answer: the host check, security headers, the count.
+async fn observe(state: &State, request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .to_owned();
+    let is_loopback = state.config.load().listen.ip().is_loopback();
+    let mut response = if is_loopback && !is_local_host(request.headers()) {
+        Error::WrongHost.into_response()
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(CONTENT_SECURITY_POLICY, PAGE_POLICY);
+    headers
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    state
+        .requests
+        .with_label_values(&[route.as_str(), response.status().as_str()])
+        .inc();
+    response
+}
+
+/// A page in a browser whose name points here (DNS rebinding) names another host than this machine's.
+fn is_local_host(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else {
+        return false;
+    };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
+        _ => host,
+    };
+    let bare = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+}
+
+/// The caller; present on every route that asks for a role.
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        parts.extensions.get::<Self>().cloned().ok_or(Error::NoToken)
+    }
+}
+
+/// Static bytes with their type.
+fn asset(kind: &'static str, bytes: &'static [u8]) -> Response {
+    let mut response = Response::new(Body::from(bytes));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(value: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, value.parse().unwrap());
+        is_local_host(&headers)
+    }
+
+    #[test]
+    fn foreign_host_names_are_refused_on_loopback() {
+        for good in [
+            "localhost",
+            "LOCALHOST:8444",
+            "127.0.0.1:8444",
+            "[::1]:8444",
+            "[::1]",
+            "192.0.2.1",
+        ] {
+            assert!(host(good), "{good}");
+        }
+        for bad in ["evil.example", "evil.example:8444", "localhost.evil.example", ""] {
+            assert!(!host(bad), "{bad}");
+        }
+    }
+}

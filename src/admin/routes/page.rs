@@ -1,0 +1,28 @@
+//! The web page. It is static and open; everything it shows it asks of the API with the token that its user types in.
+
+use axum::Json;
+use axum::response::Response;
+
+use super::super::auth::Caller;
+use super::super::views::Me;
+use super::asset;
+
+pub(super) async fn index() -> Response {
+    asset("text/html; charset=utf-8", include_bytes!("../ui/index.html"))
+}
+
+pub(super) async fn script() -> Response {
+    asset("text/javascript; charset=utf-8", include_bytes!("../ui/app.js"))
+}
+
+pub(super) async fn style() -> Response {
+    asset("text/css; charset=utf-8", include_bytes!("../ui/style.css"))
+}
+
+/// Whose token this is and what it may do.
+pub(super) async fn me(caller: Caller) -> Json<Me> {
+    Json(Me {
+        role: caller.role.name(),
+        name: caller.name,
+    })
+}

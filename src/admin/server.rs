@@ -1,0 +1,149 @@
+//! The admin listener's connections: capped, with time-outs, plain on loopback or with TLS.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::routes::{self, Peer};
+use super::{Config, Error, Parts, State, tls};
+
+const CONNECTIONS_MAX: usize = 256;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// No admin connection needs longer; the page makes new ones.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// The admin listener, bound and ready to serve.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    state: Arc<State>,
+    tls: ArcSwapOption<ServerConfig>,
+    router: Router,
+}
+
+impl Listener {
+    /// `inherited` is used if it listens on the configured address; else a new socket is bound.
+    pub fn bind(config: Config, parts: Parts, inherited: Vec<TcpListener>) -> Result<Self, Error> {
+        let address = config.listen;
+        let refuse = |source| Error::Listen { address, source };
+        let ours = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
+        let socket = match inherited.into_iter().find(ours) {
+            Some(socket) => socket,
+            None => TcpListener::bind(address).map_err(refuse)?,
+        };
+        socket.set_nonblocking(true).map_err(refuse)?;
+        let tls = config.tls.as_ref().map(tls::prepare).transpose()?;
+        let state = Arc::new(State::new(config, parts)?);
+        let (router, _) = routes::router(&state);
+        Ok(Self {
+            socket,
+            state,
+            tls: ArcSwapOption::new(tls),
+            router,
+        })
+    }
+
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// A copy of the listening socket, for a successor.
+    pub fn socket(&self) -> std::io::Result<TcpListener> {
+        self.socket.try_clone()
+    }
+
+    /// Swaps tokens and certificates; an error changes nothing.
+    pub fn reload(&self, config: Config) -> Result<(), Error> {
+        let tls = config.tls.as_ref().map(tls::prepare).transpose()?;
+        self.tls.store(tls);
+        self.state.config.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// Serves until `stop`; then lets open requests finish.
+    pub async fn serve(self: Arc<Self>, stop: CancellationToken) {
+        let listener = match self.socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the admin listener cannot be served"),
+        };
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    // Beyond the cap a connection is dropped at once: the page retries, an attacker gains nothing.
+                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                        let (listener, stop) = (Arc::clone(&self), stop.clone());
+                        tasks.spawn(async move {
+                            listener.connection(stream, peer, &stop).await;
+                            drop(place);
+                        });
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "an admin connection cannot be accepted");
+                    tokio::time::sleep(PAUSE_WHEN_EXHAUSTED).await;
+                }
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: &CancellationToken) {
+        let Some(tls) = self.tls.load_full() else {
+            return self.http(stream, peer, stop).await;
+        };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {
+            Ok(Ok(stream)) => self.http(stream, peer, stop).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake of an admin connection failed"),
+            Err(_) => tracing::debug!(%peer, "TLS handshake of an admin connection took too long"),
+        }
+    }
+
+    async fn http<S>(&self, stream: S, peer: SocketAddr, stop: &CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = self
+            .router
+            .clone()
+            .layer(axum::Extension(Peer(peer.ip().to_canonical())));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(64 * 1024)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            result = connection.as_mut() => result,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = tokio::time::sleep(CONNECTION_TIMEOUT) => return,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "an admin connection ended");
+        }
+    }
+}
