@@ -111,7 +111,13 @@ pub(super) async fn unblock(state: Shared, caller: Caller, ip: Ip) -> Result<Jso
 
 async fn try_unblock(state: &State, caller: &Caller, text: &str) -> Result<Changed, Error> {
     let network = network(text)?;
-    let lifted = state.parts.guard.blocklist().unblock(network, &caller.name).await?;
+    let blocklist = state.parts.guard.blocklist();
+    // An IPv6 address was blocked with its whole client network; whoever lifts it names what the log showed.
+    let client = state.parts.guard.client_of(network.addr()).network();
+    let mut lifted = blocklist.unblock(network, &caller.name).await?;
+    if lifted.is_none() && network.prefix_len() == network.max_prefix_len() && client != network {
+        lifted = blocklist.unblock(client, &caller.name).await?;
+    }
     let (block, reached) = lifted.ok_or_else(|| Error::NotBlocked(short(network)))?;
     Ok(Changed::new(&block, reached))
 }

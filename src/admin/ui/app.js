@@ -1,0 +1,276 @@
+// The admin page: asks the API with the token that was typed in, every two seconds. No framework, nothing from elsewhere.
+"use strict";
+
+const API = "/api/infrastructure";
+const REFRESH_MS = 2000;
+const HISTORY = 90;                       // points of the small curve
+const ROLES = ["viewer", "operator", "admin"];
+const $ = (id) => document.getElementById(id);
+
+const state = { token: sessionStorage.getItem("token") ?? "", role: "viewer", blocks: [], previous: null, rates: [], refused: [] };
+
+class ApiError extends Error {
+  constructor(status, detail) { super(detail); this.status = status; }
+}
+
+async function api(path, options = {}) {
+  const headers = { Authorization: `Bearer ${state.token}` };
+  if (options.body) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(8000) });
+  } catch {
+    throw new ApiError(0, "Foregate does not answer. Is it running?");
+  }
+  const text = await response.text();
+  const body = text && response.headers.get("Content-Type")?.includes("json") ? JSON.parse(text) : {};
+  if (!response.ok && !(path === "/health/db")) throw new ApiError(response.status, body.detail ?? `HTTP ${response.status}`);
+  return body;
+}
+
+// ---- showing things
+
+function element(tag, text, className) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+function message(text, bad = false) {
+  const box = $("message");
+  box.hidden = !text;
+  box.textContent = text;
+  box.classList.toggle("bad", bad);
+}
+
+function fail(error) {
+  if (error.status === 401) return signOut(error.message);
+  message(error.message, true);
+}
+
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+
+function ago(text) {
+  const seconds = (new Date(text) - Date.now()) / 1000;
+  const [unit, size] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? UNITS.at(-1);
+  return relative.format(Math.round(seconds / size), unit);
+}
+
+function timeCell(text, none) {
+  const cell = element("td", text ? ago(text) : none, "time");
+  if (text) cell.title = text;
+  return cell;
+}
+
+function short(number) {
+  return Intl.NumberFormat("en", { notation: number >= 10000 ? "compact" : "standard", maximumFractionDigits: 1 }).format(number);
+}
+
+// ---- the parts of the page
+
+function showHealth(health) {
+  const isGood = health.status === "healthy";
+  $("status").textContent = health.status;
+  $("status").className = `status ${isGood ? "good" : "bad"}`;
+  const notes = Object.entries(health.parts).filter(([, part]) => part.detail)
+    .map(([name, part]) => element("div", `${name}: ${part.detail}`, "notice bad"));
+  $("problems").replaceChildren(...notes);
+}
+
+function showStats(stats) {
+  const now = performance.now() / 1000;
+  const refused = stats.limitedRequests + stats.blockedRequests + stats.refusedConnections;
+  const total = stats.admittedRequests + refused;
+  const before = state.previous;
+  state.previous = { now, total, refused };
+  if (before && total >= before.total) {
+    state.rates.push((total - before.total) / (now - before.now));
+    state.refused.push({ now, refused });
+    state.rates.splice(0, state.rates.length - HISTORY);
+    while (state.refused.length > 1 && now - state.refused[0].now > 60) state.refused.shift();
+    $("n-requests").textContent = short(state.rates.at(-1));
+    $("n-refused").textContent = short(refused - state.refused[0].refused);
+    drawCurve();
+  }
+  $("n-blocks").textContent = short(stats.blocksInForce);
+  $("n-clients").textContent = short(stats.trackedClients);
+}
+
+function drawCurve() {
+  const most = Math.max(1, ...state.rates);
+  const points = state.rates.map((rate, index) => `${(index * 120) / (HISTORY - 1)},${31 - (rate / most) * 29}`).join(" ");
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+  line.setAttribute("points", points);
+  $("spark").replaceChildren(line);
+}
+
+function showBlocks() {
+  const wanted = $("filter").value.trim().toLowerCase();
+  const matches = state.blocks.filter((block) =>
+    `${block.network} ${block.reason} ${block.createdBy} ${block.reference}`.toLowerCase().includes(wanted));
+  $("blocks").replaceChildren(...matches.map(blockRow));
+  const total = state.total ?? 0;
+  $("blocks-note").textContent =
+    total === 0 ? "Nobody is blocked."
+      : matches.length < total ? `${matches.length} of ${total} blocks${total > state.blocks.length ? " (the newest are searched)" : ""}` : "";
+}
+
+function blockRow(block) {
+  const row = element("tr");
+  const reason = element("td", block.reason, "text");
+  reason.title = `reference ${block.reference}`;
+  const by = block.source === "automatic" ? "Foregate" : block.createdBy;
+  row.append(element("td", block.network, "address"), reason, element("td", by), timeCell(block.createdAt), timeCell(block.expiresAt, "for ever"));
+  const lift = element("button", "Lift");
+  lift.type = "button";
+  lift.disabled = !may("operator");
+  lift.ariaLabel = `Lift the block of ${block.network}`;
+  lift.addEventListener("click", () => liftBlock(block));
+  const cell = element("td");
+  cell.append(lift);
+  row.append(cell);
+  return row;
+}
+
+async function liftBlock(block) {
+  $("question").textContent = `${block.network} may come back at once.`;
+  $("confirm").showModal();
+  const answer = await new Promise((done) => $("confirm").addEventListener("close", () => done($("confirm").returnValue), { once: true }));
+  if (answer !== "yes") return;
+  await change(`unblock/${encodeURIComponent(block.network)}`, null, (done) => `${done.block.network} is no longer blocked.`);
+}
+
+async function change(path, body, words) {
+  try {
+    const done = await api(`${API}/ddos/${path}`, { method: "POST", body: body ? JSON.stringify(body) : undefined });
+    const late = done.durability === "queued" ? " The store is away: the change waits on disk and is written when it is back." : "";
+    message(words(done) + late);
+    await Promise.all([refresh(), showAudit()]);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+async function lookUp(event) {
+  event.preventDefault();
+  try {
+    const client = await api(`${API}/ddos/ip/${encodeURIComponent($("look-address").value.trim())}`);
+    const left = (number) => (number === null ? "not limited" : `${number} requests left`);
+    const facts = [
+      ["Client", client.client, "address"],
+      ["Blocked", client.blocked ? `yes: ${client.block.reason}` : client.exempt ? "never (exempt)" : "no"],
+      ["Strikes", String(client.strikes)],
+      ["This minute", left(client.remainingMinute)],
+      ["This hour", left(client.remainingHour)],
+    ];
+    $("client").replaceChildren(...facts.flatMap(([name, value, kind]) => [element("dt", name), element("dd", value, kind)]));
+    message("");
+  } catch (error) {
+    fail(error);
+  }
+}
+
+async function addBlock(event) {
+  event.preventDefault();
+  const seconds = $("block-duration").value;
+  const body = { reason: $("block-reason").value.trim() || undefined, durationSeconds: seconds ? Number(seconds) : undefined };
+  await change(`block/${encodeURIComponent($("block-address").value.trim())}`, body, (done) => `${done.block.network} is blocked.`);
+}
+
+async function showAudit() {
+  try {
+    const trail = await api(`${API}/audit?limit=50`);
+    $("audit").replaceChildren(...trail.entries.map((entry) => {
+      const row = element("tr");
+      row.append(timeCell(entry.at), element("td", entry.actor), element("td", entry.from, "address"), element("td", entry.action),
+        element("td", entry.subject, "address"), element("td", entry.result, "text"));
+      return row;
+    }));
+    if (trail.entries.length === 0) {
+      const cell = element("td", "Nothing has been changed yet.");
+      cell.colSpan = 6;
+      const row = element("tr");
+      row.append(cell);
+      $("audit").replaceChildren(row);
+    }
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// ---- signing in, and the clock
+
+const may = (role) => ROLES.indexOf(state.role) >= ROLES.indexOf(role);
+
+async function refresh() {
+  const [health, stats, blocks] = await Promise.all([
+    api("/health/comprehensive"), api(`${API}/ddos/stats`), api(`${API}/ddos/blocks?limit=500`),
+  ]);
+  showHealth(health);
+  showStats(stats);
+  state.blocks = blocks.blocks;
+  state.total = blocks.total;
+  showBlocks();
+}
+
+async function start() {
+  try {
+    const me = await api(`${API}/me`);
+    state.role = me.role;
+    sessionStorage.setItem("token", state.token);
+    $("who").textContent = `${me.name} (${me.role})`;
+    $("sign-in").hidden = true;
+    $("app").hidden = $("sign-out").hidden = false;
+    for (const form of document.querySelectorAll("[data-role]")) {
+      for (const control of form.elements) control.disabled = !may(form.dataset.role);
+    }
+    message("");
+    await Promise.all([refresh(), showAudit()]);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function signOut(why = "") {
+  state.token = "";
+  sessionStorage.removeItem("token");
+  $("app").hidden = $("sign-out").hidden = true;
+  $("sign-in").hidden = false;
+  $("who").textContent = "";
+  $("status").textContent = "signed out";
+  $("status").className = "status";
+  message(why, Boolean(why));
+}
+
+async function tick() {
+  if (state.token && !$("app").hidden && !document.hidden) {
+    try {
+      await refresh();
+      if ($("message").textContent.startsWith("Foregate does not answer")) message("");
+    } catch (error) {
+      if (error.status === 0) {
+        $("status").textContent = "unreachable";
+        $("status").className = "status bad";
+      }
+      fail(error);
+    }
+  }
+  setTimeout(tick, REFRESH_MS);
+}
+
+$("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  state.token = $("token").value.trim();
+  $("token").value = "";
+  start();
+});
+$("sign-out").addEventListener("click", () => signOut());
+$("filter").addEventListener("input", showBlocks);
+$("look-up").addEventListener("submit", lookUp);
+$("add-block").addEventListener("submit", addBlock);
+$("more-audit").addEventListener("click", showAudit);
+
+if (state.token) start(); else signOut();
+tick();
