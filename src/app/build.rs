@@ -36,7 +36,9 @@ pub(super) async fn start(loaded: &Loaded) -> anyhow::Result<Running> {
         access_log::start(&config.log.access_log, &registry).context("the access log cannot be started")?;
     let blocklist = Blocklist::default();
     let guard = Arc::new(Guard::new(config.guard.clone(), blocklist));
-    guard.register(&registry).context("the guard's metrics cannot be registered")?;
+    guard
+        .register(&registry)
+        .context("the guard's metrics cannot be registered")?;
     let parts = proxy::Parts {
         guard: Arc::clone(&guard),
         clock,

@@ -64,7 +64,12 @@ async fn serve(origin: Origin, loaded: Loaded) -> anyhow::Result<()> {
 /// The gate first, so that what its last requests caused can still be stored; the admin listener last, so that the
 /// drain can be watched.
 async fn stop(running: Running, drain_timeout: Duration) {
-    let Running { gate, access_log, access_writer, .. } = running;
+    let Running {
+        gate,
+        access_log,
+        access_writer,
+        ..
+    } = running;
     match Arc::try_unwrap(gate) {
         Ok(gate) => gate.drain(drain_timeout).await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),

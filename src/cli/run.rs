@@ -7,7 +7,9 @@ use crate::config::Overrides;
 pub(super) fn run(source: &Source) -> Result<(), Error> {
     let origin = app::Origin {
         path: source.config.clone(),
-        overrides: Overrides { upstream: source.upstream.clone() },
+        overrides: Overrides {
+            upstream: source.upstream.clone(),
+        },
     };
     let loaded = super::check::load(&origin)?;
     app::run(origin, loaded)?;
