@@ -62,7 +62,7 @@ pub(super) fn description(settings: &Settings) -> anyhow::Result<String> {
     let today = jiff::Zoned::now().date();
     let mut text = format!(
         "Run on {today}: {} ({cores} cores{}), {gibibytes} GiB, {}, Linux {}; load average at the end {}. \
-         {} rounds of {} s.\n\n",
+         {} rounds of {} s, answers of {} bytes.\n\n",
         value(&cpuinfo, "model name").trim_start_matches([':', ' ', '\t']),
         if cpuinfo.contains(" hypervisor") {
             ", virtual"
@@ -74,6 +74,7 @@ pub(super) fn description(settings: &Settings) -> anyhow::Result<String> {
         load.split_whitespace().take(3).collect::<Vec<_>>().join(" "),
         settings.rounds,
         settings.duration.as_secs_f64(),
+        settings.body_bytes,
     );
     for subject in Subject::ALL {
         writeln!(text, "- {subject}: {}", subject.version(settings)?)?;

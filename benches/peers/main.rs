@@ -28,6 +28,8 @@ mod table;
 mod trial;
 mod upstream;
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -38,6 +40,10 @@ use self::subject::Subject;
 use self::table::Results;
 use self::trial::Bench;
 
+/// Around the table in `benches/README.md`.
+const TABLE_BEGIN: &str = "<!-- peers: begin -->";
+const TABLE_END: &str = "<!-- peers: end -->";
+
 fn main() -> anyhow::Result<ExitCode> {
     let settings = Settings::from_environment()?;
     machine::raise_file_limit()?;
@@ -45,8 +51,11 @@ fn main() -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let scope = tokio::task::LocalSet::new();
     let results = runtime.block_on(scope.run_until(run(&settings)))?;
-    println!("{}", machine::description(&settings)?);
-    print!("{results}");
+    let text = format!("{}\n{results}", machine::description(&settings)?);
+    print!("{text}");
+    if let Some(page) = &settings.page {
+        record(page, &text)?;
+    }
     Ok(if results.is_complete() {
         ExitCode::SUCCESS
     } else {
@@ -77,6 +86,17 @@ async fn run(settings: &Settings) -> anyhow::Result<Results> {
     }
     bench.finish().context("the upstream did not stop")?;
     Ok(results)
+}
+
+/// Puts the table where the last one stands.
+fn record(page: &Path, table: &str) -> anyhow::Result<()> {
+    let text = fs::read_to_string(page).with_context(|| format!("reading {}", page.display()))?;
+    let (before, rest) = text
+        .split_once(TABLE_BEGIN)
+        .context("the page has no place for the table")?;
+    let (_, after) = rest.split_once(TABLE_END).context("the page's table has no end")?;
+    fs::write(page, format!("{before}{TABLE_BEGIN}\n{table}{TABLE_END}{after}"))?;
+    Ok(())
 }
 
 fn told(outcome: &anyhow::Result<trial::Sample>) -> String {

@@ -18,6 +18,10 @@ pub(super) struct Settings {
     pub(super) connections: usize,
     /// Distinct clients whose memory is measured.
     pub(super) clients: u32,
+    /// Size of an ordinary answer.
+    pub(super) body_bytes: usize,
+    /// The page whose table is to be replaced by the one of this run.
+    pub(super) page: Option<PathBuf>,
     rows: Option<Vec<String>>,
 }
 
@@ -25,10 +29,12 @@ impl Settings {
     pub(super) fn from_environment() -> anyhow::Result<Self> {
         let settings = Self {
             foregate: read("FOREGATE_BIN")?.unwrap_or_else(|| PathBuf::from("target/release/foregate")),
-            duration: Duration::from_secs_f64(read("PEERS_SECONDS")?.unwrap_or(3.0)),
-            rounds: read("PEERS_ROUNDS")?.unwrap_or(5),
+            duration: Duration::from_secs_f64(read("PEERS_SECONDS")?.unwrap_or(2.0)),
+            rounds: read("PEERS_ROUNDS")?.unwrap_or(7),
             connections: read("PEERS_CONNECTIONS")?.unwrap_or(5_000),
             clients: read("PEERS_CLIENTS")?.unwrap_or(200_000),
+            body_bytes: read("PEERS_BODY")?.unwrap_or(512),
+            page: read("PEERS_PAGE")?,
             rows: read::<String>("PEERS_ROWS")?.map(|rows| rows.split(',').map(str::to_owned).collect()),
         };
         ensure!(settings.rounds > 0, "PEERS_ROUNDS must be at least 1");

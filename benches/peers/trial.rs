@@ -57,6 +57,8 @@ pub(super) struct Bench<'a> {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     upstream: Upstream,
+    /// What the upstream says to everything but a download.
+    body: Vec<u8>,
     method: Method,
 }
 
@@ -64,13 +66,15 @@ impl<'a> Bench<'a> {
     pub(super) fn prepare(settings: &'a Settings) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("foregate-peers-").tempdir()?;
         let certificate = Certificate::generate(directory.path())?;
+        let body = upstream::body(settings.body_bytes);
         Ok(Self {
             settings,
             http1: certificate.client("http/1.1")?,
             http2: certificate.client("h2")?,
             certificate,
             directory,
-            upstream: Upstream::start()?,
+            upstream: Upstream::start(&body)?,
+            body,
             method: Method::available(),
         })
     }
@@ -114,10 +118,7 @@ impl<'a> Bench<'a> {
                         .exchange(&request("/", ""), |piece| body.extend_from_slice(piece))
                         .await?;
                     ensure!(answer.status == 200, "its first answer is {}", answer.status);
-                    ensure!(
-                        body == upstream::body(),
-                        "its first answer is not what the upstream said"
-                    );
+                    ensure!(body == self.body, "its first answer is not what the upstream said");
                     return Ok(());
                 }
                 Err(error) => ensure!(Instant::now() < deadline, "does not come up: {error:#}"),
@@ -131,7 +132,7 @@ impl<'a> Bench<'a> {
         let address = running.address;
         let passed = Expected {
             status: 200,
-            body_bytes: Some(upstream::body().len()),
+            body_bytes: Some(self.body.len()),
         };
         match row {
             Row::Http1 => {

@@ -26,16 +26,17 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn start() -> anyhow::Result<Self> {
+    pub(super) fn start(body: &[u8]) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let answered = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&answered);
+        let small = answer(body);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("upstream".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(serve(listener, &counter, stopped))
+            runtime.block_on(serve(listener, small, &counter, stopped))
         })?;
         Ok(Self {
             address,
@@ -60,12 +61,10 @@ impl Upstream {
     }
 }
 
-/// The body of every answer but the download: a small piece of JSON, as an app would send it.
-pub(super) fn body() -> Vec<u8> {
-    let mut body = br#"{"id":"01J9Z3K7Q8","name":"Ada Lovelace","roles":["member","editor"],"padding":""#.to_vec();
-    body.resize(254, b'x');
-    body.extend_from_slice(b"\"}");
-    body
+/// The body of every answer but the download: a piece of JSON, as an app would send it.
+pub(super) fn body(bytes: usize) -> Vec<u8> {
+    let record = br#"{"id":"01J9Z3K7Q8","name":"Ada Lovelace","roles":["member","editor"],"active":true},"#;
+    record.iter().copied().cycle().take(bytes).collect()
 }
 
 fn answer(body: &[u8]) -> Vec<u8> {
@@ -81,11 +80,12 @@ fn answer(body: &[u8]) -> Vec<u8> {
 
 async fn serve(
     listener: std::net::TcpListener,
+    small: Vec<u8>,
     answered: &Arc<AtomicU64>,
     mut stopped: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let small = Arc::new(answer(&body()));
+    let small = Arc::new(small);
     let large = Arc::new(answer(&vec![b'x'; DOWNLOAD_BYTES]));
     let mut connections = JoinSet::new();
     loop {
