@@ -37,11 +37,11 @@ doc: ## build the documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 bench: ## microbenchmarks of the hot paths
-	$(CARGO) bench --locked --benches
+	$(CARGO) bench --locked --bench guard --bench blocklist
 
 bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked
-	benches/peers/run
+	$(CARGO) bench --locked --bench peers
 
 soak: ## the long tests: those that `make test` leaves out
 	$(CARGO) test --locked --test it -- --ignored --nocapture
