@@ -49,6 +49,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("admin", "telemetry"),
     // domain
     ("guard", "clock"),
+    ("guard", "secret"),
     ("guard", "store"),
     ("guard", "tasks"),
     ("guard", "telemetry"),
@@ -266,7 +267,7 @@ fn names_path(line: &str, mark: &str) -> bool {
     })
 }
 
-/// What depends on a package in what is really built. `Cargo.lock` also lists optional packages that no
+/// What depends on a package in what is really built for this machine. `Cargo.lock` also lists optional packages that no
 /// feature asks for, so it is not the lock file that is read.
 fn dependants(package: &str) -> String {
     let tree = Command::new(env!("CARGO"))
@@ -274,8 +275,6 @@ fn dependants(package: &str) -> String {
             "tree",
             "--offline",
             "--locked",
-            "--target",
-            "all",
             "--edges",
             "normal,build,dev",
             "--invert",

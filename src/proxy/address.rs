@@ -114,7 +114,8 @@ mod tests {
     #[test]
     fn the_first_untrusted_hop_from_the_right_is_the_client() {
         let xff = X_FORWARDED_FOR;
-        let cases: &[(&str, &[(&'static str, &str)], &str)] = &[
+        type Line = (&'static str, &'static str);
+        let cases: &[(&str, &[Line], &str)] = &[
             ("192.0.2.9", &[(xff, "198.51.100.1")], "192.0.2.9"),
             ("10.0.0.1", &[], "10.0.0.1"),
             ("10.0.0.1", &[(xff, "198.51.100.1")], "198.51.100.1"),

@@ -201,7 +201,7 @@ pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, heade
     let length = body.len();
     let mut raw = Raw::plain(address).await;
     raw.send(format!(
-        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     ))
     .await;
     raw.answer().await
