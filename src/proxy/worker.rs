@@ -4,6 +4,7 @@
 //! flights ten times a second and of all connections once a second.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,6 @@ const SWEEP: Duration = Duration::from_millis(100);
 /// Connections are looked at, metrics flushed and the log handed over at every this many sweeps.
 const SWEEPS_PER_ROUND: u32 = 10;
 
-#[derive(Debug)]
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
@@ -43,7 +43,17 @@ pub(super) struct Worker {
     /// Wall clock minus tick, refreshed each round, so that a request reads one clock only.
     wall_offset: Cell<(Duration, Timestamp)>,
     random: Cell<u64>,
+    /// A write buffer that no connection needs right now; connections are polled one at a time, so one is enough.
+    spare: Cell<Option<Vec<u8>>>,
     in_flight_shown: Cell<i64>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Worker {
@@ -64,6 +74,7 @@ impl Worker {
             coarse_tick: Cell::new(now.tick),
             wall_offset: Cell::new((now.tick, now.wall)),
             random: Cell::new(seed),
+            spare: Cell::new(None),
             in_flight_shown: Cell::new(0),
             shared,
         };
@@ -94,6 +105,15 @@ impl Worker {
 
     pub(super) fn is_draining(&self) -> bool {
         self.phase.get() != Phase::Serving
+    }
+
+    /// An empty buffer, for as long as something waits in it.
+    pub(super) fn lend_buffer(&self, capacity: usize) -> Vec<u8> {
+        self.spare.take().unwrap_or_else(|| Vec::with_capacity(capacity))
+    }
+
+    pub(super) fn return_buffer(&self, buffer: Vec<u8>) {
+        self.spare.set(Some(buffer));
     }
 
     /// The tick at which the drain began.

@@ -9,6 +9,7 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
+use super::outbox::Outbox;
 use super::{ClientIo, Connection, Signal};
 use crate::proxy::pipeline;
 
@@ -39,6 +40,7 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
         let connection = Rc::clone(&connection);
         service_fn(move |request| pipeline::serve(Rc::clone(&connection), request))
     };
+    let outbox = Outbox::new(io, Rc::clone(&connection.worker));
     let header_list = u32::try_from(caps.max_header_size.saturating_add(8 * 1024)).unwrap_or(u32::MAX);
     let mut http = Box::pin(
         Builder::new(OnThisThread)
@@ -48,22 +50,31 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .max_header_list_size(header_list)
             .enable_connect_protocol()
-            .serve_connection(TokioIo::new(io), service),
+            .serve_connection(TokioIo::new(outbox.clone()), service),
     );
     drop(snapshot);
+    let mut ended = false;
     std::future::poll_fn(|cx| {
         loop {
-            if let Poll::Ready(result) = http.as_mut().poll(cx) {
+            if !ended && let Poll::Ready(result) = http.as_mut().poll(cx) {
+                ended = true;
                 if let Err(error) = result {
                     tracing::debug!(client = %connection.peer, %error, "connection ended");
                 }
+            }
+            // Also when the connection has ended: its last frame says why.
+            let drained = outbox.poll_drain(cx);
+            if let Poll::Ready(Err(error)) = &drained {
+                tracing::debug!(client = %connection.peer, %error, "connection ended");
+            }
+            if drained.is_ready() && (ended || matches!(drained, Poll::Ready(Err(_)))) {
                 return Poll::Ready(());
             }
             match connection.poll_signal(cx) {
                 Signal::None => return Poll::Pending,
                 Signal::Close => return Poll::Ready(()),
-                Signal::Drain => http.as_mut().graceful_shutdown(),
-                Signal::Park => {}
+                Signal::Drain if !ended => http.as_mut().graceful_shutdown(),
+                Signal::Drain | Signal::Park => {}
             }
         }
     })

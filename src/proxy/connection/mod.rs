@@ -3,6 +3,7 @@
 mod h1;
 mod h2;
 mod io;
+mod outbox;
 mod unparsable;
 
 use std::cell::{Cell, RefCell};
