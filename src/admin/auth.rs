@@ -13,11 +13,14 @@ use subtle::ConstantTimeEq as _;
 use super::problem::Error;
 use super::token::hash;
 use super::{Config, Role};
+use crate::guard::client::Client;
 
 /// Wrong tokens of one address within [`WINDOW`] before it must wait.
 const ATTEMPTS_MAX: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses whose attempts are counted; beyond it the oldest windows are forgotten first.
+/// One IPv6 guesser is one network of this many bits.
+const IPV6_PREFIX: u8 = 64;
+/// Clients whose attempts are counted; beyond it the oldest windows are forgotten first.
 const ADDRESSES_MAX: usize = 4096;
 
 /// What a route asks of its caller.
@@ -39,10 +42,10 @@ pub(super) struct Caller {
     pub(super) address: IpAddr,
 }
 
-/// Wrong tokens by address.
+/// Wrong tokens by client.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
-    windows: Mutex<HashMap<IpAddr, Window>>,
+    windows: Mutex<HashMap<Client, Window>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +70,6 @@ pub(super) fn authorize(
         Access::AtLeast(role) => Some(role),
     };
     let token = bearer(headers).ok_or(Error::NoToken)?;
-    attempts.check(address, now)?;
     let presented = hash(token);
     if needed.is_none()
         && config
@@ -76,18 +78,20 @@ pub(super) fn authorize(
     {
         return Ok(None);
     }
+    // A right token passes whatever others did from the same address: with 256 bits there is nothing to guess.
     let Some((name, role)) = find(config, &presented) else {
-        attempts.failed(address, now);
+        attempts.failed(address, now)?;
         tracing::warn!(%address, "an admin request with a wrong token");
         return Err(Error::WrongToken);
     };
+    let caller = Caller {
+        name: name.to_owned(),
+        role,
+        address,
+    };
     match needed {
-        Some(needed) if role < needed => Err(Error::Forbidden { needed, has: role }),
-        _ => Ok(Some(Caller {
-            name: name.to_owned(),
-            role,
-            address,
-        })),
+        Some(needed) if role < needed => Err(Error::Forbidden { needed, caller }),
+        _ => Ok(Some(caller)),
     }
 }
 
@@ -111,38 +115,34 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 impl Attempts {
-    fn check(&self, address: IpAddr, now: Duration) -> Result<(), Error> {
-        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        match windows.get(&address) {
-            Some(window) if window.wrong >= ATTEMPTS_MAX && now < window.started + WINDOW => {
-                let wait = (window.started + WINDOW).saturating_sub(now);
-                Err(Error::TooManyAttempts {
-                    retry_after_s: wait.as_secs() + 1,
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn failed(&self, address: IpAddr, now: Duration) {
+    /// Counts a wrong token; an error once there were too many.
+    fn failed(&self, address: IpAddr, now: Duration) -> Result<(), Error> {
+        let client = Client::of(address, IPV6_PREFIX);
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        if windows.len() >= ADDRESSES_MAX && !windows.contains_key(&address) {
+        if windows.len() >= ADDRESSES_MAX && !windows.contains_key(&client) {
             windows.retain(|_, window| now < window.started + WINDOW);
             let oldest = windows
                 .iter()
                 .min_by_key(|(_, window)| window.started)
-                .map(|(address, _)| *address);
+                .map(|(client, _)| *client);
             if windows.len() >= ADDRESSES_MAX
                 && let Some(oldest) = oldest
             {
                 windows.remove(&oldest);
             }
         }
-        let window = windows.entry(address).or_insert(Window { started: now, wrong: 0 });
+        let window = windows.entry(client).or_insert(Window { started: now, wrong: 0 });
         if now >= window.started + WINDOW {
             *window = Window { started: now, wrong: 0 };
         }
-        window.wrong = window.wrong.saturating_add(1);
+        if window.wrong >= ATTEMPTS_MAX {
+            let wait = (window.started + WINDOW).saturating_sub(now);
+            return Err(Error::TooManyAttempts {
+                retry_after_s: wait.as_secs() + 1,
+            });
+        }
+        window.wrong += 1;
+        Ok(())
     }
 }
 
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_guesses_must_wait_and_others_need_not() {
+    fn an_address_that_guesses_must_wait_and_right_tokens_need_not() {
         let (config, attempts) = (config(), Attempts::default());
         let access = Access::AtLeast(Role::Viewer);
         let mut wrong = HeaderMap::new();
@@ -232,21 +232,20 @@ mod tests {
             assert!(matches!(ask(&wrong, AWAY, Duration::ZERO), Err(Error::WrongToken)));
         }
         assert!(matches!(
-            ask(&right, AWAY, Duration::ZERO),
+            ask(&wrong, AWAY, Duration::ZERO),
             Err(Error::TooManyAttempts { retry_after_s: 61 })
         ));
-        assert!(ask(&right, HERE, Duration::ZERO).is_ok());
-        assert!(ask(&right, AWAY, WINDOW).is_ok());
+        assert!(matches!(ask(&wrong, HERE, Duration::ZERO), Err(Error::WrongToken)));
+        assert!(ask(&right, AWAY, Duration::ZERO).is_ok());
+        assert!(matches!(ask(&wrong, AWAY, WINDOW), Err(Error::WrongToken)));
     }
 
     #[test]
     fn counting_attempts_stays_bounded() {
         let attempts = Attempts::default();
         for number in 0..2 * u32::try_from(ADDRESSES_MAX).unwrap() {
-            attempts.failed(
-                IpAddr::V4(std::net::Ipv4Addr::from(number)),
-                Duration::from_millis(number.into()),
-            );
+            let at = Duration::from_millis(number.into());
+            drop(attempts.failed(IpAddr::V4(std::net::Ipv4Addr::from(number)), at));
         }
         assert!(attempts.windows.lock().unwrap().len() <= ADDRESSES_MAX);
     }

@@ -5,6 +5,8 @@ mod auth;
 mod problem;
 mod routes;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tls;
 pub mod token;
 mod views;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use prometheus::{IntCounterVec, Opts, Registry};
+use tokio_util::task::TaskTracker;
 
 pub use server::Listener;
 
@@ -84,6 +87,8 @@ struct State {
     config: ArcSwap<Config>,
     attempts: auth::Attempts,
     requests: IntCounterVec,
+    /// Changes under way, which outlive their callers.
+    tasks: TaskTracker,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +117,7 @@ impl State {
             config: ArcSwap::from_pointee(config),
             attempts: auth::Attempts::default(),
             requests,
+            tasks: TaskTracker::new(),
         })
     }
 }

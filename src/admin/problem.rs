@@ -6,6 +6,7 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 
 use super::Role;
+use super::auth::Caller;
 use super::views::Problem;
 use crate::guard::blocklist;
 use crate::store;
@@ -18,8 +19,8 @@ pub(super) enum Error {
     WrongToken,
     #[error("too many wrong tokens from this address")]
     TooManyAttempts { retry_after_s: u64 },
-    #[error("this needs the role {}, the token has {}", needed.name(), has.name())]
-    Forbidden { needed: Role, has: Role },
+    #[error("this needs the role {}, the token has {}", needed.name(), caller.role.name())]
+    Forbidden { needed: Role, caller: Caller },
     #[error("this host name is not one of the admin listener")]
     WrongHost,
     #[error("there is nothing at this address")]
@@ -49,7 +50,7 @@ impl Error {
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotJson => StatusCode::BAD_REQUEST,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

@@ -31,7 +31,7 @@ const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
     tls: ArcSwapOption<ServerConfig>,
     router: Router,
 }
@@ -107,6 +107,8 @@ impl Listener {
         }
         tasks.close();
         tasks.wait().await;
+        self.state.tasks.close();
+        self.state.tasks.wait().await;
     }
 
     async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: &CancellationToken) {

@@ -72,6 +72,11 @@ pub(super) struct Changed {
 }
 
 impl Changed {
+    /// For the audit trail: which network, how far it got.
+    pub(super) fn summary(&self) -> String {
+        format!("{} {}", self.block.network, self.durability)
+    }
+
     pub(super) fn new(block: &blocklist::Block, reached: Durability) -> Self {
         Self {
             block: block.into(),

@@ -10,6 +10,7 @@ use axum::extract::{Path, Query};
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
 
 use super::super::State;
 use super::super::auth::Caller;
@@ -24,6 +25,10 @@ const QUOTED_CHARS_MAX: usize = 80;
 const REASON_CHARS_MAX: usize = 500;
 /// A hundred years: beyond it a block is meant to be permanent.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Wider networks are typing mistakes that shut out the world.
+const SHORTEST_IPV4: u8 = 8;
+const SHORTEST_IPV6: u8 = 16;
 
 type Ip = Result<Path<String>, PathRejection>;
 
@@ -51,16 +56,37 @@ pub(super) async fn blocks(state: Shared, query: Result<Query<Paging>, QueryReje
 }
 
 pub(super) async fn block(
-    state: Shared,
+    axum::extract::State(state): Shared,
     caller: Caller,
     ip: Ip,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Error> {
     let text = text(ip)?;
-    let done = try_block(&state, &caller, &text, body).await;
-    let result = done.as_ref().map_or_else(ToString::to_string, |_| "ok".to_owned());
-    record(&state, &caller, "block", &quoted(&text), &result).await;
-    done.map(|changed| (StatusCode::CREATED, Json(changed)).into_response())
+    let changed = whole(state.tasks.clone(), async move {
+        let done = try_block(&state, &caller, &text, body).await;
+        record(&state, &caller, "block", &quoted(&text), &outcome(&done)).await;
+        done
+    });
+    Ok((StatusCode::CREATED, Json(changed.await?)).into_response())
+}
+
+/// Runs a change to its end, its audit entry included, also when the caller hangs up meanwhile.
+async fn whole<T: Send + 'static>(
+    tasks: TaskTracker,
+    change: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tasks.spawn(change).await;
+    done.unwrap_or_else(|_| {
+        Err(Error::Unavailable(
+            "interrupted; look whether the change is in force".to_owned(),
+        ))
+    })
+}
+
+/// What the audit trail says of a change.
+fn outcome(done: &Result<Changed, Error>) -> String {
+    done.as_ref()
+        .map_or_else(ToString::to_string, |changed| format!("ok: {}", changed.summary()))
 }
 
 async fn try_block(
@@ -101,12 +127,18 @@ async fn try_block(
     Ok(Changed::new(&block, reached))
 }
 
-pub(super) async fn unblock(state: Shared, caller: Caller, ip: Ip) -> Result<Json<Changed>, Error> {
+pub(super) async fn unblock(
+    axum::extract::State(state): Shared,
+    caller: Caller,
+    ip: Ip,
+) -> Result<Json<Changed>, Error> {
     let text = text(ip)?;
-    let done = try_unblock(&state, &caller, &text).await;
-    let result = done.as_ref().map_or_else(ToString::to_string, |_| "ok".to_owned());
-    record(&state, &caller, "unblock", &quoted(&text), &result).await;
-    done.map(Json)
+    let changed = whole(state.tasks.clone(), async move {
+        let done = try_unblock(&state, &caller, &text).await;
+        record(&state, &caller, "unblock", &quoted(&text), &outcome(&done)).await;
+        done
+    });
+    Ok(Json(changed.await?))
 }
 
 async fn try_unblock(state: &State, caller: &Caller, text: &str) -> Result<Changed, Error> {
@@ -124,16 +156,35 @@ async fn try_unblock(state: &State, caller: &Caller, text: &str) -> Result<Chang
 
 fn text(ip: Ip) -> Result<String, Error> {
     ip.map(|Path(text)| text)
-        .map_err(|error| Error::Invalid(error.body_text()))
+        .map_err(|error| Error::Invalid(quoted(&error.body_text())))
 }
 
-/// An address or a network in CIDR notation; IPv4-mapped addresses are unwrapped, host bits cleared.
+/// An address or a network in CIDR notation; IPv4-mapped ones are unwrapped, host bits cleared.
 fn network(text: &str) -> Result<IpNet, Error> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
     let network: IpNet = text.parse().map_err(|_| not_an_address(text))?;
-    Ok(network.trunc())
+    let network = unmapped(network).trunc();
+    let shortest = if network.addr().is_ipv4() {
+        SHORTEST_IPV4
+    } else {
+        SHORTEST_IPV6
+    };
+    if network.prefix_len() < shortest {
+        return Err(Error::Invalid(format!(
+            "{network} is too wide; /{shortest} is the widest that can be blocked"
+        )));
+    }
+    Ok(network)
+}
+
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    mapped
+        .and_then(|(v4, length)| IpNet::new(v4.into(), length).ok())
+        .unwrap_or(network)
 }
 
 fn not_an_address(text: &str) -> Error {
@@ -144,7 +195,7 @@ fn not_an_address(text: &str) -> Error {
 }
 
 /// Foreign text, bounded and without control characters.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     text.chars()
         .take(QUOTED_CHARS_MAX)
         .flat_map(char::escape_debug)
@@ -163,7 +214,7 @@ fn order(body: Result<Bytes, BytesRejection>) -> Result<BlockOrder, Error> {
         return Ok(BlockOrder::default());
     }
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Error::Invalid(error.to_string()),
+        serde_json::error::Category::Data => Error::Invalid(quoted(&error.to_string())),
         _ => Error::NotJson,
     })
 }
@@ -179,9 +230,17 @@ mod tests {
             ("::ffff:192.0.2.7", "192.0.2.7/32"),
             ("192.0.2.7/24", "192.0.2.0/24"),
             ("2001:db8::7/32", "2001:db8::/32"),
+            ("::ffff:192.0.2.7/120", "192.0.2.0/24"),
         ];
         for (given, wanted) in cases {
             assert_eq!(network(given).unwrap().to_string(), wanted, "{given}");
+        }
+    }
+
+    #[test]
+    fn networks_that_shut_out_the_world_are_refused() {
+        for wide in ["0.0.0.0/0", "10.0.0.0/7", "::/0", "2000::/3", "::ffff:0.0.0.0/96"] {
+            assert!(matches!(network(wide), Err(Error::Invalid(_))), "{wide}");
         }
     }
 

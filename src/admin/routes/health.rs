@@ -36,19 +36,8 @@ pub(super) async fn database(state: Shared) -> Response {
 }
 
 pub(super) async fn comprehensive(state: Shared) -> Json<FullHealth> {
-    let parts = state.parts.board.read().into_iter().map(|(name, condition)| {
-        let health = match condition {
-            Condition::Healthy => PartHealth {
-                status: HEALTHY,
-                detail: None,
-            },
-            Condition::Degraded(detail) => PartHealth {
-                status: DEGRADED,
-                detail: Some(detail),
-            },
-        };
-        (name, health)
-    });
+    let conditions = state.parts.board.read().into_iter();
+    let parts = conditions.map(|(name, condition)| (name, part(condition)));
     Json(FullHealth {
         status: status(state.parts.board.all_healthy()),
         version: env!("CARGO_PKG_VERSION"),
@@ -69,6 +58,25 @@ async fn ping(state: &Shared) -> DatabaseHealth {
             status: DEGRADED,
             kind,
             round_trip_seconds: None,
+        },
+    }
+}
+
+/// Whether the configuration in force is the one on disk; if not, why, or which keys wait for a restart.
+pub(super) async fn config(state: Shared) -> Json<PartHealth> {
+    let condition = state.parts.board.read().remove("config");
+    Json(part(condition.unwrap_or(Condition::Healthy)))
+}
+
+fn part(condition: Condition) -> PartHealth {
+    match condition {
+        Condition::Healthy => PartHealth {
+            status: HEALTHY,
+            detail: None,
+        },
+        Condition::Degraded(detail) => PartHealth {
+            status: DEGRADED,
+            detail: Some(detail),
         },
     }
 }

@@ -7,6 +7,7 @@ mod trail;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -30,6 +31,8 @@ pub(super) use axum::routing::MethodFilter;
 
 /// No request of the API has a larger body.
 const BODY_BYTES_MAX: usize = 16 * 1024;
+/// From a request's headers to its answer, its body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The page loads nothing from elsewhere and runs no inline script.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -91,6 +94,7 @@ pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
         AtLeast(Operator),
         ddos::unblock,
     );
+    table.add(GET, "/api/infrastructure/config", AtLeast(Viewer), health::config);
     table.add(GET, "/api/infrastructure/audit", AtLeast(Viewer), trail::list);
     table.finish()
 }
@@ -176,7 +180,16 @@ async fn admit(state: &State, access: Access, mut request: Request, next: Next) 
             }
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            // Looking is not worth a line; trying to change something is.
+            if let Error::Forbidden { caller, .. } = &error
+                && request.method() != Method::GET
+            {
+                let path = ddos::quoted(request.uri().path());
+                trail::record(state, caller, "forbidden", &path, &error.to_string()).await;
+            }
+            error.into_response()
+        }
     }
 }
 
@@ -187,11 +200,14 @@ async fn observe(state: &State, request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or("none", MatchedPath::as_str)
         .to_owned();
-    let is_loopback = state.config.load().listen.ip().is_loopback();
+    let is_loopback = state.config.load().listen.ip().to_canonical().is_loopback();
     let mut response = if is_loopback && !is_local_host(request.headers()) {
         Error::WrongHost.into_response()
     } else {
-        next.run(request).await
+        let answering = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request));
+        answering
+            .await
+            .unwrap_or_else(|_| Error::Unavailable("this took too long".to_owned()).into_response())
     };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

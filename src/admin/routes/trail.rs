@@ -16,7 +16,7 @@ const LIMIT_MAX: usize = 1000;
 
 /// Offset and limit of a list, with a default and a cap.
 pub(super) fn paging(query: Result<Query<Paging>, QueryRejection>) -> Result<(usize, usize), Error> {
-    let Query(paging) = query.map_err(|error| Error::Invalid(error.body_text()))?;
+    let Query(paging) = query.map_err(|error| Error::Invalid(super::ddos::quoted(&error.body_text())))?;
     Ok((paging.offset, paging.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX)))
 }
 

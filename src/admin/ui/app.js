@@ -110,7 +110,12 @@ function showBlocks() {
   const wanted = $("filter").value.trim().toLowerCase();
   const matches = state.blocks.filter((block) =>
     `${block.network} ${block.reason} ${block.createdBy} ${block.reference}`.toLowerCase().includes(wanted));
-  $("blocks").replaceChildren(...matches.map(blockRow));
+  const shown = JSON.stringify([state.role, matches]);
+  if (shown !== state.shown) {            // rows that did not change keep their focus
+    state.shown = shown;
+    $("blocks").replaceChildren(...matches.map(blockRow));
+  }
+  for (const cell of $("blocks").querySelectorAll("td.time[title]")) cell.textContent = ago(cell.title);
   const total = state.total ?? 0;
   $("blocks-note").textContent =
     total === 0 ? "Nobody is blocked."
@@ -136,6 +141,7 @@ function blockRow(block) {
 
 async function liftBlock(block) {
   $("question").textContent = `${block.network} may come back at once.`;
+  $("confirm").returnValue = "";          // else a dismissed dialog repeats the last answer
   $("confirm").showModal();
   const answer = await new Promise((done) => $("confirm").addEventListener("close", () => done($("confirm").returnValue), { once: true }));
   if (answer !== "yes") return;

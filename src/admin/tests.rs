@@ -1,0 +1,260 @@
+//! The admin listener over a real socket: every route of the table with every role, and what must not happen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::auth::Access;
+use super::{Config, Listener, Parts, Role, Token, routes, token};
+use crate::clock::Clock;
+use crate::guard::Guard;
+use crate::guard::blocklist::{Blocklist, Keeper};
+use crate::store::Store;
+use crate::telemetry::health::Board;
+
+struct Admin {
+    listener: Arc<Listener>,
+    stop: CancellationToken,
+    _serving: tokio::task::JoinSet<()>,
+    board: Board,
+    _keeper: Keeper,
+    _directory: tempfile::TempDir,
+}
+
+impl Admin {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = crate::store::Config {
+            postgres: None,
+            pool_size: 1,
+            state_dir: directory.path().to_owned(),
+        };
+        let (board, registry) = (Board::default(), prometheus::Registry::new());
+        let store = Store::open(&store, board.clone()).await.unwrap();
+        let (blocklist, keeper) = Blocklist::open(store.clone(), directory.path(), &registry)
+            .await
+            .unwrap();
+        let guard = Arc::new(Guard::new(guard_config(), blocklist));
+        let parts = Parts {
+            guard,
+            store,
+            board: board.clone(),
+            registry,
+            clock: Clock::system(),
+        };
+        let listener = Arc::new(Listener::bind(settings(), parts, Vec::new()).unwrap());
+        let stop = CancellationToken::new();
+        let serving = tokio::task::JoinSet::from_iter([Arc::clone(&listener).serve(stop.clone())]);
+        Self {
+            listener,
+            stop,
+            _serving: serving,
+            board,
+            _keeper: keeper,
+            _directory: directory,
+        }
+    }
+
+    /// Status, head and body of one request with a token ("" for none).
+    async fn ask(&self, method: &str, path: &str, token: &str, more: &str, body: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.listener.address().unwrap()).await.unwrap();
+        let authorization = if token.is_empty() {
+            String::new()
+        } else {
+            format!("Authorization: Bearer {token}\r\n")
+        };
+        let host = if more.contains("Host:") {
+            ""
+        } else {
+            "Host: localhost\r\n"
+        };
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\n{host}{more}{authorization}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let reading = stream.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(20), reading)
+            .await
+            .unwrap()
+            .unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_ascii_lowercase(), body.to_owned())
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn guard_config() -> crate::guard::Config {
+    use crate::guard::{limit, suspicion};
+    let quota = limit::Quota {
+        per_minute: std::num::NonZeroU32::new(100),
+        per_hour: None,
+    };
+    crate::guard::Config {
+        limits: limit::Config {
+            mode: limit::Mode::Enforce,
+            default: quota,
+            rules: Vec::new(),
+            max_tracked_clients: 1000,
+        },
+        suspicion: suspicion::Config {
+            threshold: 5,
+            window: Duration::from_secs(600),
+            block_duration: Duration::from_secs(3600),
+            escalation: 2.0,
+            max_block_duration: Duration::from_secs(86_400),
+            probe_paths: Vec::new(),
+            failed_logins_per_minute: 0,
+        },
+        exempt: Vec::new(),
+        never_block: Vec::new(),
+        ipv6_prefix: 64,
+    }
+}
+
+fn settings() -> Config {
+    let known = |name: &str, role| Token {
+        name: name.to_owned(),
+        role,
+        sha256: token::hash(name.as_bytes()),
+    };
+    Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+        tokens: vec![
+            known("viewer", Role::Viewer),
+            known("operator", Role::Operator),
+            known("admin", Role::Admin),
+        ],
+        metrics_token: None,
+    }
+}
+
+#[tokio::test]
+async fn every_route_asks_for_the_role_of_its_line_in_the_table() {
+    let admin = Admin::start().await;
+    let (_, table) = routes::router(&admin.listener.state);
+    assert!(table.len() > 10);
+    for entry in table {
+        let path = entry.path.replace("{ip}", "192.0.2.7");
+        let needed = match entry.access {
+            Access::Open | Access::Metrics => None,
+            Access::AtLeast(role) => Some(role),
+        };
+        let (bare, head, _) = admin.ask(entry.method, &path, "", "", "").await;
+        assert_eq!(bare == 401, needed.is_some(), "{entry:?} without a token: {bare}");
+        assert!(bare != 401 || head.contains("www-authenticate: bearer"), "{head}");
+        for role in [Role::Viewer, Role::Operator, Role::Admin] {
+            let (status, _, body) = admin.ask(entry.method, &path, role.name(), "", "").await;
+            let is_allowed = needed.is_none_or(|needed| role >= needed);
+            assert_eq!(status == 403, !is_allowed, "{entry:?} as {role:?}: {status} {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn errors_are_problem_documents_with_the_right_status() {
+    let admin = Admin::start().await;
+    let block = "/api/infrastructure/ddos/block";
+    let cases = [
+        (404, "GET", "/nowhere".to_owned(), "", ""),
+        (405, "DELETE", "/health".to_owned(), "", ""),
+        (405, "GET", format!("{block}/192.0.2.7"), "", ""),
+        (422, "POST", format!("{block}/junk"), "", ""),
+        (422, "POST", format!("{block}/0.0.0.0%2F0"), "", ""),
+        (422, "POST", format!("{block}/127.0.0.1"), "", ""),
+        (422, "POST", format!("{block}/192.0.2.7"), "", "{\"until\":1}"),
+        (422, "POST", format!("{block}/192.0.2.7"), "", "{\"durationSeconds\":0}"),
+        (400, "POST", format!("{block}/192.0.2.7"), "", "{"),
+        (
+            404,
+            "POST",
+            "/api/infrastructure/ddos/unblock/192.0.2.7".to_owned(),
+            "",
+            "",
+        ),
+        (422, "GET", "/api/infrastructure/ddos/blocks?limit=x".to_owned(), "", ""),
+        (421, "GET", "/health".to_owned(), "Host: evil.example\r\n", ""),
+    ];
+    for (wanted, method, path, more, body) in cases {
+        let (status, head, body) = admin.ask(method, &path, "admin", more, body).await;
+        assert_eq!(status, wanted, "{method} {path}: {body}");
+        assert!(head.contains("application/problem+json"), "{head}");
+        let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(problem["status"], wanted, "{body}");
+        assert!(status != 405 || head.contains("\r\nallow: "), "{head}");
+    }
+    let large = format!("{{\"reason\":\"{}\"}}", "x".repeat(20_000));
+    assert_eq!(
+        admin
+            .ask("POST", &format!("{block}/192.0.2.7"), "admin", "", &large)
+            .await
+            .0,
+        413
+    );
+}
+
+#[tokio::test]
+async fn a_block_is_made_shown_audited_and_lifted() {
+    let admin = Admin::start().await;
+    let body = "{\"reason\":\"test\",\"durationSeconds\":60}";
+    let (status, _, made) = admin
+        .ask(
+            "POST",
+            "/api/infrastructure/ddos/block/192.0.2.0%2F24",
+            "operator",
+            "",
+            body,
+        )
+        .await;
+    assert_eq!(status, 201, "{made}");
+    assert!(made.contains("\"durability\":\"stored\""), "{made}");
+    let (_, _, client) = admin
+        .ask("GET", "/api/infrastructure/ddos/ip/192.0.2.9", "viewer", "", "")
+        .await;
+    assert!(client.contains("\"blocked\":true"), "{client}");
+    let (_, _, list) = admin
+        .ask("GET", "/api/infrastructure/ddos/blocks", "viewer", "", "")
+        .await;
+    assert!(list.contains("192.0.2.0/24") && list.contains("\"total\":1"), "{list}");
+    let unblock = "/api/infrastructure/ddos/unblock/192.0.2.0%2F24";
+    assert_eq!(admin.ask("POST", unblock, "viewer", "", "").await.0, 403);
+    assert_eq!(admin.ask("POST", unblock, "operator", "", "").await.0, 200);
+    let (_, _, trail) = admin.ask("GET", "/api/infrastructure/audit", "viewer", "", "").await;
+    let trail: serde_json::Value = serde_json::from_str(&trail).unwrap();
+    let actions: Vec<_> = trail["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["action"].clone())
+        .collect();
+    assert_eq!(actions, ["unblock", "forbidden", "block"], "{trail}");
+}
+
+#[tokio::test]
+async fn health_is_open_and_says_no_more_than_it_must() {
+    let admin = Admin::start().await;
+    admin.board.set(
+        "config",
+        crate::telemetry::health::Condition::Degraded("line 3 is wrong".to_owned()),
+    );
+    let (status, _, brief) = admin.ask("GET", "/health", "", "", "").await;
+    assert_eq!((status, brief.as_str()), (200, "{\"status\":\"degraded\"}"));
+    let (_, _, full) = admin.ask("GET", "/health/comprehensive", "viewer", "", "").await;
+    assert!(full.contains("line 3 is wrong"), "{full}");
+    let (_, _, config) = admin.ask("GET", "/api/infrastructure/config", "viewer", "", "").await;
+    assert!(config.contains("line 3 is wrong"), "{config}");
+    let (status, head, _) = admin.ask("HEAD", "/health", "", "", "").await;
+    assert_eq!(status, 200, "{head}");
+    assert_eq!(admin.ask("OPTIONS", "/health", "", "", "").await.0, 204);
+}
