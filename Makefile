@@ -2,12 +2,10 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers soak fuzz deps fmt lint doc deny deb
+.PHONY: help run test bench bench-peers soak deps fmt lint doc deny deb
 
 CARGO ?= cargo
 UPSTREAM ?=
-# Seconds per fuzz target.
-FUZZ_SECONDS ?= 30
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,17 +35,14 @@ doc: ## build the documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 bench: ## microbenchmarks of the hot paths
-	$(CARGO) bench --locked --bench guard --bench blocklist
+	$(CARGO) bench --locked --profile fast --bench guard --bench blocklist
 
 bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked
-	$(CARGO) bench --locked --bench peers
+	PEERS_PAGE=benches/README.md $(CARGO) bench --locked --profile fast --bench peers
 
 soak: ## the long tests: those that `make test` leaves out
 	$(CARGO) test --locked --test it -- --ignored --nocapture
-
-fuzz: ## every fuzz target for FUZZ_SECONDS each; needs nightly and cargo-fuzz
-	@scripts/fuzz $(FUZZ_SECONDS)
 
 deny: ## licences, bans and sources of the dependencies; needs cargo-deny
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \
