@@ -2,11 +2,13 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
 
 use super::build::Running;
+use crate::proxy::Gate;
 
 /// Names a file that receives the bound addresses as JSON once everything listens: for tests and scripts that use port 0.
 const ADDRESS_FILE_VARIABLE: &str = "FOREGATE_ADDRESS_FILE";
@@ -26,6 +28,30 @@ pub(super) fn ready(running: &Running) -> anyhow::Result<()> {
     }
     tracing::info!(?gate, ?redirect, %admin, "serving");
     Ok(())
+}
+
+/// Pings systemd's watchdog for as long as every worker makes progress (sd_watchdog_enabled(3)).
+pub(super) async fn watchdog(gate: Arc<Gate>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut ticker = tokio::time::interval(limit / 3);
+    loop {
+        ticker.tick().await;
+        let stuck = gate.stuck_for();
+        if stuck > limit / 2 {
+            tracing::error!(?stuck, "a worker makes no progress; the watchdog is not pinged");
+        } else if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+            tracing::warn!(%error, "the watchdog cannot be pinged");
+        }
+    }
+}
+
+/// From now on the process `pid` is the service (MAINPID of sd_notify(3)).
+pub(super) fn succeeded_by(pid: u32) {
+    if let Err(error) = sd_notify::notify(&[NotifyState::MainPid(pid)]) {
+        tracing::warn!(%error, pid, "systemd cannot be told about the successor");
+    }
 }
 
 pub(super) fn stopping() {

@@ -128,20 +128,21 @@ impl Door {
         Ok(Self { listener })
     }
 
-    /// Returns once a successor serves. One that fails on the way leaves everything as it was.
-    pub(super) async fn successor(&self, sockets: &[TcpListener]) {
+    /// Returns the successor's process id once it serves. One that fails on the way leaves everything as it was.
+    pub(super) async fn successor(&self, sockets: &[TcpListener]) -> Option<u32> {
         loop {
             match self.hand_over(sockets).await {
-                Ok(()) => return,
+                Ok(pid) => return pid,
                 Err(error) => tracing::warn!(%error, "a successor did not take over; going on"),
             }
         }
     }
 
-    async fn hand_over(&self, sockets: &[TcpListener]) -> anyhow::Result<()> {
+    async fn hand_over(&self, sockets: &[TcpListener]) -> anyhow::Result<Option<u32>> {
         let (stream, _) = self.listener.accept().await?;
         let own = rustix::process::getuid().as_raw();
-        let peer = stream.peer_cred()?.uid();
+        let credentials = stream.peer_cred()?;
+        let peer = credentials.uid();
         anyhow::ensure!(
             peer == own || peer == 0,
             "uid {peer} may not take the sockets of uid {own}"
@@ -149,7 +150,8 @@ impl Door {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         let sockets: Vec<TcpListener> = sockets.iter().map(TcpListener::try_clone).collect::<Result<_, _>>()?;
-        tokio::task::spawn_blocking(move || give(&stream, &sockets)).await?
+        tokio::task::spawn_blocking(move || give(&stream, &sockets)).await??;
+        Ok(credentials.pid().and_then(|pid| u32::try_from(pid).ok()))
     }
 }
 

@@ -62,11 +62,19 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     announce::ready(&running)?;
     inherited.ready();
     let sockets = sockets(&running)?;
+    reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {
-        why = signals.end() => tracing::info!("{why}: draining"),
-        () = door.successor(&sockets) => tracing::info!("a successor has taken over: draining"),
+        why = signals.end() => {
+            tracing::info!("{why}: draining");
+            announce::stopping();
+        }
+        successor = door.successor(&sockets) => {
+            tracing::info!(pid = successor, "a successor has taken over: draining");
+            if let Some(pid) = successor {
+                announce::succeeded_by(pid);
+            }
+        }
     }
-    announce::stopping();
     reloading.shutdown().await;
     drop(sockets);
     stop(running, drain_timeout).await;

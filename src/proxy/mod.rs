@@ -27,6 +27,7 @@ mod worker;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
@@ -122,6 +123,7 @@ impl Gate {
             clock: parts.clock,
             access_log: parts.access_log,
             census: Census::default(),
+            rounds: (0..config.server.workers).map(|_| AtomicU64::new(0)).collect(),
             https_port,
         });
         let via = HeaderValue::try_from(format!("1.1 fg-{:08x}", getrandom::u32()?))
@@ -169,6 +171,12 @@ impl Gate {
     #[must_use]
     pub fn redirects(&self) -> &[SocketAddr] {
         &self.redirects
+    }
+
+    /// For how long the worker that is furthest behind has made no round; about a second is ordinary.
+    #[must_use]
+    pub fn stuck_for(&self) -> Duration {
+        self.shared.oldest_round(self.shared.clock.tick())
     }
 
     /// Swaps the configuration for requests and connections to come; an error changes nothing. Listen addresses and the
@@ -301,7 +309,7 @@ fn spawn(
         let local = tokio::task::LocalSet::new();
         let serving = local.run_until(async move {
             let snapshot = Arc::clone(&watches.snapshot.borrow());
-            let worker = Worker::new(shared, snapshot, seed);
+            let worker = Worker::new(number, shared, snapshot, seed);
             for (kind, listener) in listeners {
                 let accepting = listener::accept(std::rc::Rc::clone(&worker), listener, kind, watches.phase.clone());
                 drop(tokio::task::spawn_local(async move {

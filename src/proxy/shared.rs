@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::metrics::Metrics;
 use crate::clock::Clock;
@@ -29,8 +30,29 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) access_log: Sink,
     pub(super) census: Census,
+    /// When each worker last made its round, in milliseconds of the clock's ticks: proof that it makes progress.
+    pub(super) rounds: Vec<AtomicU64>,
     /// Where plain-HTTP listeners send clients: the port of the first TLS listener.
     pub(super) https_port: u16,
+}
+
+impl Shared {
+    pub(super) fn note_round(&self, worker: usize, tick: Duration) {
+        if let Some(round) = self.rounds.get(worker) {
+            round.store(u64::try_from(tick.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// The age of the round of the worker that is furthest behind.
+    pub(super) fn oldest_round(&self, now: Duration) -> Duration {
+        let oldest = self
+            .rounds
+            .iter()
+            .map(|round| round.load(Ordering::Relaxed))
+            .min()
+            .unwrap_or(0);
+        now.saturating_sub(Duration::from_millis(oldest))
+    }
 }
 
 /// Open connections, in all and per client. Touched at accept and close only; sharded, so that workers seldom meet.

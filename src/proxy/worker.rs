@@ -28,6 +28,7 @@ const SWEEP: Duration = Duration::from_millis(100);
 const SWEEPS_PER_ROUND: u32 = 10;
 
 pub(super) struct Worker {
+    number: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
@@ -57,10 +58,11 @@ impl fmt::Debug for Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, snapshot: Arc<Snapshot>, seed: u64) -> Rc<Self> {
+    pub(super) fn new(number: usize, shared: Arc<Shared>, snapshot: Arc<Snapshot>, seed: u64) -> Rc<Self> {
         let clock = shared.clock;
         let now = clock.now();
         let worker = Self {
+            number,
             clock,
             metrics: shared.metrics.clone(),
             local: shared.metrics.local(),
@@ -194,6 +196,7 @@ impl Worker {
     pub(super) fn round(&self) {
         let now = self.clock.now();
         self.wall_offset.set((now.tick, now.wall));
+        self.shared.note_round(self.number, now.tick);
         let snapshot = self.snapshot();
         for (_, connection) in self.connections.borrow().iter() {
             connection.check(now.tick, &snapshot.config.server.timeouts);
