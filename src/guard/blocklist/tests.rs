@@ -465,3 +465,52 @@ fn expired_longer_prefix_hides_no_shorter_one() {
         .expect("blocked");
     assert_eq!(found.block.network.prefix_len(), 8);
 }
+
+/// What the table must answer, slowly.
+fn longest(model: &std::collections::BTreeMap<IpNet, Block>, address: IpAddr) -> Option<&Block> {
+    let matching = model.values().filter(|block| block.network.contains(&address));
+    matching.max_by_key(|block| block.network.prefix_len())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+    #[test]
+    fn table_answers_like_a_plain_map_however_its_changes_were_laid_out(
+        changes in proptest::collection::vec((proptest::bool::ANY, 0_u32..2_000, 20_u8..=32), 0..4_000),
+        share_every in 1_usize..1_500,
+    ) {
+        let now = Timestamp::constant(1_800_000_000, 0);
+        let (mut table, mut model) = (Table::default(), std::collections::BTreeMap::new());
+        let mut shared = table.clone();
+        for (number, (adds, low, length)) in changes.into_iter().enumerate() {
+            let address = IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | (low << 3)));
+            let network = normal(IpNet::new(address, length).expect("a length"));
+            if adds {
+                let block = Block {
+                    reference: ulid::Ulid::nil(),
+                    network,
+                    reason: number.to_string(),
+                    source: Source::Manual,
+                    created_by: String::new(),
+                    created_at: now,
+                    expires_at: None,
+                };
+                model.insert(network, block.clone());
+                table.insert(block, &shared);
+            } else {
+                let removed = table.remove(network);
+                proptest::prop_assert_eq!(removed.is_some(), model.remove(&network).is_some());
+            }
+            if number % share_every == 0 {
+                shared = table.clone();
+            }
+        }
+        proptest::prop_assert_eq!(table.len(), model.len());
+        proptest::prop_assert_eq!(table.entries().count(), model.len());
+        for low in 0..2_000 {
+            let address = IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | (low << 3)));
+            let found = table.find(address, now).map(|entry| &entry.block);
+            proptest::prop_assert_eq!(found, longest(&model, address));
+        }
+    }
+}
