@@ -2,7 +2,7 @@
 //! So a change outlives a killed process while the store is away, and costs one line however many others wait.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,9 @@ use super::snapshot::{replace, set_aside};
 
 /// Far more than the changes that may wait; a larger file is not ours.
 const MAX_SIZE: u64 = 1 << 28;
+
+/// Processes that live at the same time: one serves, and those before it drain.
+const SLOTS: usize = 4;
 
 /// A change as the journal holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,61 +50,144 @@ pub(crate) struct Journal {
     lines: usize,
 }
 
-impl Journal {
-    /// Opens or makes the journal, and says what it holds, in the order of writing. Where lines are damaged, the file
-    /// is set aside for the operator and a new one holds the others.
-    pub(crate) fn open(path: &Path) -> io::Result<(Self, Vec<Entry>)> {
-        let bytes = match File::open(path) {
+/// One process's journal: while a successor starts and its predecessor drains, each has its own.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) path: PathBuf,
+    /// Held as long as the process lives.
+    _lock: File,
+}
+
+/// Takes a journal that no living process has, and into it what dead ones have left. Answers with all that is known,
+/// in the order of time where several processes wrote.
+pub(crate) fn claim(directory: &Path) -> io::Result<(Slot, Journal, Vec<Entry>)> {
+    let (mut own, mut foreign, mut left) = (None, Vec::new(), Vec::new());
+    for number in 0..SLOTS {
+        let path = directory.join(format!("blocks-journal-{number}.jsonl"));
+        if own.is_some() && !path.exists() {
+            continue;
+        }
+        let mut options = OpenOptions::new();
+        let lock = options
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(path.with_extension("lock"))?;
+        let free = lock.try_lock().is_ok();
+        if free && own.is_none() {
+            own = Some(Slot { path, _lock: lock });
+            continue;
+        }
+        foreign.extend(Content::read(&path)?.entries);
+        if free {
+            left.push((path, lock));
+        }
+    }
+    let Some(slot) = own else {
+        return Err(io::Error::other("other processes have all journals"));
+    };
+    let (mut journal, mut entries) = Journal::open(&slot.path)?;
+    if !foreign.is_empty() {
+        entries.extend(foreign);
+        entries.sort_by_key(|entry| match &entry.change {
+            Change::Block(block) | Change::Replace { block, .. } => block.created_at,
+            Change::Unblock { at, .. } => *at,
+        });
+        for (number, entry) in (1..).zip(&mut entries) {
+            entry.number = number;
+        }
+        journal.rewrite(&entries)?;
+    }
+    for (path, lock) in left {
+        fs::remove_file(&path)?;
+        drop(lock);
+    }
+    Ok((slot, journal, entries))
+}
+
+/// What a journal holds.
+struct Content {
+    entries: Vec<Entry>,
+    /// The bytes up to the last line end; what follows was never acknowledged.
+    whole: usize,
+    lines: usize,
+    damaged: usize,
+}
+
+impl Content {
+    fn read(path: &Path) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        match File::open(path) {
             Ok(file) => {
-                let mut bytes = Vec::new();
                 file.take(MAX_SIZE).read_to_end(&mut bytes)?;
-                bytes
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
-        };
-        // What follows the last line end was never acknowledged.
+        }
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let text = bytes.get(..whole).unwrap_or_default();
-        let (mut changes, mut done, mut damaged) = (Vec::new(), HashMap::<IpNet, u64>::new(), 0_usize);
+        let (mut entries, mut done, mut damaged) = (Vec::<Entry>::new(), HashMap::<IpNet, Vec<usize>>::new(), 0);
+        let mut lines = 0;
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            lines += 1;
             match Record::read(line) {
-                Some(Record::Done { number, network }) => match network.parse() {
-                    Ok(network) => drop(done.insert(network, number)),
-                    Err(_) => damaged += 1,
-                },
+                Some(Record::Done { number, network }) => {
+                    let network = network.parse::<IpNet>().ok();
+                    for at in network.and_then(|network| done.remove(&network)).unwrap_or_default() {
+                        if let Some(entry) = entries.get_mut(at) {
+                            entry.done = entry.number <= number;
+                            if !entry.done {
+                                done.entry(entry.change.network()).or_default().push(at);
+                            }
+                        }
+                    }
+                }
                 Some(record) => match record.change() {
-                    Some(change) => changes.push(change),
+                    Some((number, change)) => {
+                        done.entry(change.network()).or_default().push(entries.len());
+                        entries.push(Entry {
+                            number,
+                            change,
+                            done: false,
+                        });
+                    }
                     None => damaged += 1,
                 },
                 None => damaged += 1,
             }
         }
-        let entries: Vec<Entry> = changes
-            .into_iter()
-            .map(|(number, change)| Entry {
-                number,
-                done: done.get(&change.network()).is_some_and(|through| *through >= number),
-                change,
-            })
-            .collect();
+        Ok(Self {
+            entries,
+            whole,
+            lines,
+            damaged,
+        })
+    }
+}
+
+impl Journal {
+    /// Opens or makes the journal, and says what it holds, in the order of writing. Where lines are damaged, the file
+    /// is set aside for the operator and a new one holds the others.
+    pub(crate) fn open(path: &Path) -> io::Result<(Self, Vec<Entry>)> {
+        let content = Content::read(path)?;
+        let (damaged, kept) = (content.damaged, content.entries.len());
         if damaged > 0 {
             let aside = set_aside(path)?;
-            tracing::error!(damaged, kept = entries.len(), aside = %aside.display(), "the journal of blocks is damaged");
+            tracing::error!(damaged, kept, aside = %aside.display(), "the journal of blocks is damaged");
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let mut journal = Self {
             path: path.to_owned(),
             file,
-            good: whole as u64,
-            lines: entries.len() + done.len(),
+            good: content.whole as u64,
+            lines: content.lines,
         };
         if damaged > 0 {
-            journal.rewrite(&entries)?;
+            journal.rewrite(&content.entries)?;
         } else {
             journal.file.set_len(journal.good)?;
         }
-        Ok((journal, entries))
+        Ok((journal, content.entries))
     }
 
     /// When this returns, the lines survive a power cut.
@@ -158,8 +244,6 @@ fn done(number: u64, network: IpNet) -> Record {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn lift(network: &str) -> Change {
@@ -228,5 +312,34 @@ mod tests {
             .collect();
         assert_eq!(aside.len(), 1);
         assert_eq!(fs::read_to_string(aside[0].path()).expect("text"), text);
+    }
+
+    #[test]
+    fn each_living_process_has_its_own_journal_and_the_next_one_inherits_both() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let write = |journal: &mut Journal, second: i64, network: &str| {
+            let at = jiff::Timestamp::from_second(second).expect("a time");
+            let network = network.parse().expect("a network");
+            let changes = vec![(1, Change::Unblock { network, at })];
+            journal.append(&Lines { changes, done: vec![] }).expect("written");
+        };
+        let (old, mut before, _) = claim(directory.path()).expect("claimed");
+        write(&mut before, 5, "10.0.0.0/8");
+        let (new, mut after, known) = claim(directory.path()).expect("claimed");
+        assert_ne!(old.path, new.path);
+        assert_eq!(known.len(), 1, "what the living one has is known");
+        write(&mut after, 9, "10.0.0.0/8");
+        write(&mut before, 7, "192.0.2.0/24");
+        drop((old, before));
+        drop((new, after));
+        let (next, _, entries) = claim(directory.path()).expect("claimed");
+        assert_eq!(next.path, directory.path().join("blocks-journal-0.jsonl"));
+        assert!(!directory.path().join("blocks-journal-1.jsonl").exists());
+        let seconds = entries.iter().map(|entry| match &entry.change {
+            Change::Unblock { at, .. } => at.as_second(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(seconds.collect::<Vec<_>>(), [5, 5, 7, 9]);
+        assert!(entries.iter().map(|entry| entry.number).eq(1..=4));
     }
 }

@@ -44,7 +44,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<Block>> {
 }
 
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    // A predecessor that drains may write its own at the same time.
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -97,7 +97,6 @@ fn unreachable(error: impl std::fmt::Display) -> Error {
 }
 
 /// Only what the content itself causes is refused for good.
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn failed(error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::secret::Secret;
+pub(crate) use crate::secret::Secret;
 
 pub(crate) struct Cluster {
     directory: PathBuf,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::state::Shared;
-use crate::store::journal::{Entry, Journal};
+use crate::store::journal::{Entry, Journal, Slot, claim};
 use crate::store::{Block, snapshot};
 
 const TICK: Duration = Duration::from_secs(1);
@@ -22,6 +22,8 @@ pub(super) struct Local {
     pub(super) shared: Arc<Shared>,
     pub(super) directory: PathBuf,
     pub(super) journal: Option<Journal>,
+    /// `None`: the start found no journal to write.
+    pub(super) slot: Option<Slot>,
     /// The embedded store is local itself and needs no snapshot.
     pub(super) keeps_snapshot: bool,
     /// Nothing is written to the store any more.
@@ -128,7 +130,19 @@ impl Local {
     where
         F: FnOnce(&mut Journal) -> std::io::Result<()> + Send + 'static,
     {
-        let (journal, path) = (self.journal.take(), journal_path(&self.directory));
+        if self.slot.is_none() {
+            let directory = self.directory.clone();
+            let claimed = tokio::task::spawn_blocking(move || claim(&directory));
+            match claimed.await {
+                // What it holds was not known at the start; the next one will know it.
+                Ok(Ok((slot, journal, _))) => (self.slot, self.journal) = (Some(slot), Some(journal)),
+                failed => return self.worked(failed.map(|claimed| claimed.map(drop))),
+            }
+        }
+        let Some(path) = self.slot.as_ref().map(|slot| slot.path.clone()) else {
+            return false;
+        };
+        let journal = self.journal.take();
         let done = tokio::task::spawn_blocking(move || {
             let mut journal = match journal {
                 Some(journal) => journal,
@@ -158,21 +172,16 @@ impl Local {
     }
 }
 
-fn journal_path(directory: &Path) -> PathBuf {
-    directory.join("blocks-journal.jsonl")
-}
-
 fn snapshot_path(directory: &Path) -> PathBuf {
     directory.join("blocks-snapshot.jsonl")
 }
 
 /// The journal and what it holds; without one, changes are kept by the store alone.
-pub(super) fn open_journal(directory: &Path) -> (Option<Journal>, Vec<Entry>) {
-    let path = journal_path(directory);
-    match Journal::open(&path) {
-        Ok((journal, entries)) => (Some(journal), entries),
+pub(super) fn open_journal(directory: &Path) -> (Option<(Slot, Journal)>, Vec<Entry>) {
+    match claim(directory) {
+        Ok((slot, journal, entries)) => (Some((slot, journal)), entries),
         Err(error) => {
-            tracing::error!(%error, file = %path.display(), "the journal of blocks cannot be opened");
+            tracing::error!(%error, directory = %directory.display(), "the journal of blocks cannot be opened");
             (None, Vec::new())
         }
     }

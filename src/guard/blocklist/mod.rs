@@ -142,10 +142,12 @@ impl Blocklist {
         let (drained, synced) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(sync::follow(store.clone(), Arc::clone(&changed), stop.clone()));
         tasks.spawn(sync::take(Arc::clone(&shared), orders, stop.clone(), drained.clone()));
+        let (slot, journal) = journal.unzip();
         let local = local::Local {
             shared: Arc::clone(&shared),
             directory: state_dir.to_owned(),
             journal,
+            slot,
             keeps_snapshot: store.kind() != "sqlite",
             synced: synced.clone(),
         };

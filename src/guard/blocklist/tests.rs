@@ -6,9 +6,8 @@ use super::table::Table;
 use super::waiting::{MAX_WAITING, Waiting};
 use super::*;
 use crate::clock::Clock;
-use crate::secret::Secret;
 use crate::store::Config;
-use crate::store::testing::Cluster;
+use crate::store::testing::{Cluster, Secret};
 use crate::telemetry::health::Board;
 
 async fn open_counted(postgres: Option<Secret>, state: &Path) -> (Blocklist, Keeper, Registry) {
@@ -315,7 +314,7 @@ async fn long_queue_drains_in_batches() {
     let stored = asked(&cluster, "SELECT count(*) FROM foregate.blocks").await;
     assert_eq!(stored, ["3000"]);
     assert!(keeper.shutdown(Duration::from_secs(10)).await);
-    let journal = std::fs::read_to_string(state.path().join("blocks-journal.jsonl")).expect("a journal");
+    let journal = std::fs::read_to_string(state.path().join("blocks-journal-0.jsonl")).expect("a journal");
     assert_eq!(journal, "", "what the snapshot holds is forgotten");
 }
 
