@@ -28,7 +28,67 @@ struct Family<P> {
     base: Arc<PrefixMap<P, Arc<Entry>>>,
     /// What holds instead of `base`; `None`: nothing.
     recent: PrefixMap<P, Option<Arc<Entry>>>,
+    filter: Filter,
     len: usize,
+}
+
+/// Says for most hosts at once that nothing recent covers them: walking the small trie as well would cost a miss as
+/// much as the walk of the big one.
+#[derive(Clone, Default)]
+struct Filter {
+    /// A bit for each possible sum of a network's leading bits; empty: nothing is recent.
+    bits: Vec<u64>,
+    /// A network that is shorter than those leading bits could cover any host.
+    wide: bool,
+}
+
+impl Filter {
+    const WORDS: usize = 1_024;
+
+    fn place(sum: u16) -> (usize, u64) {
+        (usize::from(sum >> 6), 1 << (sum & 63))
+    }
+
+    fn add<P: Summed>(&mut self, network: &P) {
+        let Some(sum) = network.sum() else {
+            self.wide = true;
+            return;
+        };
+        self.bits.resize(Self::WORDS, 0);
+        let (word, bit) = Self::place(sum);
+        if let Some(word) = self.bits.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    fn may_cover<P: Summed>(&self, host: &P) -> bool {
+        let set = |sum| {
+            let (word, bit) = Self::place(sum);
+            self.bits.get(word).is_some_and(|word| word & bit != 0)
+        };
+        self.wide || host.sum().is_some_and(set)
+    }
+}
+
+/// A sum of the leading bits that all networks of a usual length and all hosts within them share.
+trait Summed: Prefix + Clone {
+    fn sum(&self) -> Option<u16>;
+}
+
+impl Summed for Ipv4Net {
+    fn sum(&self) -> Option<u16> {
+        let leading = self.addr().to_bits() >> 16;
+        (self.prefix_len() >= 16).then(|| u16::try_from(leading).unwrap_or(0))
+    }
+}
+
+impl Summed for Ipv6Net {
+    /// The first bits of all addresses are much alike: mixed, so that neighbours lie apart.
+    fn sum(&self) -> Option<u16> {
+        let leading = u64::try_from(self.addr().to_bits() >> 80).unwrap_or(0);
+        let mixed = leading.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+        (self.prefix_len() >= 48).then(|| u16::try_from(mixed).unwrap_or(0))
+    }
 }
 
 impl<P: Prefix> Default for Family<P> {
@@ -36,6 +96,7 @@ impl<P: Prefix> Default for Family<P> {
         Self {
             base: Arc::default(),
             recent: PrefixMap::default(),
+            filter: Filter::default(),
             len: 0,
         }
     }
@@ -63,11 +124,11 @@ pub(super) fn normal(network: IpNet) -> IpNet {
     network.trunc()
 }
 
-impl<P: Prefix + Clone> Family<P> {
+impl<P: Summed> Family<P> {
     /// The longest prefix of `host` that lives. Most hosts have none, and two short walks say so.
     fn find(&self, host: &P, now: Timestamp) -> Option<&Arc<Entry>> {
         let base = self.find_in_base(host, now);
-        if self.recent.is_empty() {
+        if !self.filter.may_cover(host) {
             return base;
         }
         let recent = self.find_in_recent(host, now);
@@ -120,6 +181,7 @@ impl<P: Prefix + Clone> Family<P> {
             drop(self.recent.remove(&network));
             put(base, network, entry);
         } else {
+            self.filter.add(&network);
             drop(self.recent.insert(network, entry));
         }
         old
@@ -127,6 +189,7 @@ impl<P: Prefix + Clone> Family<P> {
 
     fn merge(&mut self) {
         let base = Arc::make_mut(&mut self.base);
+        self.filter = Filter::default();
         for (network, entry) in std::mem::take(&mut self.recent) {
             put(base, network, entry);
         }

@@ -471,18 +471,29 @@ fn longest(model: &std::collections::BTreeMap<IpNet, Block>, address: IpAddr) ->
     matching.max_by_key(|block| block.network.prefix_len())
 }
 
+/// Neighbours of both families.
+fn neighbour(low: u32) -> IpAddr {
+    if low.is_multiple_of(2) {
+        std::net::Ipv4Addr::from(0x0a00_0000 | (low << 3)).into()
+    } else {
+        std::net::Ipv6Addr::from((0x2001_0db8_u128 << 96) | (u128::from(low) << 66)).into()
+    }
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
     #[test]
     fn table_answers_like_a_plain_map_however_its_changes_were_laid_out(
-        changes in proptest::collection::vec((proptest::bool::ANY, 0_u32..2_000, 20_u8..=32), 0..4_000),
+        changes in proptest::collection::vec((proptest::bool::ANY, 0_u32..2_000, 8_u8..=32), 0..4_000),
         share_every in 1_usize..1_500,
     ) {
         let now = Timestamp::constant(1_800_000_000, 0);
         let (mut table, mut model) = (Table::default(), std::collections::BTreeMap::new());
         let mut shared = table.clone();
         for (number, (adds, low, length)) in changes.into_iter().enumerate() {
-            let address = IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | (low << 3)));
+            let address = neighbour(low);
+            // Twice the length of IPv4: around /48, where many IPv6 networks end.
+            let length = if address.is_ipv6() { 2 * length } else { length };
             let network = normal(IpNet::new(address, length).expect("a length"));
             if adds {
                 let block = Block {
@@ -507,7 +518,7 @@ proptest::proptest! {
         proptest::prop_assert_eq!(table.len(), model.len());
         proptest::prop_assert_eq!(table.entries().count(), model.len());
         for low in 0..2_000 {
-            let address = IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | (low << 3)));
+            let address = neighbour(low);
             let found = table.find(address, now).map(|entry| &entry.block);
             proptest::prop_assert_eq!(found, longest(&model, address));
         }
