@@ -79,7 +79,7 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(2);
 /// How much longer for the local disk.
 const RECORD_WITHIN: Duration = Duration::from_secs(3);
 /// How long a start waits for the stored blocks before it takes the snapshot.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -327,7 +327,10 @@ impl Shared {
     }
 
     pub(super) fn store_failed(&self) {
-        self.metrics.write_failures.inc();
         self.lock().store_failed();
+    }
+
+    pub(super) fn store_works(&self) {
+        self.lock().store_works();
     }
 }

@@ -190,6 +190,7 @@ impl Sync {
                         self.backoff.failed(self.shared.clock.tick());
                         // What the store holds after the time without it is another question.
                         self.what = What::All;
+                        self.shared.metrics.write_failures.inc();
                         self.shared.store_failed();
                         return;
                     }
@@ -228,8 +229,10 @@ impl Sync {
         if read {
             self.what = What::Nothing;
             self.backoff = Backoff::default();
+            self.shared.store_works();
         } else {
             self.what = What::All;
+            self.shared.store_failed();
             self.backoff.failed(self.shared.clock.tick());
         }
     }

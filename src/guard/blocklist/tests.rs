@@ -524,3 +524,28 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn pauses_between_tries_grow_to_a_bound_and_differ() {
+    let mut backoff = sync::Backoff::default();
+    let pauses: Vec<Duration> = (0..40).map(|_| backoff.pause()).collect();
+    assert!(pauses[0] <= Duration::from_millis(250));
+    let late = &pauses[10..];
+    assert!(late.iter().all(|pause| (5..=10).contains(&pause.as_secs())), "{late:?}");
+    assert!(late.iter().any(|pause| *pause != late[0]), "jitter");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn change_is_stored_at_once_when_postgres_is_back() {
+    let mut cluster = Cluster::start().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let (list, keeper) = open(cluster.address(), state.path()).await;
+    cluster.down();
+    let made = list.block(order("192.0.2.1/32", Source::Manual, None)).await;
+    assert_eq!(made.expect("blocked").1, Durability::Queued);
+    cluster.up().await;
+    until("the change arrives", || list.shared.lock().len() == 0).await;
+    let made = list.block(order("192.0.2.2/32", Source::Manual, None)).await;
+    assert_eq!(made.expect("blocked").1, Durability::Stored);
+    assert!(keeper.shutdown(Duration::from_secs(10)).await);
+}

@@ -155,6 +155,7 @@ impl Waiting {
     /// The database wants this change never.
     pub(super) fn refused(&mut self, change: &(u64, Change), why: &str) {
         let network = change.1.network();
+        self.store_fails = false;
         self.settle(std::slice::from_ref(change));
         for answer in std::mem::take(&mut self.answers) {
             if answer.network == network && answer.number <= change.0 {
@@ -179,6 +180,11 @@ impl Waiting {
         through
     }
 
+    pub(super) fn store_works(&mut self) {
+        self.store_fails = false;
+    }
+
+    /// Until it works again, a change is acknowledged as queued as soon as the journal has it.
     pub(super) fn store_failed(&mut self) {
         self.store_fails = true;
         self.release();
