@@ -141,6 +141,12 @@ fn crash(postgres: Option<Secret>, state: &Path) -> Durability {
             .block(order("192.0.2.9/32", Source::Manual, None))
             .await
             .expect("blocked");
+        let journal = state.join("blocks-journal-0.jsonl");
+        let marked = || std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"done\""));
+        if durability == Durability::Stored {
+            // So that only what the journal recalls can bring the block back, not what waits in it.
+            until("the change is marked as stored", marked).await;
+        }
         drop((list, keeper));
         durability
     });
