@@ -94,6 +94,15 @@ impl Networks {
             IpNet::V6(net) => meets(&self.v6, net.network().to_bits(), net.broadcast().to_bits()),
         }
     }
+
+    /// Whether `network` lies wholly inside one of the networks.
+    #[must_use]
+    pub fn covers(&self, network: IpNet) -> bool {
+        match canonical(network) {
+            IpNet::V4(net) => holds(&self.v4, net.network().to_bits(), net.broadcast().to_bits()),
+            IpNet::V6(net) => holds(&self.v6, net.network().to_bits(), net.broadcast().to_bits()),
+        }
+    }
 }
 
 fn canonical(network: IpNet) -> IpNet {
@@ -126,6 +135,15 @@ fn meets<T: Ord + Copy>(ranges: &[(T, T)], first: T, last: T) -> bool {
         .checked_sub(1)
         .and_then(|index| ranges.get(index))
         .is_some_and(|range| range.1 >= first)
+}
+
+/// Whether the range `first..=last` lies inside one of `ranges`.
+fn holds<T: Ord + Copy>(ranges: &[(T, T)], first: T, last: T) -> bool {
+    let candidates = ranges.partition_point(|range| range.0 <= first);
+    candidates
+        .checked_sub(1)
+        .and_then(|index| ranges.get(index))
+        .is_some_and(|range| range.1 >= last)
 }
 
 #[cfg(test)]
@@ -218,6 +236,22 @@ mod tests {
         }
         for apart in ["2001:db8:0:2::/64", "11.0.0.0/8"] {
             assert!(!set.overlaps(apart.parse().expect("a network")), "{apart}");
+        }
+    }
+
+    #[test]
+    fn network_is_covered_when_it_lies_inside_and_not_when_it_is_wider() {
+        let set = networks(&["10.0.0.0/8", "192.0.2.0/32", "192.0.2.255/32", "2001:db8::/32"]);
+        for inside in [
+            "10.0.0.0/8",
+            "10.255.255.255/32",
+            "::ffff:10.1.0.0/112",
+            "2001:db8:5::/48",
+        ] {
+            assert!(set.covers(inside.parse().expect("a network")), "{inside}");
+        }
+        for wider in ["8.0.0.0/6", "192.0.2.0/24", "2001:d00::/24", "11.0.0.0/8"] {
+            assert!(!set.covers(wider.parse().expect("a network")), "{wider}");
         }
     }
 }

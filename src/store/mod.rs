@@ -1,7 +1,16 @@
-//! Blocks and the audit trail: PostgreSQL, or embedded SQLite where no database is configured.
+//! Blocks and the audit trail: PostgreSQL, or embedded SQLite where no database is configured. Beside them the two
+//! local files that bridge the time without a store: [`journal`] and [`snapshot`].
 
+mod change;
+pub(crate) mod journal;
 mod postgres;
+mod record;
+pub(crate) mod snapshot;
 mod sqlite;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +23,8 @@ use ulid::Ulid;
 use crate::clock::Clock;
 use crate::secret::Secret;
 use crate::telemetry::health::{Board, Condition};
+pub use change::Change;
+pub(crate) use postgres::changed::{Changed, What};
 
 /// The `[store]` section, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,40 +73,21 @@ pub struct AuditEntry {
     pub result: String,
 }
 
-/// A change of the table of blocks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    Block(Block),
-    /// Lifts the block of `network` unless it was made after `at`: a change that waited for the store must not lift
-    /// a newer block of another instance.
-    Unblock {
-        network: IpNet,
-        at: Timestamp,
-    },
-}
-
-impl Change {
-    #[must_use]
-    pub fn network(&self) -> IpNet {
-        match self {
-            Self::Block(block) => block.network,
-            Self::Unblock { network, .. } => *network,
-        }
-    }
-}
-
 /// Audit entries beyond this many are forgotten, oldest first.
 pub const AUDIT_KEPT: i64 = 100_000;
 
 /// Rows that one purge removes at most, so that it never holds locks for long.
-const PURGE_BATCH: i64 = 1_000;
+pub(crate) const PURGE_BATCH: u64 = 1_000;
 
 /// A handle on the store; clones share it. Calls fail fast when the store is unreachable.
 #[derive(Debug, Clone)]
 pub struct Store {
     backend: Backend,
+    /// Since when calls fail; `None`: the last one reached the store.
+    down_since: watch::Sender<Option<Timestamp>>,
     up: watch::Sender<bool>,
     health: Board,
+    clock: Clock,
 }
 
 #[derive(Debug, Clone)]
@@ -110,8 +102,12 @@ enum Backend {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the store cannot be reached: {0}")]
+    /// Worth another try later: the connection, the server or its state is at fault, not what was asked.
+    #[error("the store is not available: {0}")]
     Unreachable(String),
+    /// The database was reached and refuses this very content; another try would end the same way.
+    #[error("the store refuses it: {0}")]
+    Refused(String),
     #[error("the store's connection address cannot be used: {0}")]
     Address(String),
 }
@@ -125,8 +121,10 @@ impl Store {
         };
         Ok(Self {
             backend,
+            down_since: watch::Sender::new(None),
             up: watch::Sender::new(true),
             health,
+            clock: Clock::system(),
         })
     }
 
@@ -144,15 +142,39 @@ impl Store {
         })
     }
 
-    /// Writes all `changes` or none, and tells the other instances. At most one change for a network.
-    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+    /// The blocks of exactly these networks.
+    pub(crate) async fn blocks_of(&self, networks: Vec<IpNet>) -> Result<Vec<Block>, Error> {
+        self.noted(match &self.backend {
+            Backend::Postgres(postgres) => postgres.blocks_of(&networks).await,
+            Backend::Sqlite(sqlite) => {
+                sqlite
+                    .call(move |connection| sqlite::blocks_of(connection, &networks))
+                    .await
+            }
+        })
+    }
+
+    /// Writes all `changes` or none, and tells the other instances. Answers with the blocks that stay where another
+    /// instance had made a newer or a longer one.
+    pub async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Block>, Error> {
+        let mut merged = std::collections::BTreeMap::new();
+        for change in changes {
+            let network = change.network();
+            let change = match merged.remove(&network) {
+                Some(earlier) => Change::then(earlier, change),
+                None => change,
+            };
+            merged.insert(network, change);
+        }
+        let changes: Vec<Change> = merged.into_values().collect();
         self.noted(match &self.backend {
             Backend::Postgres(postgres) => postgres.apply(&changes).await,
             Backend::Sqlite(sqlite) => sqlite.call(move |connection| sqlite::apply(connection, &changes)).await,
         })
     }
 
-    /// Forgets one batch of blocks that expired before `now`, and audit entries beyond [`AUDIT_KEPT`].
+    /// Forgets one batch of blocks that expired before `now`, and audit entries beyond [`AUDIT_KEPT`]; answers with
+    /// the number of blocks.
     pub async fn purge(&self, now: Timestamp) -> Result<u64, Error> {
         self.noted(match &self.backend {
             Backend::Postgres(postgres) => postgres.purge(now).await,
@@ -198,9 +220,9 @@ impl Store {
         Ok(clock.tick())
     }
 
-    /// Follows changes that other instances make: a message means that the blocks must be read again. Returns when
-    /// the connection breaks; never returns for the embedded store, which one process has to itself.
-    pub(crate) async fn listen(&self, changed: &tokio::sync::Notify) -> Result<(), Error> {
+    /// Follows changes that other instances make and notes them in `changed`. Returns when the connection breaks;
+    /// never returns for the embedded store, which one process has to itself.
+    pub(crate) async fn listen(&self, changed: &Changed) -> Result<(), Error> {
         match &self.backend {
             Backend::Postgres(postgres) => postgres.listen(changed).await,
             Backend::Sqlite(_) => std::future::pending().await,
@@ -216,19 +238,31 @@ impl Store {
         }
     }
 
-    /// Writes on the board how the call went, and passes it on.
+    /// Writes on the board how the call went, and passes it on. A refusal is an answer: the store is there.
     fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        let up = result.is_ok();
-        if self.up.send_if_modified(|was| std::mem::replace(was, up) != up) && !up {
-            tracing::warn!(store = self.kind(), "the store cannot be reached; changes wait for it");
+        let failure = match &result {
+            Err(error @ (Error::Unreachable(_) | Error::Address(_))) => Some(error),
+            Ok(_) | Err(Error::Refused(_)) => None,
+        };
+        let mut since = None;
+        self.down_since.send_modify(|down| {
+            *down = failure.is_some().then(|| down.unwrap_or_else(|| self.clock.wall()));
+            since = *down;
+        });
+        let up = failure.is_none();
+        if self.up.send_if_modified(|was| std::mem::replace(was, up) != up) {
+            match failure {
+                Some(error) => tracing::warn!(store = self.kind(), %error, "the store is down; changes wait for it"),
+                None => tracing::info!(store = self.kind(), "the store is back"),
+            }
         }
-        self.health.set(
-            "store",
-            match &result {
-                Ok(_) => Condition::Healthy,
-                Err(error) => Condition::Degraded(error.to_string()),
-            },
-        );
+        let condition = match (failure, since) {
+            (Some(error), Some(since)) => {
+                Condition::Degraded(format!("down since {since:.0}: {error}; changes of blocks wait for it"))
+            }
+            _ => Condition::Healthy,
+        };
+        self.health.set("store", condition);
         result
     }
 }

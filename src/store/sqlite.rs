@@ -2,10 +2,13 @@
 //! wait for a disk. WAL with `synchronous = FULL`: a committed block survives a power cut.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{AUDIT_KEPT, AuditEntry, Block, Change, Error, PURGE_BATCH, Source};
@@ -17,11 +20,18 @@ mod migrations {
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 const WAITING_JOBS: usize = 64;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may wait for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a job is: once it runs, only its own answer says how it ended.
+const WAITS: u8 = 0;
+const RUNS: u8 = 1;
+const GIVEN_UP: u8 = 2;
 
 #[derive(Debug, Clone)]
 pub(super) struct Sqlite {
     jobs: mpsc::Sender<Job>,
+    turn_timeout: Duration,
 }
 
 impl Sqlite {
@@ -42,27 +52,58 @@ impl Sqlite {
             })
             .map_err(unreachable)?;
         opened.await.map_err(unreachable)??;
-        Ok(Self { jobs })
+        Ok(Self {
+            jobs,
+            turn_timeout: TURN_TIMEOUT,
+        })
     }
 
-    /// Runs `job` on the store's thread.
+    /// Runs `job` on the store's thread. A job that does not get its turn in time never runs; one that has begun is
+    /// waited for, so an error always means that nothing was written.
     pub(super) async fn call<T, F>(&self, job: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |connection| drop(answer.send(job(connection))));
-        let outcome = tokio::time::timeout(ANSWER_TIMEOUT, async {
-            self.jobs.send(job).await.map_err(unreachable)?;
-            answered.await.map_err(unreachable)
+        let (answer, mut answered) = oneshot::channel();
+        let state = Arc::new(AtomicU8::new(WAITS));
+        let turn = Arc::clone(&state);
+        let job: Job = Box::new(move |connection| {
+            let begins = turn.compare_exchange(WAITS, RUNS, Ordering::AcqRel, Ordering::Acquire);
+            if begins.is_ok() {
+                drop(answer.send(job(connection)));
+            }
         });
-        outcome.await.map_err(unreachable)??.map_err(unreachable)
+        let in_turn = tokio::time::timeout(self.turn_timeout, async {
+            self.jobs.send(job).await.map_err(unreachable)?;
+            (&mut answered).await.map_err(unreachable)
+        });
+        let outcome = match in_turn.await {
+            Ok(outcome) => outcome?,
+            Err(_) => {
+                let waits = state.compare_exchange(WAITS, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
+                if waits.is_ok() {
+                    return Err(Error::Unreachable("too many calls wait for the disk".into()));
+                }
+                answered.await.map_err(unreachable)?
+            }
+        };
+        outcome.map_err(failed)
     }
 }
 
 fn unreachable(error: impl std::fmt::Display) -> Error {
     Error::Unreachable(error.to_string())
+}
+
+/// Only what the content itself causes is refused for good.
+fn failed(error: rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+            Error::Refused(error.to_string())
+        }
+        _ => unreachable(error),
+    }
 }
 
 fn connect(path: &std::path::Path) -> Result<Connection, Error> {
@@ -98,43 +139,66 @@ fn block(row: &Row<'_>) -> rusqlite::Result<Option<Block>> {
     Ok(parsed)
 }
 
+const BLOCKS: &str = "SELECT network, reference, reason, source, created_by, created_at, expires_at FROM blocks";
+const BLOCK_OF: &str = "SELECT network, reference, reason, source, created_by, created_at, expires_at FROM blocks
+    WHERE network = ?1";
+
 pub(super) fn blocks(connection: &mut Connection) -> rusqlite::Result<Vec<Block>> {
-    let sql = "SELECT network, reference, reason, source, created_by, created_at, expires_at FROM blocks";
-    let mut statement = connection.prepare_cached(sql)?;
+    let mut statement = connection.prepare_cached(BLOCKS)?;
     let rows = statement.query_map([], block)?;
     rows.filter_map(Result::transpose).collect()
 }
 
-pub(super) fn apply(connection: &mut Connection, changes: &[Change]) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    for change in changes {
-        match change {
-            Change::Block(block) => transaction
-                .prepare_cached(
-                    "INSERT INTO blocks (network, reference, reason, source, created_by, created_at, expires_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                     ON CONFLICT (network) DO UPDATE SET reference = excluded.reference, reason = excluded.reason,
-                         source = excluded.source, created_by = excluded.created_by,
-                         created_at = excluded.created_at, expires_at = excluded.expires_at
-                     WHERE excluded.source = 'manual' AND excluded.created_at >= blocks.created_at
-                        OR excluded.source = 'automatic' AND blocks.expires_at IS NOT NULL
-                           AND (excluded.expires_at IS NULL OR excluded.expires_at > blocks.expires_at)",
-                )?
-                .execute(params![
-                    block.network.to_string(),
-                    block.reference.to_string(),
-                    block.reason,
-                    block.source.as_str(),
-                    block.created_by,
-                    block.created_at.as_microsecond(),
-                    block.expires_at.map(Timestamp::as_microsecond),
-                ])?,
-            Change::Unblock { network, at } => transaction
-                .prepare_cached("DELETE FROM blocks WHERE network = ?1 AND created_at <= ?2")?
-                .execute(params![network.to_string(), at.as_microsecond()])?,
-        };
+pub(super) fn blocks_of(connection: &mut Connection, networks: &[IpNet]) -> rusqlite::Result<Vec<Block>> {
+    let mut found = Vec::new();
+    for network in networks {
+        found.extend(block_of(connection, *network)?);
     }
-    transaction.commit()
+    Ok(found)
+}
+
+fn block_of(connection: &Connection, network: IpNet) -> rusqlite::Result<Option<Block>> {
+    let mut statement = connection.prepare_cached(BLOCK_OF)?;
+    let row = statement.query_row(params![network.to_string()], block).optional()?;
+    Ok(row.flatten())
+}
+
+const UPSERT: &str = "INSERT INTO blocks (network, reference, reason, source, created_by, created_at, expires_at)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+    ON CONFLICT (network) DO UPDATE SET reference = excluded.reference, reason = excluded.reason,
+        source = excluded.source, created_by = excluded.created_by,
+        created_at = excluded.created_at, expires_at = excluded.expires_at
+    WHERE excluded.source = 'manual' AND excluded.created_at >= blocks.created_at
+        OR blocks.expires_at <= excluded.created_at
+        OR excluded.source = 'automatic' AND blocks.expires_at IS NOT NULL
+            AND (excluded.expires_at IS NULL OR excluded.expires_at > blocks.expires_at)";
+
+/// Answers with the blocks that stay where the store had a newer or a longer one.
+pub(super) fn apply(connection: &mut Connection, changes: &[Change]) -> rusqlite::Result<Vec<Block>> {
+    let transaction = connection.transaction()?;
+    let mut stay = Vec::new();
+    for change in changes {
+        if let Some(until) = change.lifts_until() {
+            transaction
+                .prepare_cached("DELETE FROM blocks WHERE network = ?1 AND created_at <= ?2")?
+                .execute(params![change.network().to_string(), until.as_microsecond()])?;
+        }
+        let Some(block) = change.block() else { continue };
+        let written = transaction.prepare_cached(UPSERT)?.execute(params![
+            block.network.to_string(),
+            block.reference.to_string(),
+            block.reason,
+            block.source.as_str(),
+            block.created_by,
+            block.created_at.as_microsecond(),
+            block.expires_at.map(Timestamp::as_microsecond),
+        ])?;
+        if written == 0 {
+            stay.extend(block_of(&transaction, block.network)?);
+        }
+    }
+    transaction.commit()?;
+    Ok(stay)
 }
 
 pub(super) fn purge(connection: &mut Connection, now: Timestamp) -> rusqlite::Result<u64> {
@@ -142,9 +206,10 @@ pub(super) fn purge(connection: &mut Connection, now: Timestamp) -> rusqlite::Re
         "DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1",
         params![AUDIT_KEPT],
     )?;
+    let batch = i64::try_from(PURGE_BATCH).unwrap_or(i64::MAX);
     let gone = connection.execute(
         "DELETE FROM blocks WHERE rowid IN (SELECT rowid FROM blocks WHERE expires_at <= ?1 LIMIT ?2)",
-        params![now.as_microsecond(), PURGE_BATCH],
+        params![now.as_microsecond(), batch],
     )?;
     Ok(gone as u64)
 }
@@ -185,4 +250,42 @@ pub(super) fn audit(connection: &mut Connection, offset: i64, limit: i64) -> rus
 
 pub(super) fn ping(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.query_row("SELECT 1", [], |_| Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn insert(connection: &mut Connection) -> rusqlite::Result<usize> {
+        let sql = "INSERT INTO audit (at, actor, origin, action, subject, result) VALUES (1, '', '', '', '', '')";
+        connection.execute(sql, [])
+    }
+
+    fn count(connection: &mut Connection) -> rusqlite::Result<i64> {
+        connection.query_row("SELECT count(*) FROM audit", [], |row| row.get(0))
+    }
+
+    #[tokio::test]
+    async fn call_that_failed_for_lack_of_time_never_runs_and_one_that_runs_never_fails_for_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = Sqlite::open(directory.path().join("db")).await.expect("a store");
+        store.turn_timeout = Duration::from_millis(20);
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let (begun, begins) = oneshot::channel();
+        let slow = store.call(move |connection| {
+            begun.send(()).expect("somebody waits");
+            gate.recv().expect_err("the gate opens by its end");
+            insert(connection)
+        });
+        let late = async {
+            begins.await.expect("the slow call begins");
+            let outcome = store.call(insert).await;
+            drop(go);
+            outcome
+        };
+        let (slow, late) = tokio::join!(slow, late);
+        assert_eq!(slow.expect("waited for"), 1);
+        assert!(matches!(late, Err(Error::Unreachable(_))), "{late:?}");
+        assert_eq!(store.call(count).await.expect("counted"), 1);
+    }
 }
