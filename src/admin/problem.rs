@@ -59,7 +59,7 @@ impl Error {
 impl From<blocklist::Error> for Error {
     fn from(error: blocklist::Error) -> Self {
         match error {
-            blocklist::Error::Protected { .. } => Self::Invalid(error.to_string()),
+            blocklist::Error::Protected { .. } | blocklist::Error::Refused { .. } => Self::Invalid(error.to_string()),
             other => Self::Unavailable(other.to_string()),
         }
     }
