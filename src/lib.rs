@@ -7,8 +7,8 @@
 //!
 //! 1. assembly: [`cli`], [`app`], [`config`] (and `main`)
 //! 2. edges: [`proxy`] (data plane), [`admin`] (control plane); they never import each other
-//! 3. domain: [`guard`]
-//! 4. mechanisms: [`store`]
+//! 3. domain: [`guard`], [`backup`]
+//! 4. mechanisms: [`store`], [`repository`], [`postgres`]
 //! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`secret`]
 //!
 //! # Invariants

@@ -199,7 +199,7 @@ impl Vault {
             let done = child.finish(self.config.step_timeout).await;
             if done.is_ok() {
                 // The receiver is gone only when sealing failed already, which `put` reports.
-                drop(exited.send(()));
+                exited.send(()).ok();
             } else {
                 drop(exited);
             }

@@ -10,6 +10,7 @@ mod prune;
 mod restore;
 pub mod retention;
 mod swap;
+pub mod task;
 mod verify;
 
 use std::path::PathBuf;

@@ -20,7 +20,7 @@ pub struct Pruned {
 
 /// Whether a clean-up acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+enum Mode {
     Act,
     DryRun,
 }
@@ -63,7 +63,32 @@ impl Vault {
                 _ => {}
             }
         }
+        if mode == Mode::Act {
+            self.resume_erasing(&entries).await?;
+        }
         Ok(pruned)
+    }
+
+    /// Finishes deletions that a crash cut short: a tombstone whose manifest is gone already.
+    async fn resume_erasing(&self, entries: &[Entry]) -> Result<(), Error> {
+        let keys = self.repository.list("").await?;
+        for (tombstone, _) in &keys {
+            let id = tombstone
+                .strip_prefix("tombstones/")
+                .and_then(|name| name.strip_suffix(".json"));
+            let Some(id) = id.and_then(|id| Ulid::from_string(id).ok()) else {
+                continue;
+            };
+            if entries.iter().any(|entry| entry.manifest.id == id) {
+                continue;
+            }
+            let folder = format!("/{id}/");
+            for (key, _) in keys.iter().filter(|(key, _)| key.contains(&folder)) {
+                self.repository.delete(key).await?;
+            }
+            self.repository.delete(tombstone).await?;
+        }
+        Ok(())
     }
 
     /// Marks one backup for deletion by hand; the last good one is refused.

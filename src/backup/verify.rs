@@ -68,6 +68,20 @@ impl Vault {
     /// Why it is not proven; that is recorded as well, unless it is for want of a key or a program.
     pub async fn verify(&self, entry: &Entry) -> Result<Level, Error> {
         let result = self.prove(&entry.folder, &entry.manifest, &self.keys).await;
+        self.record(entry, result).await
+    }
+
+    /// Restores a published backup into a scratch database, compares the rows, and writes down the result.
+    ///
+    /// # Errors
+    /// As [`Vault::verify`].
+    pub async fn verify_by_restore(&self, entry: &Entry) -> Result<Level, Error> {
+        let id = entry.manifest.id.to_string();
+        let result = self.restore(&id, &super::Swap::Drop).await.map(|_| Level::L3);
+        self.record(entry, result).await
+    }
+
+    async fn record(&self, entry: &Entry, result: Result<Level, Error>) -> Result<Level, Error> {
         let failure = match &result {
             Ok(_) => None,
             Err(error) if is_damage(error) => Some(chain(error)),
@@ -87,13 +101,15 @@ impl Vault {
 /// Whether the backup is to blame, rather than our keys, programs or network.
 fn is_damage(error: &Error) -> bool {
     match error {
-        Error::Repository(repository::Error::Damaged { .. }) | Error::Postgres(_) => true,
+        Error::Repository(repository::Error::Damaged { .. }) | Error::Unproven { .. } => true,
         Error::Repository(repository::Error::Unseal { source, .. }) => {
-            // A key that does not fit is no damage: the header says whom it is for.
-            !source
+            // A key that does not fit is no damage, and neither is a full scratch disk: were it recorded as such,
+            // retention would let a good backup go.
+            let no_key = source
                 .get_ref()
-                .and_then(|inner| inner.downcast_ref::<age::DecryptError>())
-                .is_some_and(|inner| matches!(inner, age::DecryptError::NoMatchingKeys))
+                .and_then(|inner| inner.downcast_ref::<age::DecryptError>());
+            let no_key = no_key.is_some_and(|inner| matches!(inner, age::DecryptError::NoMatchingKeys));
+            !no_key && source.raw_os_error().is_none()
         }
         Error::Repository(repository::Error::Store { source, .. }) => {
             matches!(source, object_store::Error::NotFound { .. })

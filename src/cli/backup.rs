@@ -117,8 +117,7 @@ async fn command(options: &Options) -> anyhow::Result<()> {
             let entry = vault.show(id).await?;
             let mut level = vault.verify(&entry).await?;
             if *restore {
-                vault.restore(&entry.manifest.id.to_string(), &Swap::Drop).await?;
-                level = repository::manifest::Level::L3;
+                level = vault.verify_by_restore(&entry).await?;
             }
             let id = entry.manifest.id;
             print(options.json, &json!({"id": id, "level": level}), || {

@@ -248,10 +248,7 @@ impl Child {
     fn kill_group(&self) {
         if let Some(group) = self.group {
             // It may be gone; that is what is wanted.
-            drop(rustix::process::kill_process_group(
-                group,
-                rustix::process::Signal::KILL,
-            ));
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
         }
     }
 }

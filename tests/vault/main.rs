@@ -264,3 +264,35 @@ fn the_last_good_backup_survives_pruning() {
     assert_eq!(good(&bed), 1);
     assert!(Path::new(&object(&bed, "manifest.json")).exists());
 }
+
+/// A crash between the manifest and the data of a deletion.
+#[test]
+fn a_deletion_that_was_cut_short_is_finished_by_the_next_one() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let cut = object(&bed, "manifest.json");
+    let id = cut
+        .parent()
+        .and_then(Path::file_name)
+        .expect("a folder")
+        .to_string_lossy()
+        .into_owned();
+    std::fs::remove_file(&cut).expect("the manifest is removable");
+    let tombstones = bed.repository().join("tombstones");
+    std::fs::create_dir_all(&tombstones).expect("a folder");
+    let note = format!(r#"{{"id":"{id}","at":"2026-01-01T00:00:00Z","reason":"no label holds it"}}"#);
+    std::fs::write(tombstones.join(format!("{id}.json")), note).expect("a tombstone");
+    bed.ok(&["create"]);
+    bed.ok(&["prune"]);
+    assert_eq!(good(&bed), 1);
+    assert_eq!(objects(&bed).len(), 3, "only the second backup is left");
+}
+
+/// A backup verified by restore says so, and a scratch disk that is full blames nobody.
+#[test]
+fn a_restore_for_proof_raises_the_level() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.ok(&["verify", "latest", "--restore"]);
+    assert!(bed.ok(&["list", "--json"]).contains("\"level\": \"L3\""));
+}
