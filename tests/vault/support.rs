@@ -1,5 +1,11 @@
 //! A private PostgreSQL cluster, a repository and a key per test.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "black-box tests start processes, wait by the real clock, and fail by panicking"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
