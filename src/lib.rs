@@ -7,13 +7,15 @@
 //!
 //! 1. assembly: [`cli`], [`app`], [`config`] (and `main`)
 //! 2. edges: [`proxy`] (data plane), [`admin`] (control plane); they never import each other
-//! 3. domain: [`guard`]
-//! 4. mechanisms: [`store`]
+//! 3. domain: [`guard`], [`backup`]
+//! 4. mechanisms: [`store`], [`repository`], [`postgres`]
 //! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`secret`]
 //!
 //! # Invariants
 //! - No request waits for PostgreSQL, disk or the control plane: `proxy` cannot import `store`. What a
 //!   request needs is an in-memory snapshot; what it causes is a message on a bounded queue.
+//! - The backup catalogue lives with the backups, never in the database that a restore rewinds: `backup` cannot import
+//!   `store`.
 //! - Wire types stay in `admin::views` and `config::raw`; domain types know neither serde nor HTTP.
 //! - Pure files (client address, headers, limits) know neither clock nor I/O: time is an argument.
 //! - Only `app` and `cli` see `config`: each part declares its own resolved `Config`.
@@ -27,11 +29,14 @@
 
 pub mod admin;
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod guard;
+pub mod postgres;
 pub mod proxy;
+pub mod repository;
 pub mod secret;
 pub mod store;
 pub mod tasks;

@@ -1,6 +1,7 @@
 //! The command line: one file per command. What a command prints is for people; errors go to standard error with their
 //! whole chain, and the exit code says what kind they were.
 
+pub mod backup;
 mod check;
 mod demo;
 mod run;
@@ -33,6 +34,8 @@ enum Command {
     Check(Source),
     /// Try it: a sample app (or your own), the gate on https://localhost:8443, the admin page on http://127.0.0.1:8444.
     Demo(demo::Options),
+    /// Backups of the app's PostgreSQL: make, list, prove, restore, prune. Works while the server is down.
+    Backup(backup::Options),
     /// Make an admin token: prints it once, with the line for the configuration.
     Token(token::Options),
 }
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Run(source) => run::run(&source),
         Command::Check(source) => check::run(&source),
         Command::Demo(options) => demo::run(&options),
+        Command::Backup(options) => backup::run(&options).map_err(Error::from),
         Command::Token(options) => token::run(&options),
     };
     match done {

@@ -1,0 +1,259 @@
+//! Making a backup: one snapshot is dumped and counted, the parts are stored, read back, and only then named.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use ulid::Ulid;
+
+use super::{Error, Vault};
+use crate::postgres::admin::identifier;
+use crate::postgres::child::Command;
+use crate::postgres::program::Programs;
+use crate::postgres::{self, Admin};
+use crate::repository::Keys;
+use crate::repository::layout::{self, Cluster};
+use crate::repository::manifest::{self, Content, Level, Manifest, Part};
+use crate::repository::seal::Compression;
+
+/// Tables of extensions are left out, as pg_dump does; so are temporary ones.
+const TABLES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+/// "foregate" as a number: the lock that keeps two instances on different machines from backing up at once.
+const ADVISORY_LOCK: i64 = 0x666f_7265_6761;
+
+/// The server as it was found.
+struct Server {
+    cluster: Cluster,
+    version: u32,
+    superuser: bool,
+    programs: Programs,
+}
+
+impl Vault {
+    /// Makes one backup that carries `labels`. Nothing is published unless it was read back whole.
+    ///
+    /// # Errors
+    /// Why there is no new backup.
+    pub async fn create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Manifest, Error> {
+        let _lock = self.lock()?;
+        self.recover().await?;
+        let id = Ulid::generate();
+        let application = format!("foregate backup {id}");
+        let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
+        let locked: bool = admin
+            .value("taking the lock", "SELECT pg_try_advisory_lock($1)", &[&ADVISORY_LOCK])
+            .await?;
+        if !locked {
+            return Err(Error::Busy);
+        }
+        let server = self.server(&admin).await?;
+        let folder = layout::dump(&server.cluster, id);
+        let made = self
+            .make(&admin, &server, id, &folder, &application, labels, schedule_keys)
+            .await;
+        if made.is_err() {
+            self.sweep(&folder).await;
+        }
+        made
+    }
+
+    async fn server(&self, admin: &Admin) -> Result<Server, Error> {
+        let version = admin.server_version().await?;
+        let superuser = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
+        Ok(Server {
+            cluster: Cluster {
+                system_identifier: admin.system_identifier().await?,
+                major: version / 10_000,
+            },
+            version,
+            superuser: admin.value("reading our own role", superuser, &[]).await?,
+            programs: Programs::find(version / 10_000)?,
+        })
+    }
+
+    async fn make(
+        &self,
+        admin: &Admin,
+        server: &Server,
+        id: Ulid,
+        folder: &str,
+        application: &str,
+        labels: Vec<String>,
+        schedule_keys: Vec<String>,
+    ) -> Result<Manifest, Error> {
+        let started_at = self.clock.wall();
+        let keys = Arc::new(self.keys.with_witness());
+        admin
+            .batch(
+                "opening a snapshot",
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off",
+            )
+            .await?;
+        let snapshot: String = admin
+            .value("exporting the snapshot", "SELECT pg_export_snapshot()", &[])
+            .await?;
+        let dump = self.dump_command(server, application, &snapshot)?;
+        let (dump, tables) = tokio::try_join!(self.store_part("dump", folder, dump, &keys), self.count_rows(admin))?;
+        let size = "SELECT pg_database_size(current_database())";
+        let database_bytes: i64 = admin.value("measuring the database", size, &[]).await?;
+        admin.batch("closing the snapshot", "COMMIT").await?;
+        let globals = self.globals_command(server, application)?;
+        let globals = self.store_part("globals", folder, globals, &keys).await?;
+        let content = Content::Database {
+            database: self.target.database().to_owned(),
+            system_identifier: server.cluster.system_identifier.clone(),
+            server_version: server.version,
+            client_version: server.programs.major.to_string(),
+            tables,
+            database_bytes: u64::try_from(database_bytes).unwrap_or(0),
+        };
+        let mut manifest = self.describe(id, content, labels, schedule_keys, started_at);
+        manifest.parts = vec![dump, globals];
+        manifest.verified = self.prove(folder, &manifest, &keys).await?;
+        manifest.finished_at = self.clock.wall();
+        if !self
+            .repository
+            .create(&layout::manifest(folder), super::verify::to_json(&manifest))
+            .await?
+        {
+            return Err(Error::Vanished { id });
+        }
+        Ok(manifest)
+    }
+
+    fn describe(
+        &self,
+        id: Ulid,
+        content: Content,
+        labels: Vec<String>,
+        schedule_keys: Vec<String>,
+        started_at: Timestamp,
+    ) -> Manifest {
+        Manifest {
+            format: manifest::FORMAT,
+            id,
+            content,
+            labels,
+            schedule_keys,
+            started_at,
+            finished_at: started_at,
+            verified: Level::L0,
+            parts: Vec::new(),
+            recipients: self.keys.recipients(),
+            foregate: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn dump_command(&self, server: &Server, application: &str, snapshot: &str) -> Result<Command, Error> {
+        // Uncompressed: our own zstd runs on two threads, with checksums, and its output is hashed on the way.
+        let command = Command::new(server.programs.path("pg_dump"))
+            .arg("--format=custom")
+            .arg("--compress=0")
+            .arg("--no-password")
+            .arg("--lock-wait-timeout=60s")
+            .arg(format!("--snapshot={snapshot}"))
+            .arg("--dbname")
+            .arg(connection_name(self.target.database()))
+            .stdout_piped();
+        Ok(command.target(&self.target, application)?)
+    }
+
+    fn globals_command(&self, server: &Server, application: &str) -> Result<Command, Error> {
+        let mut command = Command::new(server.programs.path("pg_dumpall"))
+            .arg("--globals-only")
+            .arg("--no-password")
+            .arg("--database")
+            .arg(self.target.database())
+            .stdout_piped();
+        if !server.superuser {
+            command = command.arg("--no-role-passwords");
+        }
+        Ok(command.target(&self.target, application)?)
+    }
+
+    async fn store_part(
+        &self,
+        name: &'static str,
+        folder: &str,
+        command: Command,
+        keys: &Arc<Keys>,
+    ) -> Result<Part, Error> {
+        let mut child = command.start()?;
+        let source = child.take_stdout()?;
+        let (exited, confirm) = oneshot::channel::<()>();
+        let confirm = move || {
+            confirm
+                .blocking_recv()
+                .map_err(|_| io::Error::other("the program failed"))
+        };
+        let key = layout::part(folder, name, keys.encrypts());
+        let progress = self.step(name);
+        let put = self
+            .repository
+            .put_sealed(&key, source, Arc::clone(keys), Compression::DEFAULT, confirm, progress);
+        let finish = async {
+            let done = child.finish(self.config.step_timeout).await;
+            if done.is_ok() {
+                // The receiver is gone only when sealing failed already, which `put` reports.
+                exited.send(()).ok();
+            } else {
+                drop(exited);
+            }
+            done
+        };
+        // The store's failure must end the program, and the program's failure names the cause.
+        tokio::pin!(put);
+        tokio::pin!(finish);
+        let sealed = tokio::select! {
+            done = &mut finish => { let stored = put.await; done?; stored? }
+            stored = &mut put => match stored {
+                Ok(sealed) => sealed,
+                Err(error @ crate::repository::Error::Seal { .. }) => { finish.await?; return Err(error.into()) }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let object = key.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(Part {
+            name: name.to_owned(),
+            object,
+            plain_bytes: sealed.plain_bytes,
+            plain_sha256: sealed.plain_sha256,
+            stored_bytes: sealed.stored_bytes,
+            stored_sha256: sealed.stored_sha256,
+        })
+    }
+
+    async fn count_rows(&self, admin: &Admin) -> Result<BTreeMap<String, u64>, Error> {
+        Ok(count_rows(admin).await?)
+    }
+
+    /// Removes what a failed run stored; what remains is no backup, since it has no manifest.
+    async fn sweep(&self, folder: &str) {
+        for (key, _) in self.repository.list(folder).await.unwrap_or_default() {
+            drop(self.repository.delete(&key).await);
+        }
+    }
+}
+
+/// Rows per table, in the session's own snapshot.
+pub(super) async fn count_rows(admin: &Admin) -> Result<BTreeMap<String, u64>, postgres::Error> {
+    let mut counts = BTreeMap::new();
+    for row in admin.query("listing tables", TABLES, &[]).await? {
+        let (schema, table): (String, String) = (row.get(0), row.get(1));
+        let name = format!("{}.{}", identifier(&schema), identifier(&table));
+        let count: i64 = admin
+            .value("counting rows", &format!("SELECT count(*) FROM {name}"), &[])
+            .await?;
+        counts.insert(name, u64::try_from(count).unwrap_or(0));
+    }
+    Ok(counts)
+}
+
+/// A database name for `--dbname`, which would read `=` or a scheme in it as a connection string.
+pub(super) fn connection_name(database: &str) -> String {
+    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
+}

@@ -1,0 +1,116 @@
+//! Backups of the app's database: made, proven, kept, restored. A backup exists once its manifest does, and the
+//! manifest is written only after the stored bytes have been read back whole (level 2).
+//!
+//! The catalogue is the repository itself, never the database that a restore rewinds.
+
+mod catalogue;
+mod create;
+mod journal;
+mod prune;
+mod restore;
+pub mod retention;
+mod swap;
+pub mod task;
+mod verify;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ulid::Ulid;
+
+use crate::clock::Clock;
+use crate::postgres::{self, Target};
+use crate::repository::{self, Keys, Repository};
+
+pub use self::catalogue::Entry;
+pub use self::journal::Recovered;
+pub use self::prune::Pruned;
+pub use self::restore::{Restored, Swap};
+
+/// What is backed up, to where, and how long it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub database: postgres::Config,
+    pub repository: repository::Config,
+    pub retention: retention::Policy,
+    /// Holds the lock and the journal of a restore.
+    pub state_dir: PathBuf,
+    /// How long a database that a restore replaced is kept under its dated name.
+    pub keep_replaced: Duration,
+    /// The longest that one step of a run may take.
+    pub step_timeout: Duration,
+}
+
+/// Hears how far a run is: the step, and the bytes of it so far.
+pub type Progress = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
+
+/// The handle: one per process.
+#[derive(Clone)]
+pub struct Vault {
+    config: Config,
+    target: Target,
+    repository: Repository,
+    keys: Arc<Keys>,
+    clock: Clock,
+    progress: Progress,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vault")
+            .field("repository", &self.repository)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Vault {
+    /// Opens the repository; nothing is connected to yet.
+    ///
+    /// # Errors
+    /// An address or a key that cannot be used.
+    pub fn open(config: Config, clock: Clock, progress: Progress) -> Result<Self, Error> {
+        let target = Target::parse(&config.database)?;
+        let repository = Repository::open(&config.repository.url)?;
+        let keys = Keys::new(&config.repository.recipients, config.repository.identity.as_ref())?;
+        Ok(Self {
+            config,
+            target,
+            repository,
+            keys: Arc::new(keys),
+            clock,
+            progress,
+        })
+    }
+
+    fn step(&self, name: &'static str) -> impl Fn(u64) + Send + 'static + use<> {
+        let progress = Arc::clone(&self.progress);
+        progress(name, 0);
+        move |bytes| progress(name, bytes)
+    }
+}
+
+/// Why a run did not do what it was asked. Texts are for an operator and carry no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    #[error("there is no backup {0:?} in the repository")]
+    Unknown(String),
+    #[error("another backup, restore or clean-up is running")]
+    Busy,
+    #[error("refused, nothing was touched: {0}")]
+    Refused(String),
+    #[error("backup {id} failed verification: {reason}")]
+    Unproven { id: Ulid, reason: String },
+    #[error("backup {id} does not exist any more where it was just written")]
+    Vanished { id: Ulid },
+    #[error("{act}")]
+    Local {
+        act: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,177 @@
+//! What is kept, and why. Pure: the clock's reading is an argument, and every decision carries its reasons.
+
+use jiff::Timestamp;
+use ulid::Ulid;
+
+/// How many good backups each label keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    pub daily: usize,
+    pub weekly: usize,
+    pub monthly: usize,
+    /// While the newest good backup is older than this, nothing is deleted: something is wrong.
+    pub stale_after: std::time::Duration,
+    /// From tombstone to deletion.
+    pub grace: std::time::Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let day = std::time::Duration::from_hours(24);
+        Self {
+            daily: 7,
+            weekly: 4,
+            monthly: 12,
+            stale_after: day * 2,
+            grace: day,
+        }
+    }
+}
+
+/// What retention needs to know of a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    pub id: Ulid,
+    pub at: Timestamp,
+    pub labels: Vec<String>,
+    /// Verified to level 2 or more.
+    pub good: bool,
+    pub leased: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    pub id: Ulid,
+    pub keep: bool,
+    /// Sentences for the operator.
+    pub reasons: Vec<String>,
+}
+
+/// Decides for every backup of one database. The result is in the order of `backups`.
+#[must_use]
+pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision> {
+    let mut newest_first: Vec<&Backup> = backups.iter().collect();
+    newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.at, backup.id)));
+    let newest_good = newest_first.iter().find(|backup| backup.good).copied();
+    let frozen = match newest_good {
+        None => Some("there is no good backup, so nothing is deleted"),
+        // A backup from the future means that the clock jumped; ages mean nothing then.
+        Some(newest) if newest.at > now => Some("the newest backup lies in the future, so nothing is deleted"),
+        Some(newest) if now.duration_since(newest.at).unsigned_abs() > policy.stale_after => {
+            Some("the newest good backup is overdue, so nothing is deleted")
+        }
+        Some(_) => None,
+    };
+    backups
+        .iter()
+        .map(|backup| {
+            let mut reasons = holds(backup, &newest_first, policy);
+            if newest_good.is_some_and(|newest| newest.id == backup.id) {
+                reasons.push("it is the newest good backup".to_owned());
+            }
+            if backup.leased {
+                reasons.push("it is in use".to_owned());
+            }
+            if !backup.good && newest_good.is_none_or(|newest| backup.at >= newest.at) {
+                reasons.push("no good backup is newer".to_owned());
+            }
+            reasons.extend(frozen.map(str::to_owned));
+            let keep = !reasons.is_empty();
+            if !keep {
+                reasons.push(if backup.good {
+                    "no label holds it".to_owned()
+                } else {
+                    "it is not proven".to_owned()
+                });
+            }
+            Decision {
+                id: backup.id,
+                keep,
+                reasons,
+            }
+        })
+        .collect()
+}
+
+/// The labels by which `backup` is held: it is among the newest good ones of each.
+fn holds(backup: &Backup, newest_first: &[&Backup], policy: &Policy) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !backup.good {
+        return reasons;
+    }
+    for label in &backup.labels {
+        let limit = match label.as_str() {
+            "daily" => policy.daily,
+            "weekly" => policy.weekly,
+            "monthly" => policy.monthly,
+            // Made by hand, or by a version that knows more labels than we do.
+            _ => {
+                reasons.push(format!("{label}: kept until it is deleted by hand"));
+                continue;
+            }
+        };
+        let place = newest_first
+            .iter()
+            .filter(|other| other.good && other.labels.contains(label))
+            .position(|other| other.id == backup.id);
+        if let Some(place) = place.filter(|place| *place < limit.max(1)) {
+            reasons.push(format!("{label} {} of {}", place + 1, limit.max(1)));
+        }
+    }
+    reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+
+    fn backup(day: i64, label: &str, good: bool) -> Backup {
+        Backup {
+            id: Ulid::from_parts(u64::try_from(day).expect("positive"), 1),
+            at: Timestamp::from_second(day * DAY).expect("in range"),
+            labels: vec![label.to_owned()],
+            good,
+            leased: false,
+        }
+    }
+
+    fn kept(backups: &[Backup], day: i64) -> Vec<u64> {
+        let now = Timestamp::from_second(day * DAY + 3600).expect("in range");
+        let decisions = plan(backups, &Policy::default(), now);
+        decisions
+            .iter()
+            .filter(|decision| decision.keep)
+            .map(|decision| decision.id.timestamp_ms())
+            .collect()
+    }
+
+    #[test]
+    fn the_newest_seven_good_daily_backups_stay() {
+        let backups: Vec<_> = (1..=10).map(|day| backup(day, "daily", day != 9)).collect();
+        assert_eq!(kept(&backups, 10), [3, 4, 5, 6, 7, 8, 10]);
+    }
+
+    #[test]
+    fn nothing_goes_while_the_newest_good_one_is_overdue() {
+        let backups: Vec<_> = (1..=20).map(|day| backup(day, "daily", day <= 10)).collect();
+        assert_eq!(kept(&backups, 20).len(), 20);
+    }
+
+    #[test]
+    fn nothing_goes_when_none_is_good_or_the_clock_jumped_back() {
+        let bad: Vec<_> = (1..=20).map(|day| backup(day, "daily", false)).collect();
+        assert_eq!(kept(&bad, 20).len(), 20);
+        let good: Vec<_> = (1..=20).map(|day| backup(day, "daily", true)).collect();
+        assert_eq!(kept(&good, 5).len(), 20);
+    }
+
+    #[test]
+    fn manual_and_leased_backups_stay() {
+        let mut backups: Vec<_> = (1..=20).map(|day| backup(day, "daily", true)).collect();
+        backups[0].labels = vec!["manual".to_owned()];
+        backups[1].leased = true;
+        assert_eq!(kept(&backups, 20), [1, 2, 14, 15, 16, 17, 18, 19, 20]);
+    }
+}

@@ -1,0 +1,289 @@
+//! `foregate backup`: works without the server and without a configuration, for the day that the machine burned.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::backup::retention::Policy;
+use crate::backup::{Config, Entry, Progress, Swap, Vault};
+use crate::clock::Clock;
+use crate::repository::manifest::{Content, Manifest};
+use crate::secret::Secret;
+use crate::{postgres, repository};
+
+/// A key or an address is a few lines.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
+/// The vault, by hand.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(subcommand)]
+    command: Command,
+    /// Where backups live: file:///directory or s3://bucket/prefix.
+    #[arg(
+        long,
+        global = true,
+        default_value = "file:///var/lib/foregate/backups",
+        value_name = "URL"
+    )]
+    repository: String,
+    /// An age public key that can open new backups; may be repeated.
+    #[arg(long = "recipient", global = true, value_name = "AGE1...")]
+    recipients: Vec<String>,
+    /// The age identity file that opens backups.
+    #[arg(long, global = true, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// A file with the database's address; without it, the environment's DATABASE_URL.
+    #[arg(long, global = true, value_name = "FILE")]
+    database_url_file: Option<PathBuf>,
+    /// Holds the journal of a restore.
+    #[arg(long, global = true, default_value = "/var/lib/foregate", value_name = "DIR")]
+    state_dir: PathBuf,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a backup now, read it back, publish it.
+    Create {
+        /// The labels that it carries.
+        #[arg(long = "label", default_value = "manual", value_parser = ["daily", "weekly", "monthly", "manual"])]
+        labels: Vec<String>,
+    },
+    /// The backups, oldest first.
+    List,
+    /// One backup: its manifest.
+    Show { id: String },
+    /// Read a backup back whole; with --restore, restore it into a scratch database as well.
+    Verify {
+        id: String,
+        #[arg(long)]
+        restore: bool,
+    },
+    /// Restore a backup (or `latest`) and put it in the database's place.
+    Restore {
+        #[arg(default_value = "latest")]
+        id: String,
+        /// Restore into a new database of this name, and leave the present one alone.
+        #[arg(long, value_name = "NAME", conflicts_with = "verify_only")]
+        target_database: Option<String>,
+        /// Restore into a scratch database, compare the row counts, drop it.
+        #[arg(long)]
+        verify_only: bool,
+    },
+    /// Apply retention.
+    Prune {
+        /// Only say what would go, and why each kept one is kept.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Why it did not do what it was asked.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(Box::pin(command(options)))
+}
+
+async fn command(options: &Options) -> anyhow::Result<()> {
+    let vault = Vault::open(config(options)?, Clock::system(), progress(options.json))?;
+    match &options.command {
+        Command::Create { labels } => {
+            let manifest = vault.create(labels.clone(), Vec::new()).await?;
+            print(options.json, &serde_json::to_value(&manifest)?, || line(&manifest))
+        }
+        Command::List => list(&vault, options.json).await,
+        Command::Show { id } => {
+            let entry = vault.show(id).await?;
+            let text = serde_json::to_string_pretty(&entry.manifest)?;
+            print(options.json, &describe(&entry), || text)
+        }
+        Command::Verify { id, restore } => {
+            let entry = vault.show(id).await?;
+            let mut level = vault.verify(&entry).await?;
+            if *restore {
+                level = vault.verify_by_restore(&entry).await?;
+            }
+            let id = entry.manifest.id;
+            print(options.json, &json!({"id": id, "level": level}), || {
+                format!("{id} is proven to {level:?}")
+            })
+        }
+        Command::Restore {
+            id,
+            target_database,
+            verify_only,
+        } => {
+            let swap = match target_database {
+                Some(name) => Swap::Keep(name.clone()),
+                None if *verify_only => Swap::Drop,
+                None => Swap::Live,
+            };
+            let done = vault.restore(id, &swap).await?;
+            let value = json!({"id": done.id, "database": done.database, "replaced": done.replaced, "rows": done.rows});
+            print(options.json, &value, || {
+                let replaced = done
+                    .replaced
+                    .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
+                format!("{} restored and proven: {} rows{replaced}", done.id, done.rows)
+            })
+        }
+        Command::Prune { dry_run } => prune(&vault, *dry_run, options.json).await,
+    }
+}
+
+async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
+    let (entries, unreadable) = vault.list().await?;
+    for error in unreadable {
+        complain(&format!("warning: {error}\n"));
+    }
+    let value = Value::from(entries.iter().map(describe).collect::<Vec<_>>());
+    print(as_json, &value, || {
+        let mut table = Table::new();
+        table.set_header(["id", "started", "labels", "content", "stored", "level", "state"]);
+        for entry in &entries {
+            table.add_row([
+                entry.manifest.id.to_string(),
+                entry.manifest.started_at.strftime("%F %T UTC").to_string(),
+                entry.manifest.labels.join(" "),
+                content(&entry.manifest),
+                bytesize::ByteSize(entry.manifest.stored_bytes()).to_string(),
+                format!("{:?}", entry.level()),
+                state(entry).to_owned(),
+            ]);
+        }
+        table.to_string()
+    })
+}
+
+async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
+    let pruned = vault.prune(dry_run).await?;
+    let decisions: Vec<Value> = pruned
+        .decisions
+        .iter()
+        .map(|decision| json!({"id": decision.id, "keep": decision.keep, "reasons": decision.reasons}))
+        .collect();
+    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "dryRun": dry_run});
+    print(as_json, &value, || {
+        let mut table = Table::new();
+        table.set_header(["id", "", "because"]);
+        for decision in &pruned.decisions {
+            let verb = if decision.keep { "stays" } else { "goes" };
+            table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
+        }
+        format!(
+            "{table}\n{} marked, {} deleted",
+            pruned.marked.len(),
+            pruned.deleted.len()
+        )
+    })
+}
+
+fn describe(entry: &Entry) -> Value {
+    json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": state(entry)})
+}
+
+fn state(entry: &Entry) -> &'static str {
+    match (&entry.tombstone, entry.is_good()) {
+        (Some(_), _) => "to be deleted",
+        (None, true) => "good",
+        (None, false) => "not proven",
+    }
+}
+
+fn content(manifest: &Manifest) -> String {
+    match &manifest.content {
+        Content::Database { database, .. } => format!("database {database}"),
+        Content::Files { name, .. } => format!("files {name}"),
+    }
+}
+
+fn line(manifest: &Manifest) -> String {
+    format!(
+        "{} of {}: {} stored, proven to {:?}",
+        manifest.id,
+        content(manifest),
+        bytesize::ByteSize(manifest.stored_bytes()),
+        manifest.verified
+    )
+}
+
+fn config(options: &Options) -> anyhow::Result<Config> {
+    let url = match &options.database_url_file {
+        Some(path) => secret(path)?,
+        None => {
+            Secret::new(std::env::var("DATABASE_URL").context("neither --database-url-file nor DATABASE_URL is set")?)
+        }
+    };
+    let identity = options.identity.as_deref().map(secret).transpose()?;
+    Ok(Config {
+        database: postgres::Config { url },
+        repository: repository::Config {
+            url: options.repository.clone(),
+            recipients: options.recipients.clone(),
+            identity,
+        },
+        retention: Policy::default(),
+        state_dir: options.state_dir.clone(),
+        keep_replaced: Duration::from_hours(72),
+        step_timeout: Duration::from_hours(12),
+    })
+}
+
+fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    file.take(SECRET_BYTES_MAX)
+        .read_to_string(&mut text)
+        .with_context(|| format!("reading {}", path.display()))?;
+    Ok(Secret::new(text.trim()))
+}
+
+/// A bar for a person who watches, nothing for a program.
+fn progress(as_json: bool) -> Progress {
+    if as_json || !std::io::stderr().is_terminal() {
+        return Arc::new(|_, _| {});
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {bytes} {bytes_per_sec} {elapsed}") {
+        bar.set_style(style);
+    }
+    Arc::new(move |step, bytes| {
+        if bytes == 0 {
+            bar.set_message(step);
+        }
+        bar.set_position(bytes);
+    })
+}
+
+fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = if as_json {
+        serde_json::to_string_pretty(value)?
+    } else {
+        text()
+    };
+    let mut out = std::io::stdout().lock();
+    // A reader that went away (`| head`) is no error.
+    drop(writeln!(out, "{text}"));
+    Ok(())
+}
+
+fn complain(text: &str) {
+    drop(std::io::stderr().lock().write_all(text.as_bytes()));
+}

@@ -1,0 +1,152 @@
+//! The admin connection: what the client programs do not do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Row};
+
+use super::{Error, Target};
+
+/// A connection; its driver ends with it.
+#[derive(Debug)]
+pub struct Admin {
+    client: Client,
+    _driver: JoinSet<()>,
+}
+
+impl Admin {
+    /// Connects to `database` on the target's server.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub async fn connect(target: &Target, database: &str, application: &str) -> Result<Self, Error> {
+        let mut config = target.config.clone();
+        config.dbname(database).application_name(application);
+        let failed = |source| Error::Connect {
+            database: database.to_owned(),
+            source,
+        };
+        let mut driver = JoinSet::new();
+        let local = config
+            .get_hosts()
+            .iter()
+            .all(|host| matches!(host, tokio_postgres::config::Host::Unix(_)));
+        let client = if local || config.get_ssl_mode() == SslMode::Disable {
+            let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
+            driver.spawn(async move { drop(connection.await) });
+            client
+        } else {
+            let (client, connection) = config.connect(tls()?).await.map_err(failed)?;
+            driver.spawn(async move { drop(connection.await) });
+            client
+        };
+        let admin = Self {
+            client,
+            _driver: driver,
+        };
+        admin
+            .batch(
+                "preparing the session",
+                "SET statement_timeout = 0; SET lock_timeout = '60s'",
+            )
+            .await?;
+        Ok(admin)
+    }
+
+    /// # Errors
+    /// Of the server.
+    pub async fn query(&self, act: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        self.client.query(sql, params).await.map_err(|source| Error::Query {
+            act: act.to_owned(),
+            source,
+        })
+    }
+
+    /// One value of one row.
+    ///
+    /// # Errors
+    /// Of the server, or another shape than expected.
+    pub async fn value<T>(&self, act: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<T, Error>
+    where
+        T: for<'a> tokio_postgres::types::FromSql<'a>,
+    {
+        let failed = |source| Error::Query {
+            act: act.to_owned(),
+            source,
+        };
+        let row = self.client.query_one(sql, params).await.map_err(failed)?;
+        row.try_get(0).map_err(failed)
+    }
+
+    /// Statements without results. A transaction must stand in `sql` itself.
+    ///
+    /// # Errors
+    /// Of the server, or after a minute and a half.
+    pub async fn batch(&self, act: &str, sql: &str) -> Result<(), Error> {
+        self.batch_within(act, sql, Duration::from_secs(90)).await
+    }
+
+    /// # Errors
+    /// Of the server, or after `limit`.
+    pub async fn batch_within(&self, act: &str, sql: &str, limit: Duration) -> Result<(), Error> {
+        match tokio::time::timeout(limit, self.client.batch_execute(sql)).await {
+            Ok(done) => done.map_err(|source| Error::Query {
+                act: act.to_owned(),
+                source,
+            }),
+            Err(_) => Err(Error::Slow {
+                act: act.to_owned(),
+                seconds: limit.as_secs(),
+            }),
+        }
+    }
+
+    /// `server_version_num`, as 150018.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn server_version(&self) -> Result<u32, Error> {
+        let text: String = self
+            .value(
+                "reading the server's version",
+                "SELECT current_setting('server_version_num')",
+                &[],
+            )
+            .await?;
+        Ok(text.parse().unwrap_or(0))
+    }
+
+    /// # Errors
+    /// Of the server.
+    pub async fn system_identifier(&self) -> Result<String, Error> {
+        let sql = "SELECT system_identifier::text FROM pg_control_system()";
+        self.value("reading the system identifier", sql, &[]).await
+    }
+}
+
+fn tls() -> Result<tokio_postgres_rustls::MakeRustlsConnect, Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::Tls(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
+}
+
+/// `name` as an SQL identifier.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `text` as an SQL literal. A backslash needs the `E` form, whatever `standard_conforming_strings` says.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}

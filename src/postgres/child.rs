@@ -1,0 +1,272 @@
+//! Child processes, all started here: cleared environment, own process group, lower priority, killed with us, bounded
+//! and redacted stderr, a time-out.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::task::JoinSet;
+
+use super::secrets::PrivateDirectory;
+use super::{Error, Target};
+
+/// More of a program's complaint than a person reads.
+const STDERR_BYTES_MAX: usize = 16 * 1024;
+
+/// What to run.
+#[derive(Debug)]
+pub struct Command {
+    program: PathBuf,
+    args: Vec<OsString>,
+    environment: Vec<(&'static str, String)>,
+    stdin: Stdio,
+    stdout: Stdio,
+    password: Option<String>,
+    private: Option<PrivateDirectory>,
+}
+
+impl Command {
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            args: Vec::new(),
+            environment: Vec::new(),
+            stdin: Stdio::null(),
+            stdout: Stdio::null(),
+            password: None,
+            private: None,
+        }
+    }
+
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    #[must_use]
+    pub fn stdin_piped(mut self) -> Self {
+        self.stdin = Stdio::piped();
+        self
+    }
+
+    #[must_use]
+    pub fn stdout_piped(mut self) -> Self {
+        self.stdout = Stdio::piped();
+        self
+    }
+
+    /// Talks to `target` as `application`, the name by which a later start finds its backends.
+    ///
+    /// # Errors
+    /// When no private directory for the password can be made.
+    pub fn target(mut self, target: &Target, application: &str) -> Result<Self, Error> {
+        self.environment = target.environment(application);
+        if let Some(password) = target.password() {
+            let private = PrivateDirectory::new(&std::env::temp_dir(), "pass").map_err(Error::Private)?;
+            let file = private.write_passfile(&password).map_err(Error::Private)?;
+            self.environment
+                .push(("PGPASSFILE", file.to_string_lossy().into_owned()));
+            self.password = Some(password);
+            self.private = Some(private);
+        }
+        Ok(self)
+    }
+
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start(self) -> Result<Child, Error> {
+        let name = self
+            .program
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let mut command = lowered(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(self.environment)
+            .stdin(self.stdin)
+            .stdout(self.stdout)
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        let start = |source| Error::Start {
+            program: name.clone(),
+            source,
+        };
+        let mut child = command.spawn().map_err(start)?;
+        let mut stderr = JoinSet::new();
+        if let Some(pipe) = child.stderr.take() {
+            stderr.spawn(read_tail(pipe));
+        }
+        Ok(Child {
+            program: name,
+            group: child
+                .id()
+                .and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)),
+            child,
+            stderr,
+            password: self.password,
+            _private: self.private,
+        })
+    }
+}
+
+/// `program` behind the system's own `setpriv`, `nice` and `ionice` where they are: each replaces itself by the next.
+/// (Between fork and exec the same calls would need `unsafe`.)
+#[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
+fn lowered(program: &Path) -> tokio::process::Command {
+    static CHAIN: OnceLock<Vec<OsString>> = OnceLock::new();
+    let chain = CHAIN.get_or_init(|| {
+        let found = |name: &str| {
+            let directories = ["/usr/bin", "/bin", "/usr/sbin"];
+            directories
+                .iter()
+                .map(|directory| Path::new(directory).join(name))
+                .find(|path| path.is_file())
+        };
+        let mut chain: Vec<OsString> = Vec::new();
+        for (name, args) in [
+            ("setpriv", &["--pdeathsig", "KILL"][..]),
+            ("nice", &["-n", "10"]),
+            ("ionice", &["-c", "2", "-n", "7"]),
+        ] {
+            if let Some(path) = found(name) {
+                chain.push(path.into());
+                chain.extend(args.iter().map(OsString::from));
+            }
+        }
+        chain
+    });
+    match chain.split_first() {
+        None => tokio::process::Command::new(program),
+        Some((first, rest)) => {
+            let mut command = tokio::process::Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    }
+}
+
+/// The major version that `program --version` tells.
+#[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
+pub(super) fn version_of(program: &Path) -> Option<u32> {
+    let output = std::process::Command::new(program)
+        .arg("--version")
+        .env_clear()
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    version.split('.').next()?.parse().ok()
+}
+
+/// A running program; its whole process group is killed when dropped.
+#[derive(Debug)]
+pub struct Child {
+    program: String,
+    group: Option<rustix::process::Pid>,
+    child: tokio::process::Child,
+    stderr: JoinSet<String>,
+    password: Option<String>,
+    _private: Option<PrivateDirectory>,
+}
+
+impl Child {
+    /// The program's output, for a blocking reader.
+    ///
+    /// # Errors
+    /// It was not piped, or was taken already.
+    pub fn take_stdout(&mut self) -> Result<std::fs::File, Error> {
+        let pipe = self.child.stdout.take().map(tokio::process::ChildStdout::into_owned_fd);
+        self.file(pipe)
+    }
+
+    /// The program's input, for a blocking writer.
+    ///
+    /// # Errors
+    /// It was not piped, or was taken already.
+    pub fn take_stdin(&mut self) -> Result<std::fs::File, Error> {
+        let pipe = self.child.stdin.take().map(tokio::process::ChildStdin::into_owned_fd);
+        self.file(pipe)
+    }
+
+    fn file(&self, pipe: Option<std::io::Result<OwnedFd>>) -> Result<std::fs::File, Error> {
+        let pipe = pipe.unwrap_or_else(|| Err(std::io::ErrorKind::NotConnected.into()));
+        pipe.map(std::fs::File::from).map_err(|source| Error::Start {
+            program: self.program.clone(),
+            source,
+        })
+    }
+
+    /// Waits for exit status 0, at most for `limit`.
+    ///
+    /// # Errors
+    /// Any other end, with what the program complained about.
+    pub async fn finish(mut self, limit: Duration) -> Result<(), Error> {
+        let Ok(status) = tokio::time::timeout(limit, self.child.wait()).await else {
+            return Err(Error::Slow {
+                act: self.program.clone(),
+                seconds: limit.as_secs(),
+            });
+        };
+        let status = status.map_err(|source| Error::Start {
+            program: self.program.clone(),
+            source,
+        })?;
+        // Its own children may still hold the pipe; they get no more time.
+        self.kill_group();
+        self.group = None;
+        if status.success() {
+            return Ok(());
+        }
+        let stderr = match self.stderr.join_next().await {
+            Some(Ok(text)) => text,
+            _ => String::new(),
+        };
+        Err(Error::Failed {
+            program: self.program.clone(),
+            status: status.to_string(),
+            stderr: self.redacted(&stderr),
+        })
+    }
+
+    fn redacted(&self, text: &str) -> String {
+        match self.password.as_deref().filter(|password| !password.is_empty()) {
+            Some(password) => text.replace(password, "[secret]"),
+            None => text.to_owned(),
+        }
+    }
+
+    fn kill_group(&self) {
+        if let Some(group) = self.group {
+            // It may be gone; that is what is wanted.
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill_group();
+    }
+}
+
+/// Reads to the end and keeps the last part: a program that floods stderr must neither block nor fill memory.
+async fn read_tail(mut pipe: tokio::process::ChildStderr) -> String {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+        kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        let surplus = kept.len().saturating_sub(STDERR_BYTES_MAX);
+        kept.drain(..surplus);
+    }
+    String::from_utf8_lossy(&kept).trim().to_owned()
+}

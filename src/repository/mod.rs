@@ -1,0 +1,71 @@
+//! Where backups live: objects in a directory or a bucket, sealed with zstd and age, named by a manifest.
+//!
+//! Everything here can be read back with `age`, `zstd`, `pg_restore` and `tar` alone. An object is written once and
+//! never changed; a backup exists from the instant at which its manifest does.
+
+pub mod layout;
+pub mod manifest;
+pub mod seal;
+pub mod storage;
+
+pub use self::manifest::Manifest;
+pub use self::seal::Keys;
+pub use self::storage::Repository;
+use crate::secret::Secret;
+
+/// Where, and with which keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `file:///directory` or `s3://bucket/prefix`.
+    pub url: String,
+    /// age public keys; empty: stored in the clear.
+    pub recipients: Vec<String>,
+    /// The text of an age identity file; only where restores and drills run.
+    pub identity: Option<Secret>,
+}
+
+/// Why the repository could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the repository address {url:?} is not usable: {reason}")]
+    Address { url: String, reason: String },
+    #[error("{act} {key}")]
+    Store {
+        act: &'static str,
+        key: String,
+        #[source]
+        source: object_store::Error,
+    },
+    #[error("{act} {key} took longer than {seconds} s")]
+    Slow {
+        act: &'static str,
+        key: String,
+        seconds: u64,
+    },
+    #[error("{key} holds more than {limit} bytes")]
+    TooLarge { key: String, limit: u64 },
+    #[error("{key} is not a manifest that this version reads: {reason}")]
+    Manifest { key: String, reason: String },
+    #[error("{0:?} is not an age public key")]
+    Recipient(String),
+    #[error("the age identity cannot be read: {0}")]
+    Identity(String),
+    #[error("sealing {key}")]
+    Seal {
+        key: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("reading {key} back")]
+    Unseal {
+        key: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{key} is damaged: {what}")]
+    Damaged { key: String, what: String },
+    #[error("{key} is encrypted, and no age identity is configured")]
+    NoIdentity { key: String },
+    #[error("a worker thread ended early")]
+    Worker,
+}

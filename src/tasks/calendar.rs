@@ -1,0 +1,162 @@
+//! When periodic work is due, as civil periods in a named time zone. Pure: time is an argument.
+//!
+//! A period is named (`daily:2026-03-29`, `weekly:2026-W13`, `monthly:2026-03`), and work is due when the newest period
+//! that has begun has not been served. A restart, a long sleep or several missed periods therefore come to one run.
+
+use jiff::civil::{Date, Time, Weekday};
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
+
+/// When in its period a kind of work begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schedule {
+    Daily(Time),
+    Weekly(Weekday, Time),
+    /// The day of the month; a month that is too short begins on its last day.
+    Monthly(i8, Time),
+}
+
+/// A period that has begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Period {
+    pub key: String,
+    pub begins: Timestamp,
+}
+
+impl Schedule {
+    /// The newest period that has begun at `now`. `None` only at the ends of the calendar.
+    #[must_use]
+    pub fn current(&self, zone: &TimeZone, now: Timestamp) -> Option<Period> {
+        let today = now.to_zoned(zone.clone()).date();
+        let this = self.anchor(today)?;
+        let period = self.period(this, zone)?;
+        if period.begins <= now {
+            return Some(period);
+        }
+        self.period(self.neighbour(this, -1)?, zone)
+    }
+
+    /// When the next period begins, strictly after `now`.
+    #[must_use]
+    pub fn next(&self, zone: &TimeZone, now: Timestamp) -> Option<Timestamp> {
+        let this = self.anchor(now.to_zoned(zone.clone()).date())?;
+        let begins = self.period(this, zone)?.begins;
+        if begins > now {
+            return Some(begins);
+        }
+        self.period(self.neighbour(this, 1)?, zone).map(|period| period.begins)
+    }
+
+    /// The day on which the period of `day` begins: it may lie after `day`.
+    fn anchor(&self, day: Date) -> Option<Date> {
+        match *self {
+            Self::Daily(_) => Some(day),
+            Self::Weekly(weekday, _) => {
+                let ahead = day.weekday().until(weekday);
+                day.checked_add(Span::new().try_days(ahead).ok()?).ok()
+            }
+            Self::Monthly(of_month, _) => {
+                let last = day.last_of_month().day();
+                Date::new(day.year(), day.month(), of_month.clamp(1, last)).ok()
+            }
+        }
+    }
+
+    fn neighbour(&self, anchor: Date, by: i64) -> Option<Date> {
+        match self {
+            Self::Daily(_) => anchor.checked_add(Span::new().try_days(by).ok()?).ok(),
+            Self::Weekly(..) => anchor.checked_add(Span::new().try_weeks(by).ok()?).ok(),
+            Self::Monthly(..) => {
+                let first = anchor
+                    .first_of_month()
+                    .checked_add(Span::new().try_months(by).ok()?)
+                    .ok()?;
+                self.anchor(first)
+            }
+        }
+    }
+
+    fn period(&self, anchor: Date, zone: &TimeZone) -> Option<Period> {
+        let (key, time) = match *self {
+            Self::Daily(time) => (format!("daily:{anchor}"), time),
+            Self::Weekly(_, time) => {
+                let week = anchor.iso_week_date();
+                (format!("weekly:{}-W{:02}", week.year(), week.week()), time)
+            }
+            Self::Monthly(_, time) => (format!("monthly:{}-{:02}", anchor.year(), anchor.month()), time),
+        };
+        let ambiguous = zone.to_ambiguous_timestamp(anchor.to_datetime(time));
+        // In a fold the first of the two; in a gap the instant at which the gap ends, not an hour later.
+        let begins = match ambiguous.offset() {
+            jiff::tz::AmbiguousOffset::Gap { .. } => {
+                let later = ambiguous.later().ok()?;
+                zone.preceding(later)
+                    .next()
+                    .map_or(later, |transition| transition.timestamp())
+            }
+            _ => ambiguous.earlier().ok()?,
+        };
+        Some(Period { key, begins })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a timestamp")
+    }
+
+    fn berlin() -> TimeZone {
+        TimeZone::get("Europe/Berlin").expect("a known zone")
+    }
+
+    #[test]
+    fn a_time_that_the_clocks_skip_is_the_first_one_after_the_gap() {
+        let schedule = Schedule::Daily(Time::constant(2, 30, 0, 0));
+        let period = schedule
+            .current(&berlin(), at("2026-03-29T12:00:00Z"))
+            .expect("a period");
+        assert_eq!(period.key, "daily:2026-03-29");
+        assert_eq!(period.begins, at("2026-03-29T01:00:00Z"));
+    }
+
+    #[test]
+    fn a_time_that_comes_twice_counts_the_first_time_only() {
+        let schedule = Schedule::Daily(Time::constant(2, 30, 0, 0));
+        let first = schedule
+            .current(&berlin(), at("2026-10-25T00:30:00Z"))
+            .expect("a period");
+        let second = schedule
+            .current(&berlin(), at("2026-10-25T01:30:00Z"))
+            .expect("a period");
+        assert_eq!(first, second);
+        assert_eq!(first.begins, at("2026-10-25T00:30:00Z"));
+        assert_eq!(schedule.next(&berlin(), first.begins), Some(at("2026-10-26T01:30:00Z")));
+    }
+
+    #[test]
+    fn missed_periods_come_to_the_newest_one() {
+        let schedule = Schedule::Weekly(Weekday::Sunday, Time::constant(2, 0, 0, 0));
+        let period = schedule
+            .current(&TimeZone::UTC, at("2026-11-23T00:00:00Z"))
+            .expect("a period");
+        assert_eq!(period.begins, at("2026-11-22T02:00:00Z"));
+        assert_eq!(period.key, "weekly:2026-W47");
+        let early = schedule
+            .current(&TimeZone::UTC, at("2026-11-22T01:59:59Z"))
+            .expect("a period");
+        assert_eq!(early.key, "weekly:2026-W46");
+    }
+
+    #[test]
+    fn a_short_month_begins_on_its_last_day() {
+        let schedule = Schedule::Monthly(31, Time::constant(1, 0, 0, 0));
+        let period = schedule
+            .current(&TimeZone::UTC, at("2026-03-01T00:00:00Z"))
+            .expect("a period");
+        assert_eq!(period.key, "monthly:2026-02");
+        assert_eq!(period.begins, at("2026-02-28T01:00:00Z"));
+    }
+}

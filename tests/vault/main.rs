@@ -1,0 +1,298 @@
+//! The vault against a real PostgreSQL and the real programs: what must hold after each fault.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use support::Bed;
+
+/// Every stored object of the repository.
+fn objects(bed: &Bed) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![bed.repository()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("the repository is readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with(".lock") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn object(bed: &Bed, ending: &str) -> PathBuf {
+    let found = objects(bed).into_iter().find(|path| path.ends_with(ending));
+    found.expect("the object is stored")
+}
+
+fn good(bed: &Bed) -> usize {
+    let list: serde_json::Value = serde_json::from_str(&bed.ok(&["list", "--json"])).expect("a list in JSON");
+    let entries = list.as_array().expect("an array");
+    entries.iter().filter(|entry| entry["good"] == true).count()
+}
+
+#[test]
+fn a_backup_is_proven_and_restores_what_was_lost() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.sql("app", "DELETE FROM app.t");
+    bed.ok(&["restore", "latest"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    assert_eq!(bed.sql("app", "SHOW search_path"), "app, public");
+    let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'app'";
+    assert_eq!(bed.sql("postgres", owner), "shop");
+    let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'app_old_%' AND NOT datallowconn";
+    assert_eq!(bed.sql("postgres", kept), "1");
+}
+
+#[test]
+fn a_restore_for_proof_or_beside_leaves_the_live_database_alone() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.sql("app", "DELETE FROM app.t WHERE id > 5");
+    bed.ok(&["restore", "latest", "--verify-only"]);
+    bed.ok(&["restore", "latest", "--target-database", "beside"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "5");
+    assert_eq!(bed.sql("beside", "SELECT count(*) FROM app.t"), "20000");
+    assert_eq!(
+        bed.sql(
+            "postgres",
+            "SELECT count(*) FROM pg_database WHERE datname LIKE 'foregate%'"
+        ),
+        "0"
+    );
+    let refused = bed.fails(&["restore", "latest", "--target-database", "beside"]);
+    assert!(refused.contains("refused, nothing was touched"), "{refused}");
+}
+
+/// `docs/restore-by-hand.md`, with the real programs.
+#[test]
+fn age_zstd_and_pg_restore_alone_bring_it_back() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.sql("postgres", "CREATE DATABASE by_hand");
+    let script = format!(
+        "set -o pipefail; age -d -i {key} {dump} | zstd -d | pg_restore -e -d 'host={socket} port={port} user=postgres dbname=by_hand' \
+         && age -d -i {key} {globals} | zstd -d | grep -q 'CREATE ROLE shop'",
+        key = bed.key().display(),
+        dump = object(&bed, "dump.zst.age").display(),
+        globals = object(&bed, "globals.zst.age").display(),
+        socket = bed.socket().display(),
+        port = support::PORT,
+    );
+    support::run("bash", &["-c", &script]);
+    assert_eq!(bed.sql("by_hand", "SELECT count(*) FROM app.t"), "20000");
+}
+
+#[test]
+fn a_flipped_bit_or_a_cut_in_any_object_is_found() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    for name in ["dump.zst.age", "globals.zst.age"] {
+        let path = object(&bed, name);
+        let whole = std::fs::read(&path).expect("the object is readable");
+        let middle = whole.len() / 2;
+        let mut flipped = whole.clone();
+        flipped[middle] ^= 1;
+        let mut last = whole.clone();
+        *last.last_mut().expect("not empty") ^= 0x80;
+        let mut longer = whole.clone();
+        longer.push(0);
+        for damaged in [
+            flipped,
+            last,
+            longer,
+            whole[..middle].to_vec(),
+            whole[..whole.len() - 1].to_vec(),
+            Vec::new(),
+        ] {
+            std::fs::write(&path, damaged).expect("the object is writable");
+            bed.fails(&["verify", "latest"]);
+            assert_eq!(good(&bed), 0, "{name} is damaged");
+            assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+            forget_verifications(&bed);
+        }
+        std::fs::write(&path, &whole).expect("the object is writable");
+        bed.ok(&["verify", "latest"]);
+        assert_eq!(good(&bed), 1);
+    }
+}
+
+fn forget_verifications(bed: &Bed) {
+    let is_record = |path: &&PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("verify-"))
+    };
+    for path in objects(bed).iter().filter(is_record) {
+        std::fs::remove_file(path).expect("the record is removable");
+    }
+}
+
+#[test]
+fn a_damaged_dump_is_not_restored() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let path = object(&bed, "dump.zst.age");
+    let mut bytes = std::fs::read(&path).expect("the object is readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).expect("the object is writable");
+    bed.fails(&["restore", "latest"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    assert_eq!(
+        bed.sql(
+            "postgres",
+            "SELECT count(*) FROM pg_database WHERE datname LIKE 'app_old%'"
+        ),
+        "0"
+    );
+}
+
+#[test]
+fn without_its_manifest_a_backup_does_not_exist() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    std::fs::remove_file(object(&bed, "manifest.json")).expect("the manifest is removable");
+    assert_eq!(good(&bed), 0);
+    bed.fails(&["restore", "latest"]);
+}
+
+#[test]
+fn a_wrong_or_absent_key_blames_the_key_and_not_the_backup() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let absent = bed.fails_with_key(None, &["restore", "latest"]);
+    assert!(absent.contains("no age identity"), "{absent}");
+    let other = bed.directory().join("other-key");
+    support::run("age-keygen", &["-o", &other.display().to_string()]);
+    bed.fails_with_key(Some(&other), &["verify", "latest"]);
+    assert_eq!(good(&bed), 1, "the backup is as good as before");
+}
+
+#[test]
+fn a_dump_that_dies_leaves_no_backup() {
+    let bed = Bed::new();
+    bed.sql(
+        "app",
+        "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 150000) g",
+    );
+    let mut run = bed.start(&["create"]);
+    support::until("pg_dump copies", || bed.backends("COPY%") > 0);
+    bed.sql(
+        "postgres",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY %'",
+    );
+    assert!(!run.wait().expect("it ends").success());
+    assert_eq!(good(&bed), 0);
+    assert_eq!(objects(&bed).len(), 0, "nothing is left behind");
+}
+
+#[test]
+fn killed_while_it_dumps_it_leaves_no_backup_and_no_child() {
+    let bed = Bed::new();
+    bed.sql(
+        "app",
+        "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 150000) g",
+    );
+    let mut run = bed.start(&["create"]);
+    support::until("pg_dump copies", || bed.backends("COPY%") > 0);
+    run.kill().expect("it is killed");
+    run.wait().expect("it ends");
+    support::until("its backends end", || bed.backends("COPY%") == 0);
+    assert_eq!(good(&bed), 0);
+    bed.ok(&["create"]);
+    assert_eq!(good(&bed), 1);
+}
+
+/// Kills at many moments of a restore; the names and data must be those before or those after.
+#[test]
+fn killed_anywhere_in_a_restore_the_database_serves_after_the_next_start() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.sql("app", "DELETE FROM app.t WHERE id > 5");
+    let steps = [
+        "CREATE DATABASE%",
+        "COPY%",
+        "%pg_terminate_backend%",
+        "ANALYZE%",
+        "%count(*)%",
+        "%RENAME%",
+    ];
+    for (turn, step) in steps.iter().enumerate() {
+        let mut run = bed.start(&["restore", "latest"]);
+        support::until("the step or the end", || {
+            bed.backends(step) > 0 || run.try_wait().expect("it can be asked").is_some()
+        });
+        drop(run.kill());
+        run.wait().expect("it ends");
+        // Any command that changes recovers first; this one changes nothing else.
+        support::until("the next start recovers", || {
+            bed.succeeds(&["restore", "latest", "--verify-only"])
+        });
+        let rows = bed.sql("app", "SELECT count(*) FROM app.t");
+        assert!(["5", "20000"].contains(&rows.as_str()), "turn {turn}: {rows} rows");
+        let leftovers = "SELECT count(*) FROM pg_database WHERE datname LIKE 'foregate%'";
+        assert_eq!(bed.sql("postgres", leftovers), "0", "turn {turn}");
+    }
+}
+
+#[test]
+fn two_instances_never_back_up_at_once() {
+    let bed = Bed::new();
+    bed.sql(
+        "app",
+        "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 100000) g",
+    );
+    let mut first = bed.start(&["create"]);
+    support::until("pg_dump copies", || bed.backends("COPY%") > 0);
+    let second = bed.fails(&["create"]);
+    assert!(second.contains("is running"), "{second}");
+    assert!(first.wait().expect("it ends").success());
+    assert_eq!(good(&bed), 1);
+}
+
+#[test]
+fn the_last_good_backup_survives_pruning() {
+    let bed = Bed::new();
+    bed.ok(&["create", "--label", "daily"]);
+    bed.ok(&["prune"]);
+    bed.ok(&["prune"]);
+    assert_eq!(good(&bed), 1);
+    assert!(Path::new(&object(&bed, "manifest.json")).exists());
+}
+
+/// A crash between the manifest and the data of a deletion.
+#[test]
+fn a_deletion_that_was_cut_short_is_finished_by_the_next_one() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let cut = object(&bed, "manifest.json");
+    let id = cut
+        .parent()
+        .and_then(Path::file_name)
+        .expect("a folder")
+        .to_string_lossy()
+        .into_owned();
+    std::fs::remove_file(&cut).expect("the manifest is removable");
+    let tombstones = bed.repository().join("tombstones");
+    std::fs::create_dir_all(&tombstones).expect("a folder");
+    let note = format!(r#"{{"id":"{id}","at":"2026-01-01T00:00:00Z","reason":"no label holds it"}}"#);
+    std::fs::write(tombstones.join(format!("{id}.json")), note).expect("a tombstone");
+    bed.ok(&["create"]);
+    bed.ok(&["prune"]);
+    assert_eq!(good(&bed), 1);
+    assert_eq!(objects(&bed).len(), 3, "only the second backup is left");
+}
+
+/// A backup verified by restore says so, and a scratch disk that is full blames nobody.
+#[test]
+fn a_restore_for_proof_raises_the_level() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.ok(&["verify", "latest", "--restore"]);
+    assert!(bed.ok(&["list", "--json"]).contains("\"level\": \"L3\""));
+}
