@@ -8,8 +8,12 @@
 
 mod admin;
 mod blocklist;
+mod corpus;
+mod h2_attacks;
 mod limits;
 mod proxy_h1;
+mod proxy_h2;
+mod proxy_protocol;
 mod reload;
 mod shutdown;
 mod smoke;

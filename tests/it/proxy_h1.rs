@@ -20,7 +20,7 @@ async fn request_reaches_the_app_with_forwarding_headers() {
         assert!(seen.contains(header), "{header} is missing: {seen}");
     }
     assert!(
-        seen.contains("x-request-id: ") && seen.contains("x-forwarded-host: test\r\n"),
+        seen.contains("x-request-id: ") && seen.contains(&format!("x-forwarded-host: {}\r\n", gate.address)),
         "{seen}"
     );
     assert!(!seen.contains("192.0.2.9"), "an untrusted peer was believed: {seen}");

@@ -192,7 +192,7 @@ pub(crate) async fn handshake(
     wait::within("a handshake", TlsConnector::from(config).connect(name, tcp)).await
 }
 
-/// One plain GET on its own connection, with these extra header lines (each ending in CRLF).
+/// One plain GET for the address as host, on its own connection, with these extra header lines (each ending in CRLF).
 pub(crate) async fn get(address: SocketAddr, path: &str, headers: &str) -> Answer {
     request(address, "GET", path, headers, "").await
 }
@@ -201,7 +201,7 @@ pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, heade
     let length = body.len();
     let mut raw = Raw::plain(address).await;
     raw.send(format!(
-        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     ))
     .await;
     raw.answer().await
