@@ -158,6 +158,24 @@ impl Raw {
         }
     }
 
+    /// Reads on until this text has come, and leaves what follows it.
+    pub(crate) async fn until(&mut self, text: &str) {
+        wait::within(text, async {
+            loop {
+                let found = self
+                    .buffer
+                    .windows(text.len())
+                    .position(|window| window == text.as_bytes());
+                if let Some(at) = found {
+                    self.buffer.drain(..at + text.len());
+                    return;
+                }
+                self.fill().await.expect("the text comes before the connection ends");
+            }
+        })
+        .await;
+    }
+
     pub(crate) async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             self.fill().await?;

@@ -24,7 +24,7 @@ pub(crate) enum Script {
     /// These bytes, then the end of the connection.
     Close(Vec<u8>),
     Never,
-    /// The first piece after the head, each further one when the test opens the gate, without reading the body.
+    /// The first piece after the head, each further one when the test opens the gate; the body is recorded meanwhile.
     Pieces(Arc<Notify>, Vec<Vec<u8>>),
 }
 
@@ -142,6 +142,17 @@ impl Recorder {
         Some(())
     }
 
+    /// Records what comes until the test opens the gate.
+    async fn fill_until(&mut self, gate: &Notify) -> Option<()> {
+        let mut opened = std::pin::pin!(gate.notified());
+        loop {
+            tokio::select! {
+                () = &mut opened => return Some(()),
+                filled = self.fill() => filled?,
+            }
+        }
+    }
+
     /// The position just behind this mark.
     async fn behind(&mut self, mark: &[u8]) -> Option<usize> {
         loop {
@@ -228,7 +239,7 @@ async fn answer(recorder: &mut Recorder, head: &str, script: Script) -> Option<(
         Script::Pieces(gate, pieces) => {
             for (number, piece) in pieces.iter().enumerate() {
                 if number > 0 {
-                    gate.notified().await;
+                    recorder.fill_until(&gate).await?;
                 }
                 recorder.stream.write_all(piece).await.ok()?;
             }
