@@ -137,6 +137,11 @@ impl Gate {
         write(&self.directory, config);
     }
 
+    /// The configuration as it is written for this gate.
+    pub(crate) fn text_of(&self, config: &Config) -> String {
+        text(&self.directory, config)
+    }
+
     pub(crate) async fn exited(&mut self) -> ExitStatus {
         wait::until("the end of the gate", async || {
             self.child.try_wait().expect("the gate is our child")
@@ -164,9 +169,13 @@ impl Drop for Gate {
     }
 }
 
-fn write(directory: &TempDir, config: &Config) {
+fn text(directory: &TempDir, config: &Config) -> String {
     let state = format!("{:?}", directory.path().join("state").display().to_string());
-    let text = config.clone().set("state_dir", &state).0.to_string();
+    config.clone().set("state_dir", &state).0.to_string()
+}
+
+fn write(directory: &TempDir, config: &Config) {
+    let text = text(directory, config);
     let fresh = directory.path().join("config.toml.new");
     std::fs::write(&fresh, text).expect("the configuration is written");
     std::fs::rename(&fresh, directory.path().join("config.toml")).expect("the configuration is in place");
