@@ -45,6 +45,21 @@ pub(super) enum Fate {
     TooLarge,
     /// The client stopped sending, or hung up.
     ClientFailed,
+    /// What the client sent is no body: a chunk that is none.
+    Malformed,
+}
+
+impl Fate {
+    /// Of a body whose reading failed. hyper's decoder reports what it cannot read as invalid, an end or a failure of
+    /// the connection otherwise.
+    fn of(error: &hyper::Error) -> Self {
+        use std::io::ErrorKind::{InvalidData, InvalidInput};
+        let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        match cause.map(std::io::Error::kind) {
+            Some(InvalidData | InvalidInput) => Self::Malformed,
+            _ => Self::ClientFailed,
+        }
+    }
 }
 
 /// A request body on its way to the app.
@@ -107,7 +122,7 @@ impl Upload {
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                self.fate.set(Fate::ClientFailed);
+                self.fate.set(Fate::of(&error));
                 Poll::Ready(Some(Err(error.into())))
             }
             Some(Ok(frame)) => Poll::Ready(Some(self.pass(frame, now))),

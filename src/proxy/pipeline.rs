@@ -208,6 +208,7 @@ fn blame_body(fate: Fate, limit: u64) -> Error {
     match fate {
         Fate::TooLarge => Error::BodyTooLarge { limit },
         Fate::ClientFailed => Error::RequestTimeout,
+        Fate::Malformed => Error::BadRequest("the body is not framed as HTTP/1.1 frames it"),
         Fate::Streaming | Fate::Complete => Error::BadAnswer,
     }
 }

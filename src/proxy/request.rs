@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use base64::Engine as _;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, UPGRADE, VIA};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
@@ -69,6 +69,13 @@ fn host(parts: &Parts) -> Result<HeaderValue, Error> {
         {
             return Err(Error::BadRequest("Host and :authority differ"));
         }
+        // RFC 9112 section 3.2.3: the authority form is for CONNECT alone.
+        (Some(_), _) if parts.uri.scheme().is_none() && parts.method != Method::CONNECT => {
+            return Err(Error::BadRequest("the target must be a path that starts with \"/\""));
+        }
+        (Some(_), Some(field)) if !is_valid_host(field.as_bytes()) => {
+            return Err(Error::BadRequest("the Host header is not valid"));
+        }
         (Some(authority), _) => {
             HeaderValue::try_from(authority).map_err(|_| Error::BadRequest("the host is not valid"))?
         }
@@ -85,8 +92,45 @@ fn host(parts: &Parts) -> Result<HeaderValue, Error> {
 
 /// A registered name, IPv4 address or bracketed IPv6 address with an optional port (RFC 3986 section 3.2); no user.
 fn is_valid_host(host: &[u8]) -> bool {
-    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte);
-    !host.is_empty() && host.len() <= 255 + 6 && host.iter().all(is_allowed)
+    if host.len() > 255 + 6 {
+        return false;
+    }
+    let port = match host.strip_prefix(b"[") {
+        Some(rest) => {
+            let Some(end) = memchr::memchr(b']', rest) else {
+                return false;
+            };
+            let (address, port) = rest.split_at(end);
+            let text = std::str::from_utf8(address).unwrap_or_default();
+            if text.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            port.get(1..).unwrap_or_default()
+        }
+        None => {
+            let end = memchr::memchr(b':', host).unwrap_or(host.len());
+            let (name, port) = host.split_at(end);
+            let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+            if name.is_empty() || !name.iter().all(is_allowed) {
+                return false;
+            }
+            port
+        }
+    };
+    port.is_empty() || is_valid_port(port)
+}
+
+/// `:` and at most five digits that are a port; an empty port is allowed (RFC 3986 section 3.2.3).
+fn is_valid_port(text: &[u8]) -> bool {
+    let Some(digits) = text.strip_prefix(b":") else {
+        return false;
+    };
+    let value = digits.iter().fold(0_u32, |value, &digit| {
+        value
+            .saturating_mul(10)
+            .saturating_add(u32::from(digit.wrapping_sub(b'0')))
+    });
+    digits.iter().all(u8::is_ascii_digit) && value <= u32::from(u16::MAX)
 }
 
 /// Checks what must hold for every request that is forwarded.
@@ -111,6 +155,15 @@ pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue) -> Result<(),
     }
     if parts.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(Error::BadRequest("there is more than one Content-Length"));
+    }
+    // hyper takes any list whose last coding is chunked; the app would be told "chunked" alone (RFC 9112 section 6.1).
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+    {
+        return Err(Error::BadRequest(
+            "the only transfer coding that is understood is one \"chunked\"",
+        ));
     }
     let signature = via.as_bytes();
     if parts

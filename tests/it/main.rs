@@ -8,11 +8,21 @@
 
 mod admin;
 mod blocklist;
+mod corpus;
+mod h2_attacks;
 mod limits;
+mod limits_scope;
+mod load;
+mod observe;
 mod proxy_h1;
+mod proxy_h2;
+mod proxy_protocol;
 mod reload;
 mod shutdown;
+mod slow;
 mod smoke;
 mod store;
 mod support;
 mod tls;
+mod upstream;
+mod websocket;

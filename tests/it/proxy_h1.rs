@@ -1,7 +1,11 @@
 //! HTTP/1.1 through the gate.
 
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
 use crate::support::client::{self, Raw};
-use crate::support::origin::{Origin, Script};
+use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 
 #[tokio::test]
@@ -20,7 +24,7 @@ async fn request_reaches_the_app_with_forwarding_headers() {
         assert!(seen.contains(header), "{header} is missing: {seen}");
     }
     assert!(
-        seen.contains("x-request-id: ") && seen.contains("x-forwarded-host: localhost\r\n"),
+        seen.contains("x-request-id: ") && seen.contains(&format!("x-forwarded-host: {}\r\n", gate.address)),
         "{seen}"
     );
     assert!(!seen.contains("192.0.2.9"), "an untrusted peer was believed: {seen}");
@@ -52,4 +56,144 @@ async fn upgrade_becomes_a_tunnel() {
     assert_eq!(raw.answer().await.status, 101);
     raw.send("ping").await;
     assert_eq!(raw.take(4).await.expect("the echo"), b"ping");
+}
+
+#[tokio::test]
+async fn body_and_trailers_stream_both_ways() {
+    let open = Arc::new(Notify::new());
+    let pieces = vec![
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n5\r\nfirst\r\n".to_vec(),
+        b"4\r\nlast\r\n0\r\nx-sum: 9\r\n\r\n".to_vec(),
+    ];
+    let gate_of_origin = Arc::clone(&open);
+    let origin = Origin::start(move |_| Script::Pieces(Arc::clone(&gate_of_origin), pieces.clone())).await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("POST / HTTP/1.1\r\nhost: a\r\nte: trailers\r\ntransfer-encoding: chunked\r\ntrailer: x-check\r\n\r\n8\r\nup-first\r\n")
+        .await;
+    origin.wait_for("up-first").await;
+    raw.until("first").await;
+    assert!(!origin.text().contains("up-last"));
+    raw.send("7\r\nup-last\r\n0\r\nx-check: 7\r\n\r\n").await;
+    origin.wait_for("up-last").await;
+    origin.wait_for("x-check: 7").await;
+    open.notify_one();
+    raw.until("last").await;
+    raw.until("x-sum: 9").await;
+}
+
+#[tokio::test]
+async fn request_id_of_a_trusted_proxy_is_kept_and_comes_back() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin).set("client.trusted_proxies", r#"["127.0.0.1/32"]"#);
+    let gate = Gate::start(&config).await;
+    let headers = "x-request-id: from-the-balancer\r\nx-forwarded-for: 192.0.2.9\r\nx-forwarded-proto: https\r\n";
+    let answer = client::get(gate.address, "/", headers).await;
+    assert_eq!(answer.header("x-request-id"), Some("from-the-balancer"));
+    let seen = origin.text();
+    for header in [
+        "x-request-id: from-the-balancer\r\n",
+        "x-forwarded-for: 192.0.2.9, 127.0.0.1\r\n",
+        "x-real-ip: 192.0.2.9\r\n",
+        "x-forwarded-proto: https\r\n",
+    ] {
+        assert!(seen.contains(header), "{header} is missing: {seen}");
+    }
+    let hostile = client::get(gate.address, "/", &format!("x-request-id: {}\r\n", "i".repeat(500))).await;
+    assert_eq!(hostile.header("x-request-id").map(str::len), Some(32));
+}
+
+#[tokio::test]
+async fn security_headers_are_added_where_the_app_has_none() {
+    let origin = Origin::start(|_| {
+        Script::Answer(b"HTTP/1.1 200 OK\r\nx-frame-options: SAMEORIGIN\r\ncontent-length: 0\r\n\r\n".to_vec())
+    })
+    .await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let answer = client::get(gate.address, "/", "").await;
+    assert_eq!(answer.header("x-frame-options"), Some("SAMEORIGIN"));
+    assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+    assert!(
+        answer.header("referrer-policy").is_some() && answer.header("date").is_some(),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn answers_without_a_body_keep_the_connection_in_step() {
+    let origin = Origin::start(|head| {
+        Script::Answer(match head.split(' ').nth(1) {
+            Some("/head") => b"HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n".to_vec(),
+            Some("/204") => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+            Some("/304") => b"HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\n\r\n".to_vec(),
+            _ => ok("whole"),
+        })
+    })
+    .await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("HEAD /head HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    raw.until("content-length: 1234\r\n").await;
+    raw.until("\r\n\r\n").await;
+    for (path, status) in [("/204", 204), ("/304", 304), ("/next", 200)] {
+        raw.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        let answer = raw.answer().await;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        assert!(
+            status == 200 || answer.header("transfer-encoding").is_none(),
+            "{answer:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order_over_few_connections_to_the_app() {
+    let origin = Origin::start(|head| Script::Answer(ok(head.split(' ').nth(1).unwrap_or_default()))).await;
+    let gate = Gate::start(&Config::before(&origin).set("server.workers", "1")).await;
+    let mut raw = Raw::plain(gate.address).await;
+    let all: String = (0..50)
+        .map(|number| format!("GET /{number} HTTP/1.1\r\nhost: a\r\n\r\n"))
+        .collect();
+    raw.send(all).await;
+    for number in 0..50 {
+        assert_eq!(raw.answer().await.body.as_ref(), format!("/{number}").as_bytes());
+    }
+    assert_eq!(
+        origin.received().len(),
+        1,
+        "the connection to the app was not used again"
+    );
+}
+
+#[tokio::test]
+async fn expectation_is_answered_before_the_body_is_sent() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n")
+        .await;
+    assert_eq!(raw.answer().await.status, 100);
+    raw.send("body").await;
+    assert_eq!(raw.answer().await.status, 200);
+    assert!(!origin.text().contains("100-continue"), "{}", origin.text());
+}
+
+#[tokio::test]
+async fn refused_connection_is_502_at_once() {
+    let origin = Origin::answering("x").await;
+    // A bound port that nobody listens on refuses at once and cannot be taken by another test.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let dead = format!(r#"["http://{}"]"#, socket.local_addr().expect("an address"));
+    let gate = Gate::start(&Config::before(&origin).set("upstream.servers", &dead)).await;
+    let begun = std::time::Instant::now();
+    let answer = client::get(gate.address, "/", "").await;
+    assert_eq!(answer.status, 502);
+    answer.problem();
+    // Far below connect_timeout (3 s): the gate did not wait for anything.
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }

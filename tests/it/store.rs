@@ -34,6 +34,12 @@ async fn two_instances_share_a_block_and_keep_it_while_postgres_is_down() {
         (answer.status == 403).then_some(())
     })
     .await;
+    // The last known blocks are saved once a second.
+    wait::until("the snapshot on the second's disk", async || {
+        let saved = std::fs::read_to_string(second.path("state/blocks-snapshot.jsonl")).ok()?;
+        saved.contains("198.51.100.7").then_some(())
+    })
+    .await;
     cluster.stop();
     assert_eq!(
         client::get(second.address, "/", "x-forwarded-for: 198.51.100.8\r\n")

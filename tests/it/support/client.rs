@@ -158,6 +158,24 @@ impl Raw {
         }
     }
 
+    /// Reads on until this text has come, and leaves what follows it.
+    pub(crate) async fn until(&mut self, text: &str) {
+        wait::within(text, async {
+            loop {
+                let found = self
+                    .buffer
+                    .windows(text.len())
+                    .position(|window| window == text.as_bytes());
+                if let Some(at) = found {
+                    self.buffer.drain(..at + text.len());
+                    return;
+                }
+                self.fill().await.expect("the text comes before the connection ends");
+            }
+        })
+        .await;
+    }
+
     pub(crate) async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             self.fill().await?;
@@ -192,7 +210,7 @@ pub(crate) async fn handshake(
     wait::within("a handshake", TlsConnector::from(config).connect(name, tcp)).await
 }
 
-/// One plain GET on its own connection, with these extra header lines (each ending in CRLF).
+/// One plain GET for the address as host, on its own connection, with these extra header lines (each ending in CRLF).
 pub(crate) async fn get(address: SocketAddr, path: &str, headers: &str) -> Answer {
     request(address, "GET", path, headers, "").await
 }
@@ -201,7 +219,7 @@ pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, heade
     let length = body.len();
     let mut raw = Raw::plain(address).await;
     raw.send(format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     ))
     .await;
     raw.answer().await

@@ -24,6 +24,8 @@ pub(crate) enum Script {
     /// These bytes, then the end of the connection.
     Close(Vec<u8>),
     Never,
+    /// The first piece after the head, each further one when the test opens the gate; the body is recorded meanwhile.
+    Pieces(Arc<Notify>, Vec<Vec<u8>>),
 }
 
 /// Picks the script by the head of the request.
@@ -32,6 +34,7 @@ type Choose = dyn Fn(&str) -> Script + Send + Sync;
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     received: Arc<Mutex<Vec<Vec<u8>>>>,
+    heads: Arc<Mutex<Vec<String>>>,
     acceptor: JoinHandle<()>,
 }
 
@@ -50,6 +53,14 @@ impl Origin {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let received = Arc::new(Mutex::new(Vec::new()));
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (seen, chosen) = (Arc::clone(&heads), choose);
+        let choose = move |head: &str| {
+            seen.lock()
+                .expect("no test thread panics while it records")
+                .push(head.to_string());
+            chosen(head)
+        };
         let (records, choose): (_, Arc<Choose>) = (Arc::clone(&received), Arc::new(choose));
         let acceptor = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -61,8 +72,17 @@ impl Origin {
         Self {
             address,
             received,
+            heads,
             acceptor,
         }
+    }
+
+    /// The heads of all requests so far, as a server reads them.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.heads
+            .lock()
+            .expect("no test thread panics while it records")
+            .clone()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -122,6 +142,17 @@ impl Recorder {
         Some(())
     }
 
+    /// Records what comes until the test opens the gate.
+    async fn fill_until(&mut self, gate: &Notify) -> Option<()> {
+        let mut opened = std::pin::pin!(gate.notified());
+        loop {
+            tokio::select! {
+                () = &mut opened => return Some(()),
+                filled = self.fill() => filled?,
+            }
+        }
+    }
+
     /// The position just behind this mark.
     async fn behind(&mut self, mark: &[u8]) -> Option<usize> {
         loop {
@@ -140,18 +171,36 @@ impl Recorder {
 
     async fn skip_body(&mut self, head: &str) -> Option<()> {
         let head = head.to_ascii_lowercase();
-        let end = if head.contains("transfer-encoding: chunked") {
-            // No test sends this mark inside a chunk; trailers end with an empty line as well.
-            self.behind(b"0\r\n").await?;
-            self.behind(b"\r\n\r\n").await?
-        } else {
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-            length.map_or(0, |length| length.trim().parse().unwrap_or(0))
-        };
-        while self.buffer.len() < end {
+        if head.contains("transfer-encoding: chunked") {
+            return self.skip_chunks().await;
+        }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+        self.skip(length.map_or(0, |length| length.trim().parse().unwrap_or(0)))
+            .await
+    }
+
+    async fn skip_chunks(&mut self) -> Option<()> {
+        loop {
+            let size = usize::from_str_radix(&self.line().await?, 16).ok()?;
+            if size == 0 {
+                while !self.line().await?.is_empty() {}
+                return Some(());
+            }
+            self.skip(size + 2).await?;
+        }
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        let end = self.behind(b"\r\n").await?;
+        let line: Vec<u8> = self.buffer.drain(..end).take(end - 2).collect();
+        Some(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    async fn skip(&mut self, length: usize) -> Option<()> {
+        while self.buffer.len() < length {
             self.fill().await?;
         }
-        self.buffer.drain(..end);
+        self.buffer.drain(..length);
         Some(())
     }
 }
@@ -186,6 +235,15 @@ async fn answer(recorder: &mut Recorder, head: &str, script: Script) -> Option<(
         Script::Close(bytes) => {
             recorder.stream.write_all(&bytes).await.ok()?;
             None
+        }
+        Script::Pieces(gate, pieces) => {
+            for (number, piece) in pieces.iter().enumerate() {
+                if number > 0 {
+                    recorder.fill_until(&gate).await?;
+                }
+                recorder.stream.write_all(piece).await.ok()?;
+            }
+            recorder.skip_body(head).await
         }
         Script::Never => {
             while recorder.fill().await.is_some() {}

@@ -104,6 +104,20 @@ impl Gate {
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Resident memory, as the kernel counts it.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the gate runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line
+            .and_then(|line| line.trim().strip_suffix("kB"))
+            .expect("VmRSS in kB");
+        kib.trim().parse::<u64>().expect("a number") * 1024
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -121,6 +135,11 @@ impl Gate {
     /// Replaces the configuration by a rename; the gate notices by itself.
     pub(crate) fn rewrite(&self, config: &Config) {
         write(&self.directory, config);
+    }
+
+    /// The configuration as it is written for this gate.
+    pub(crate) fn text_of(&self, config: &Config) -> String {
+        text(&self.directory, config)
     }
 
     pub(crate) async fn exited(&mut self) -> ExitStatus {
@@ -150,9 +169,13 @@ impl Drop for Gate {
     }
 }
 
-fn write(directory: &TempDir, config: &Config) {
+fn text(directory: &TempDir, config: &Config) -> String {
     let state = format!("{:?}", directory.path().join("state").display().to_string());
-    let text = config.clone().set("state_dir", &state).0.to_string();
+    config.clone().set("state_dir", &state).0.to_string()
+}
+
+fn write(directory: &TempDir, config: &Config) {
+    let text = text(directory, config);
     let fresh = directory.path().join("config.toml.new");
     std::fs::write(&fresh, text).expect("the configuration is written");
     std::fs::rename(&fresh, directory.path().join("config.toml")).expect("the configuration is in place");

@@ -1,0 +1,177 @@
+//! A change in the middle of traffic: reloads and the handover to a new process fail no request; many connections are served.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::task::JoinSet;
+
+use crate::support::client::{self, Raw};
+use crate::support::origin::Origin;
+use crate::support::process::{Config, Gate};
+use crate::support::wait;
+
+/// Clients that ask without pause: half on one connection each, half on a new one for every request.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    clients: JoinSet<Result<(), String>>,
+}
+
+impl Load {
+    fn start(address: SocketAddr) -> Self {
+        let mut load = Self {
+            stop: Arc::default(),
+            answered: Arc::default(),
+            clients: JoinSet::new(),
+        };
+        for number in 0..8 {
+            let (stop, answered) = (Arc::clone(&load.stop), Arc::clone(&load.answered));
+            load.clients.spawn(async move {
+                let mut kept = None;
+                while !stop.load(Ordering::Relaxed) {
+                    let mut raw = match kept.take() {
+                        Some(raw) if number % 2 == 0 => raw,
+                        _ => Raw::plain(address).await,
+                    };
+                    raw.try_send("GET /load HTTP/1.1\r\nhost: a\r\n\r\n")
+                        .await
+                        .map_err(|error| format!("sending: {error}"))?;
+                    let answer = wait::within("an answer under load", raw.try_answer())
+                        .await
+                        .ok_or("a connection ended without an answer")?;
+                    if answer.status != 200 {
+                        return Err(format!("{answer:?}"));
+                    }
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    // A draining gate says that this was the last answer; a client that heeds it loses nothing.
+                    if answer.header("connection") != Some("close") {
+                        kept = Some(raw);
+                    }
+                }
+                Ok(())
+            });
+        }
+        load
+    }
+
+    /// Waits until so many more requests have been answered.
+    async fn goes_on(&self, more: u64) {
+        let from = self.answered.load(Ordering::Relaxed);
+        wait::until("more answers", async || {
+            (self.answered.load(Ordering::Relaxed) >= from + more).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.clients.join_next().await {
+            ended.expect("no client panics").expect("no request fails");
+        }
+    }
+}
+
+#[tokio::test]
+async fn fifty_reloads_under_load_fail_no_request() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin);
+    let gate = Gate::start(&config).await;
+    let load = Load::start(gate.address);
+    for round in 0..50 {
+        let value = format!("\"nosniff-{round}\"");
+        gate.rewrite(&config.clone().set("headers.x_content_type_options", &value));
+        gate.signal(Signal::HUP);
+        wait::until("the reload", async || {
+            let answer = client::get(gate.address, "/", "").await;
+            let seen = answer.header("x-content-type-options").map(str::to_string);
+            (seen == Some(format!("nosniff-{round}"))).then_some(())
+        })
+        .await;
+    }
+    load.goes_on(100).await;
+    load.end().await;
+}
+
+#[tokio::test]
+async fn successor_takes_over_under_load_without_a_failed_request() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin);
+    let mut gate = Gate::start(&config).await;
+    let load = Load::start(gate.address);
+    load.goes_on(100).await;
+    let addresses = gate.path("addresses.json");
+    std::fs::remove_file(&addresses).expect("the old addresses");
+    gate.signal(Signal::USR2);
+    wait::until("the addresses of the successor", async || {
+        addresses.exists().then_some(())
+    })
+    .await;
+    load.goes_on(200).await;
+    assert!(gate.exited().await.success(), "{}", gate.log());
+    load.goes_on(200).await;
+    load.end().await;
+    let successor = Successor::of(&gate);
+    assert_eq!(client::get(gate.address, "/", "").await.status, 200);
+    drop(successor);
+}
+
+/// The new process, which is the child of the old gate and would outlive the test.
+struct Successor(rustix::process::Pid);
+
+impl Successor {
+    /// The only process that has this test's configuration on its command line.
+    fn of(gate: &Gate) -> Self {
+        let config = gate.path("config.toml").display().to_string();
+        let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let found = processes.filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            (line.contains(&config) && pid.unsigned_abs() != gate.pid()).then_some(pid)
+        });
+        let pid = found.last().expect("the successor runs");
+        Self(rustix::process::Pid::from_raw(pid).expect("a process id"))
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        drop(rustix::process::kill_process(self.0, Signal::KILL));
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_connections_are_held_and_each_is_answered() {
+    const CONNECTIONS: usize = 10_000;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )
+    .expect("the soft limit may be raised to the hard one");
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin)
+        .set("server.max_connections", "20000")
+        .set("server.max_connections_per_client", "20000");
+    let gate = Gate::start(&config).await;
+    let mut open = Vec::with_capacity(CONNECTIONS);
+    for _ in 0..CONNECTIONS {
+        open.push(Raw::plain(gate.address).await);
+    }
+    for raw in &mut open {
+        raw.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 200);
+    }
+    let per_connection = gate.resident_bytes() / CONNECTIONS as u64;
+    assert!(per_connection < 64 << 10, "{per_connection} bytes per connection");
+    // The first ones are still open, and serve.
+    for raw in open.iter_mut().take(100) {
+        raw.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 200);
+    }
+}

@@ -1,0 +1,90 @@
+//! HTTP/2 through the gate: streams, trailers, WebSocket in a stream.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::support::frames::{self, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, frame};
+use crate::support::origin::{Origin, Script};
+use crate::support::process::{Config, Gate};
+use crate::support::wait;
+
+async fn connect(gate: &Gate) -> h2::client::SendRequest<Bytes> {
+    let tcp = TcpStream::connect(gate.address).await.expect("the port accepts");
+    let (sender, connection) = h2::client::handshake(tcp).await.expect("h2 begins");
+    drop(tokio::spawn(connection));
+    sender.ready().await.expect("a stream may open")
+}
+
+#[tokio::test]
+async fn body_and_trailers_stream_both_ways_over_h2() {
+    let open = Arc::new(Notify::new());
+    let pieces = vec![
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n5\r\nfirst\r\n".to_vec(),
+        b"4\r\nlast\r\n0\r\nx-sum: 9\r\n\r\n".to_vec(),
+    ];
+    let gate_of_origin = Arc::clone(&open);
+    let origin = Origin::start(move |_| Script::Pieces(Arc::clone(&gate_of_origin), pieces.clone())).await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut sender = connect(&gate).await;
+    let request = Request::post("http://a/c")
+        .header("te", "trailers")
+        .body(())
+        .expect("a request");
+    let (response, mut body) = sender.send_request(request, false).expect("a stream");
+    body.send_data(Bytes::from_static(b"up-first"), false).expect("data");
+    origin.wait_for("up-first").await;
+    let response = wait::within("the head of the answer", response)
+        .await
+        .expect("an answer");
+    let mut answer = response.into_body();
+    let first = wait::within("the first piece", answer.data())
+        .await
+        .expect("data")
+        .expect("data");
+    assert_eq!(first, "first");
+    assert!(!origin.text().contains("up-last"));
+    body.send_data(Bytes::from_static(b"up-last"), false).expect("data");
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-check", HeaderValue::from_static("7"));
+    body.send_trailers(trailers).expect("trailers");
+    origin.wait_for("up-last").await;
+    open.notify_one();
+    let last = wait::within("the last piece", answer.data())
+        .await
+        .expect("data")
+        .expect("data");
+    assert_eq!(last, "last");
+    let trailers = wait::within("trailers", answer.trailers()).await.expect("trailers");
+    assert_eq!(trailers.expect("trailers")["x-sum"], "9");
+}
+
+#[tokio::test]
+async fn streams_of_one_connection_do_not_wait_for_each_other() {
+    let open = Arc::new(Notify::new());
+    let gate_of_origin = Arc::clone(&open);
+    let origin = Origin::start(move |head| {
+        if head.starts_with("GET /slow") {
+            Script::After(Arc::clone(&gate_of_origin), crate::support::origin::ok("slow"))
+        } else {
+            Script::Answer(crate::support::origin::ok("fast"))
+        }
+    })
+    .await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut client = Frames::open(gate.address).await;
+    client
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/slow")))
+        .await;
+    origin.wait_for("/slow").await;
+    client
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &frames::get("/fast")))
+        .await;
+    assert_eq!(client.fate(3).await, Fate::Status(200));
+    open.notify_one();
+    // The second answer names its status by the table that the first one filled, or in the static one: 0x88 either way.
+    assert_eq!(client.fate(1).await, Fate::Status(200));
+}

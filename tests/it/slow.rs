@@ -1,0 +1,159 @@
+//! Slow and greedy clients: each is ended by a deadline, and none costs the gate its memory or another client its answer.
+
+use crate::support::certificates::Authority;
+use crate::support::client::{self, Raw};
+use crate::support::frames::{self, END_HEADERS, END_STREAM, Frames, HEADERS, frame};
+use crate::support::origin::{Origin, Script, ok};
+use crate::support::process::{Config, Gate};
+
+const GROWTH_BYTES_MAX: u64 = 32 << 20;
+
+fn hasty(origin: &Origin) -> Config {
+    Config::before(origin)
+        .set("server.timeouts.tls_handshake", r#""1s""#)
+        .set("server.timeouts.request_header", r#""1s""#)
+        .set("server.timeouts.request_body_idle", r#""1s""#)
+        .set("server.timeouts.keep_alive", r#""1s""#)
+}
+
+#[tokio::test]
+async fn handshake_that_is_never_finished_is_closed() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let leaf = Authority::new().leaf(directory.path(), "leaf", &["localhost"]);
+    let pair = format!(
+        "[{{ cert = {:?}, key = {:?} }}]",
+        leaf.cert.display().to_string(),
+        leaf.key.display().to_string()
+    );
+    let config = hasty(&origin)
+        .set("tls.mode", r#""files""#)
+        .set("tls.certificates", &pair);
+    let gate = Gate::start(&config).await;
+    for begun in [b"".as_slice(), b"\x16\x03\x01\x02\x00\x01\x00"] {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send(begun).await;
+        raw.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn head_that_never_ends_is_closed() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin)).await;
+    for begun in ["", "GET / HTTP/1.1\r\nhost: a\r\nx: ", "PRI * HTTP/2.0\r\n"] {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send(begun).await;
+        raw.closed().await;
+    }
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn dripping_head_does_not_push_its_deadline() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("GET / HTTP/1.1\r\nhost: a\r\nx: ").await;
+    // One byte each time that the kernel has taken the last, as long as the gate lets it.
+    crate::support::wait::until("the end of a dripping client", async || match raw.try_send("y").await {
+        Ok(()) => None,
+        Err(_) => Some(()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn idle_connections_end_over_both_protocols() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(raw.answer().await.status, 200);
+    raw.closed().await;
+    let mut quiet = Frames::open(gate.address).await;
+    quiet.ended().await;
+    let mut served = Frames::open(gate.address).await;
+    served
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/")))
+        .await;
+    assert_eq!(served.fate(1).await, frames::Fate::Status(200));
+    served.ended().await;
+}
+
+#[tokio::test]
+async fn h2_header_block_that_never_ends_is_closed() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin)).await;
+    let mut client = Frames::open(gate.address).await;
+    client.send(&frame(HEADERS, END_STREAM, 1, &frames::get("/"))).await;
+    client.ended().await;
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn body_that_stands_still_is_408() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nabc")
+        .await;
+    assert_eq!(raw.answer().await.status, 408);
+    raw.closed().await;
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_are_not_piled_up() {
+    let body = "z".repeat(8 << 20);
+    let answer = ok(&body);
+    let origin = Origin::start(move |_| Script::Answer(answer.clone())).await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let before = gate.resident_bytes();
+    let mut greedy = Vec::new();
+    for number in 0..20 {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send(format!("GET /greedy/{number} HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
+        greedy.push(raw);
+        origin.wait_for(&format!("/greedy/{number} ")).await;
+    }
+    // Zero windows: the gate may send nothing, and must not take the app's 8 MiB for each stream into memory.
+    let mut stalled = Frames::open_with(gate.address, &[0, 4, 0, 0, 0, 0]).await;
+    for number in 0..50_u32 {
+        let path = format!("/stalled/{number}");
+        stalled
+            .send(&frame(
+                HEADERS,
+                END_HEADERS | END_STREAM,
+                1 + 2 * number,
+                &frames::get(&path),
+            ))
+            .await;
+        origin.wait_for(&format!("{path} ")).await;
+    }
+    let grown = gate.resident_bytes().saturating_sub(before);
+    assert!(grown < GROWTH_BYTES_MAX, "{grown} bytes more");
+    let answer = client::get(gate.address, "/other", "").await;
+    assert_eq!((answer.status, answer.body.len()), (200, body.len()));
+}
+
+#[tokio::test]
+async fn one_client_may_hold_only_so_many_connections() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin).set("server.max_connections_per_client", "5")).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 200);
+        held.push(raw);
+    }
+    let mut sixth = Raw::plain(gate.address).await;
+    sixth.closed().await;
+    held.pop();
+    crate::support::wait::until("the place of a connection that ended", async || {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.try_send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.ok()?;
+        raw.try_answer().await.filter(|answer| answer.status == 200)
+    })
+    .await;
+}
