@@ -41,7 +41,9 @@ impl Listener {
     pub fn bind(config: Config, parts: Parts, inherited: Vec<TcpListener>) -> Result<Self, Error> {
         let address = config.listen;
         let refuse = |source| Error::Listen { address, source };
-        let ours = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
+        // With port 0 in the configuration any port will do.
+        let is_meant = |at: SocketAddr| at.ip() == address.ip() && [0, at.port()].contains(&address.port());
+        let ours = |socket: &TcpListener| socket.local_addr().is_ok_and(is_meant);
         let socket = match inherited.into_iter().find(ours) {
             Some(socket) => socket,
             None => TcpListener::bind(address).map_err(refuse)?,

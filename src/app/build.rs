@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use prometheus::{IntGaugeVec, Opts, Registry};
 
-use super::handover::Inherited;
+use super::handover::{Inherited, Listening};
 use crate::admin;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
@@ -57,7 +57,10 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         access_log: access_log.clone(),
         registry: registry.clone(),
     };
-    let (for_admin, for_gate) = inherited.split(config.admin.listen);
+    let Listening {
+        gate: for_gate,
+        admin: for_admin,
+    } = std::mem::take(&mut inherited.listening);
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,

@@ -7,7 +7,7 @@
 
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,6 +20,8 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
+use crate::proxy::Sockets;
+
 const SOCKET_NAME: &str = "handover.sock";
 /// The kernel's cap on descriptors in one message (SCM_MAX_FD).
 const SOCKETS_MAX: usize = 253;
@@ -28,11 +30,22 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the new process may take to start before the old one stops waiting and goes on.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const READY: &[u8] = b"ready";
+/// What a socket is for, in the message that carries it.
+const GATE: u8 = b'g';
+const REDIRECT: u8 = b'r';
+const ADMIN: u8 = b'a';
+
+/// All listening sockets of a Foregate.
+#[derive(Debug, Default)]
+pub(super) struct Listening {
+    pub(super) gate: Sockets,
+    pub(super) admin: Vec<TcpListener>,
+}
 
 /// Sockets from elsewhere, and whom to tell once they are served.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    sockets: Vec<TcpListener>,
+    pub(super) listening: Listening,
     predecessor: Option<UnixStream>,
 }
 
@@ -41,8 +54,20 @@ impl Inherited {
     pub(super) fn take(state_dir: &Path) -> Self {
         let from_systemd = activated();
         if !from_systemd.is_empty() {
+            // The unit does not say which is which; addresses will tell.
+            let redirects = from_systemd
+                .iter()
+                .filter_map(|socket| socket.try_clone().ok())
+                .collect();
+            let gate = Sockets {
+                gates: from_systemd,
+                redirects,
+            };
             return Self {
-                sockets: from_systemd,
+                listening: Listening {
+                    gate,
+                    admin: Vec::new(),
+                },
                 predecessor: None,
             };
         }
@@ -51,10 +76,10 @@ impl Inherited {
             return Self::default();
         };
         match receive(&stream) {
-            Ok(sockets) => {
-                tracing::info!(sockets = sockets.len(), "taking over from a running Foregate");
+            Ok(listening) => {
+                tracing::info!("taking over from a running Foregate");
                 Self {
-                    sockets,
+                    listening,
                     predecessor: Some(stream),
                 }
             }
@@ -63,12 +88,6 @@ impl Inherited {
                 Self::default()
             }
         }
-    }
-
-    /// Those that listen on `address`, and the others.
-    pub(super) fn split(&mut self, address: SocketAddr) -> (Vec<TcpListener>, Vec<TcpListener>) {
-        let is_there = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
-        std::mem::take(&mut self.sockets).into_iter().partition(is_there)
     }
 
     /// Tells the predecessor to drain.
@@ -81,6 +100,30 @@ impl Inherited {
     }
 }
 
+impl Listening {
+    /// What each socket is for, one byte each, with the socket.
+    fn tagged(&self) -> Vec<(u8, &TcpListener)> {
+        let gates = self.gate.gates.iter().map(|socket| (GATE, socket));
+        let redirects = self.gate.redirects.iter().map(|socket| (REDIRECT, socket));
+        let admin = self.admin.iter().map(|socket| (ADMIN, socket));
+        gates.chain(redirects).chain(admin).collect()
+    }
+
+    fn untagged(tags: &[u8], sockets: impl Iterator<Item = TcpListener>) -> Self {
+        let mut listening = Self::default();
+        for (tag, socket) in tags.iter().zip(sockets) {
+            match *tag {
+                GATE => listening.gate.gates.push(socket),
+                REDIRECT => listening.gate.redirects.push(socket),
+                ADMIN => listening.admin.push(socket),
+                // A newer version's kind of socket, of which this one knows nothing.
+                _ => {}
+            }
+        }
+        listening
+    }
+}
+
 /// Sockets that systemd opened for us (sd_listen_fds(3)).
 fn activated() -> Vec<TcpListener> {
     let mut given = listenfd::ListenFd::from_env();
@@ -89,20 +132,21 @@ fn activated() -> Vec<TcpListener> {
         .collect()
 }
 
-fn receive(stream: &UnixStream) -> anyhow::Result<Vec<TcpListener>> {
+fn receive(stream: &UnixStream) -> anyhow::Result<Listening> {
     stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
     stream.set_write_timeout(Some(RECEIVE_TIMEOUT))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0; 1];
+    let mut tags = [0; SOCKETS_MAX];
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
-    anyhow::ensure!(received.bytes == 1, "it closed the connection");
+    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut tags)], &mut ancillary, flags)?;
+    anyhow::ensure!(received.bytes > 0, "it closed the connection");
     let descriptors = ancillary.drain().flat_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<OwnedFd>>(),
         _ => Vec::new(),
     });
-    Ok(descriptors.map(TcpListener::from).collect())
+    let tags = tags.get(..received.bytes).unwrap_or_default();
+    Ok(Listening::untagged(tags, descriptors.map(TcpListener::from)))
 }
 
 /// Waits for a successor and hands it `sockets`.
@@ -129,16 +173,16 @@ impl Door {
     }
 
     /// Returns the successor's process id once it serves. One that fails on the way leaves everything as it was.
-    pub(super) async fn successor(&self, sockets: &[TcpListener]) -> Option<u32> {
+    pub(super) async fn successor(&self, listening: &Listening) -> Option<u32> {
         loop {
-            match self.hand_over(sockets).await {
+            match self.hand_over(listening).await {
                 Ok(pid) => return pid,
                 Err(error) => tracing::warn!(%error, "a successor did not take over; going on"),
             }
         }
     }
 
-    async fn hand_over(&self, sockets: &[TcpListener]) -> anyhow::Result<Option<u32>> {
+    async fn hand_over(&self, listening: &Listening) -> anyhow::Result<Option<u32>> {
         let (stream, _) = self.listener.accept().await?;
         let own = rustix::process::getuid().as_raw();
         let credentials = stream.peer_cred()?;
@@ -149,13 +193,15 @@ impl Door {
         );
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
-        let sockets: Vec<TcpListener> = sockets.iter().map(TcpListener::try_clone).collect::<Result<_, _>>()?;
+        let tagged = listening.tagged().into_iter();
+        let copies = tagged.map(|(tag, socket)| Ok((tag, socket.try_clone()?)));
+        let sockets = copies.collect::<std::io::Result<Vec<_>>>()?;
         tokio::task::spawn_blocking(move || give(&stream, &sockets)).await??;
         Ok(credentials.pid().and_then(|pid| u32::try_from(pid).ok()))
     }
 }
 
-fn give(mut stream: &UnixStream, sockets: &[TcpListener]) -> anyhow::Result<()> {
+fn give(mut stream: &UnixStream, sockets: &[(u8, TcpListener)]) -> anyhow::Result<()> {
     anyhow::ensure!(
         sockets.len() <= SOCKETS_MAX,
         "{} sockets are too many for one message",
@@ -163,14 +209,15 @@ fn give(mut stream: &UnixStream, sockets: &[TcpListener]) -> anyhow::Result<()> 
     );
     stream.set_write_timeout(Some(RECEIVE_TIMEOUT))?;
     stream.set_read_timeout(Some(START_TIMEOUT))?;
-    let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
+    let tags: Vec<u8> = sockets.iter().map(|(tag, _)| *tag).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     anyhow::ensure!(
         ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)),
         "the message has no room"
     );
-    sendmsg(stream, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::empty())?;
+    sendmsg(stream, &[IoSlice::new(&tags)], &mut ancillary, SendFlags::empty())?;
     let mut answer = [0; READY.len()];
     stream.read_exact(&mut answer).context("it ended before it was ready")?;
     anyhow::ensure!(answer == READY, "it said something else than that it is ready");

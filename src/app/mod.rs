@@ -16,9 +16,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Loaded, Overrides};
+use crate::proxy::Sockets;
 use crate::telemetry::logging;
 use build::Running;
-use handover::{Door, Inherited};
+use handover::{Door, Inherited, Listening};
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
 const CONTROL_THREADS: usize = 2;
@@ -61,7 +62,7 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     announce::ready(&running)?;
     inherited.ready();
-    let sockets = sockets(&running)?;
+    let sockets = listening(&running)?;
     reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {
         why = signals.end() => {
@@ -87,10 +88,25 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
 }
 
 /// Everything that listens, for a successor.
-fn sockets(running: &Running) -> anyhow::Result<Vec<TcpListener>> {
-    let copies = running.gate.sockets().iter().map(TcpListener::try_clone);
-    let all: Result<Vec<_>, _> = copies.chain(std::iter::once(running.admin.socket())).collect();
-    all.context("a listening socket cannot be copied")
+fn listening(running: &Running) -> anyhow::Result<Listening> {
+    let copy = |sockets: &[TcpListener]| {
+        sockets
+            .iter()
+            .map(TcpListener::try_clone)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let ours = running.gate.sockets();
+    let copies = || {
+        let gate = Sockets {
+            gates: copy(&ours.gates)?,
+            redirects: copy(&ours.redirects)?,
+        };
+        std::io::Result::Ok(Listening {
+            gate,
+            admin: vec![running.admin.socket()?],
+        })
+    };
+    copies().context("a listening socket cannot be copied")
 }
 
 /// The gate first, so that what its last requests caused can still be stored; the admin listener last, so that the

@@ -34,6 +34,20 @@ pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::n
     std::iter::once(Ok(first)).chain(others).collect()
 }
 
+/// Takes the sockets out of `pool` that listen on `address`. With port 0 any port will do: those of the first socket there.
+pub(super) fn take(pool: &mut Vec<std::net::TcpListener>, address: SocketAddr) -> Vec<std::net::TcpListener> {
+    let at = |socket: &std::net::TcpListener| socket.local_addr().ok();
+    let is_meant = |found: &SocketAddr| found.ip() == address.ip() && [0, found.port()].contains(&address.port());
+    let Some(chosen) = pool.iter().filter_map(at).find(is_meant) else {
+        return Vec::new();
+    };
+    let (ours, others) = std::mem::take(pool)
+        .into_iter()
+        .partition(|socket| at(socket) == Some(chosen));
+    *pool = others;
+    ours
+}
+
 /// Makes sockets from elsewhere ready for workers; where they are fewer than workers, several accept on one.
 pub(super) fn adopt(mut sockets: Vec<std::net::TcpListener>, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
     for socket in &sockets {
@@ -77,7 +91,7 @@ pub(super) async fn accept(
         tokio::select! {
             biased;
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => take(&worker, stream, peer, kind),
+                Ok((stream, peer)) => keep(&worker, stream, peer, kind),
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
                     tokio::time::sleep(PAUSE_WHEN_EXHAUSTED).await;
@@ -93,7 +107,7 @@ pub(super) async fn accept(
 }
 
 /// Decides at once whether to keep a new connection; nothing here waits.
-fn take(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
+fn keep(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
     let snapshot = worker.snapshot();
     let server = &snapshot.config.server;
     let refuse = |stream: TcpStream, reason| {

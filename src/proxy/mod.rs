@@ -78,6 +78,14 @@ pub struct Parts {
     pub registry: Registry,
 }
 
+/// Listening sockets that pass from process to process.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    pub gates: Vec<TcpListener>,
+    /// Those of plain HTTP that is only redirected.
+    pub redirects: Vec<TcpListener>,
+}
+
 /// The running data plane.
 #[derive(Debug)]
 pub struct Gate {
@@ -85,7 +93,7 @@ pub struct Gate {
     redirects: Vec<SocketAddr>,
     threads: Vec<thread::JoinHandle<()>>,
     /// Copies of all listening sockets, for a successor; closed when the drain begins.
-    sockets: Vec<TcpListener>,
+    sockets: Sockets,
     snapshot: watch::Sender<Arc<Snapshot>>,
     phase: watch::Sender<Phase>,
     sessions: tls::Sessions,
@@ -98,7 +106,7 @@ impl Gate {
     ///
     /// `inherited` are listening sockets from a predecessor or systemd: those on a configured address are used instead of
     /// new ones, so that what waits in their queues is served.
-    pub fn start(config: Config, parts: Parts, inherited: Vec<TcpListener>) -> Result<Self, Error> {
+    pub fn start(config: Config, parts: Parts, inherited: Sockets) -> Result<Self, Error> {
         let sessions = tls::Sessions::new()?;
         let expiry = GaugeVec::new(
             Opts::new(
@@ -110,12 +118,7 @@ impl Gate {
         parts.registry.register(Box::new(expiry.clone()))?;
         let listeners = bind_all(&config, inherited)?;
         let addresses = addresses_of(&listeners, |kind| kind != Kind::Redirect);
-        let copies = listeners
-            .iter()
-            .flatten()
-            .map(|(_, socket)| socket.try_clone())
-            .collect::<Result<_, _>>();
-        let sockets: Vec<TcpListener> = copies.map_err(Error::Copy)?;
+        let sockets = copies(&listeners).map_err(Error::Copy)?;
         let https_port = addresses.first().map_or(443, SocketAddr::port);
         let shared = Arc::new(Shared {
             metrics: Metrics::register(&parts.registry)?,
@@ -163,7 +166,7 @@ impl Gate {
 
     /// The listening sockets, for a successor.
     #[must_use]
-    pub fn sockets(&self) -> &[TcpListener] {
+    pub fn sockets(&self) -> &Sockets {
         &self.sockets
     }
 
@@ -225,7 +228,7 @@ async fn wait_for(condition: impl Fn() -> bool, limit: Duration) -> bool {
 type Listener = (Kind, TcpListener);
 
 /// For each address the sockets that were inherited for it, or else one new one per worker.
-fn bind_all(config: &Config, mut inherited: Vec<TcpListener>) -> Result<Vec<Vec<Listener>>, Error> {
+fn bind_all(config: &Config, mut inherited: Sockets) -> Result<Vec<Vec<Listener>>, Error> {
     let server = &config.server;
     let kind = if config.tls == config::Tls::Off {
         Kind::Plain
@@ -234,12 +237,13 @@ fn bind_all(config: &Config, mut inherited: Vec<TcpListener>) -> Result<Vec<Vec<
     };
     let gates = server.listen.iter().map(|address| (kind, *address));
     let redirects = server.redirect_http.iter().map(|address| (Kind::Redirect, *address));
-    let bind = |(kind, address)| {
-        let is_for_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == address);
-        let (ours, others) = std::mem::take(&mut inherited)
-            .into_iter()
-            .partition::<Vec<_>, _>(is_for_it);
-        inherited = others;
+    let bind = |(kind, address): (Kind, SocketAddr)| {
+        let pool = if kind == Kind::Redirect {
+            &mut inherited.redirects
+        } else {
+            &mut inherited.gates
+        };
+        let ours = listener::take(pool, address);
         let sockets = if ours.is_empty() {
             listener::bind(address, server.workers)
         } else {
@@ -249,6 +253,19 @@ fn bind_all(config: &Config, mut inherited: Vec<TcpListener>) -> Result<Vec<Vec<
         Ok(sockets.into_iter().map(|socket| (kind, socket)).collect())
     };
     gates.chain(redirects).map(bind).collect()
+}
+
+fn copies(listeners: &[Vec<Listener>]) -> std::io::Result<Sockets> {
+    let mut sockets = Sockets::default();
+    for (kind, socket) in listeners.iter().flatten() {
+        let pool = if *kind == Kind::Redirect {
+            &mut sockets.redirects
+        } else {
+            &mut sockets.gates
+        };
+        pool.push(socket.try_clone()?);
+    }
+    Ok(sockets)
 }
 
 fn addresses_of(listeners: &[Vec<Listener>], wanted: impl Fn(Kind) -> bool) -> Vec<SocketAddr> {

@@ -338,6 +338,13 @@ async fn notification_is_read_by_network_and_a_lost_listener_reads_everything() 
     let made = list.block(order("198.51.100.1/32", Source::Manual, None)).await;
     drop(made.expect("blocked"));
     let insert = |network: &str| FUTURE.replace("192.0.2.0/24", network);
+    // A fresh listener reads everything once; that is over when a named network has been read after it.
+    drop(asked(&cluster, &insert("192.0.2.3/32")).await);
+    drop(asked(&cluster, "NOTIFY foregate_blocks, '192.0.2.3/32'").await);
+    until("the first named network is read", || finds(&list, "192.0.2.3")).await;
+    drop(asked(&cluster, &insert("192.0.2.4/32")).await);
+    drop(asked(&cluster, "NOTIFY foregate_blocks, '192.0.2.4/32'").await);
+    until("the second named network is read", || finds(&list, "192.0.2.4")).await;
     drop(asked(&cluster, &insert("192.0.2.1/32")).await);
     drop(asked(&cluster, &insert("192.0.2.2/32")).await);
     drop(asked(&cluster, "NOTIFY foregate_blocks, '192.0.2.2/32'").await);
