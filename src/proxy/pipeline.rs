@@ -289,9 +289,9 @@ fn refuse(
     ticket: Ticket,
 ) -> Result<Response<ResponseBody>, Abort> {
     let now = connection.worker.now();
-    if matches!(error, Error::Blocked(_)) {
+    if let Error::Blocked(entry) = error {
         ticket.outcome.set(Outcome::Blocked);
-        if ticket.client == connection.peer && connection.worker.shared.guard.refuses_connection(connection.peer, now) {
+        if ticket.client == connection.peer && connection.worker.shared.guard.cuts_off(entry, now) {
             connection.signal(Signal::Close);
             return Err(Abort);
         }

@@ -55,3 +55,62 @@ async fn two_instances_share_a_block_and_keep_it_while_postgres_is_down() {
         403
     );
 }
+
+#[tokio::test]
+async fn acknowledged_block_in_postgres_outlives_kill_9() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let cluster = Cluster::start().await;
+    cluster.database("gate").await;
+    let config = config(&origin, directory.path(), &cluster);
+    let gate = Gate::start(&config).await;
+    let made = gate
+        .admin("POST", "/api/infrastructure/ddos/block/198.51.100.7", "")
+        .await;
+    assert_eq!(made.json()["durability"], "stored", "{made:?}");
+    let gate = Gate::start_in(gate.kill(), &config).await;
+    let refused = client::get(gate.address, "/", "x-forwarded-for: 198.51.100.7\r\n").await;
+    assert_eq!(refused.status, 403);
+}
+
+#[tokio::test]
+async fn postgres_stopped_in_the_middle_of_traffic_delays_no_request_and_loses_no_block() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let mut cluster = Cluster::start().await;
+    cluster.database("gate").await;
+    let config = config(&origin, directory.path(), &cluster);
+    let gate = Gate::start(&config).await;
+    let db = async |wanted: u16| {
+        wait::until("what health says of the store", async || {
+            let answer = gate.admin("GET", "/health/db", "").await;
+            (answer.status == wanted).then_some(())
+        })
+        .await;
+    };
+    db(200).await;
+    cluster.stop();
+    for number in 0..50 {
+        let answer = client::get(gate.address, "/", &format!("x-forwarded-for: 192.0.2.{number}\r\n")).await;
+        assert_eq!(answer.status, 200);
+    }
+    let made = gate
+        .admin("POST", "/api/infrastructure/ddos/block/198.51.100.9", "")
+        .await;
+    assert_eq!(made.json()["durability"], "queued", "{made:?}");
+    let refused = client::get(gate.address, "/", "x-forwarded-for: 198.51.100.9\r\n").await;
+    assert_eq!(refused.status, 403);
+    db(503).await;
+    let gate = Gate::start_in(gate.kill(), &config).await;
+    let refused = client::get(gate.address, "/", "x-forwarded-for: 198.51.100.9\r\n").await;
+    assert_eq!(refused.status, 403, "a queued block was lost by kill -9");
+    cluster.resume().await;
+    wait::until("the block in PostgreSQL", async || {
+        let rows = cluster
+            .query("gate", "SELECT network::text FROM foregate.blocks")
+            .await
+            .ok()?;
+        rows.iter()
+            .any(|network| network.starts_with("198.51.100.9"))
+            .then_some(())
+    })
+    .await;
+}

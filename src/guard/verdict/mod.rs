@@ -151,6 +151,15 @@ impl Guard {
         self.policy.store(Arc::new(Policy::new(&config, &self.memory)));
     }
 
+    /// On an open connection, after [`Guard::admit`] has refused a request: whether to close it without another answer.
+    pub fn cuts_off(&self, entry: &Entry, now: Now) -> bool {
+        let cut_off = is_beyond_telling(entry);
+        if cut_off {
+            self.tally.count(Act::RefusedConnection, now.tick);
+        }
+        cut_off
+    }
+
     /// At accept, before TLS: whether to close at once, because this peer is blocked and has been told why.
     #[must_use]
     pub fn refuses_connection(&self, peer: IpAddr, now: Now) -> bool {
@@ -296,9 +305,14 @@ impl Guard {
 /// Counts a request that is told why it is refused.
 fn tell(entry: &Entry) {
     // A client that hammers must not make workers write to a shared line for ever.
-    if !has_been_told(entry) {
+    // One more than is told: the request that comes after the last answer is the first one to be cut off.
+    if !is_beyond_telling(entry) {
         entry.told.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+fn is_beyond_telling(entry: &Entry) -> bool {
+    entry.told.load(Ordering::Relaxed) > TOLD_REQUESTS
 }
 
 fn has_been_told(entry: &Entry) -> bool {

@@ -24,7 +24,6 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
-    pub(crate) flags: u8,
     pub(crate) stream: u32,
     pub(crate) payload: Vec<u8>,
 }
@@ -157,17 +156,12 @@ impl Frames {
     /// `None`: the connection has ended.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
-            if let [a, b, c, kind, flags, s, t, u, v, ..] = *self.buffer.as_slice() {
+            if let [a, b, c, kind, _flags, s, t, u, v, ..] = *self.buffer.as_slice() {
                 let length = u32::from_be_bytes([0, a, b, c]) as usize;
                 if self.buffer.len() >= 9 + length {
                     let payload = self.buffer.drain(..9 + length).skip(9).collect();
                     let stream = u32::from_be_bytes([s, t, u, v]);
-                    return Some(Frame {
-                        kind,
-                        flags,
-                        stream,
-                        payload,
-                    });
+                    return Some(Frame { kind, stream, payload });
                 }
             }
             if self.stream.read_buf(&mut self.buffer).await.ok()? == 0 {
