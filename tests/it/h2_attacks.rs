@@ -158,9 +158,12 @@ async fn floods_of_empty_frames_leave_others_unharmed() {
     for (name, bytes) in floods {
         let mut attacker = Frames::open(scene.gate.address).await;
         attacker.send(&frame(HEADERS, END_HEADERS, 1, &post)).await;
-        let ended = wait::within(name, scene.flood(attacker, &bytes, 40)).await;
-        // Only empty DATA is known to be cut off by h2 itself; the others are bounded by what the peer reads.
-        assert!(ended || name != "empty DATA", "{name} goes on for ever");
+        // Only empty DATA is known to be cut off by h2 itself, when the gate gets round to reading it; the others are
+        // bounded by what the peer reads.
+        let is_cut_off = name == "empty DATA";
+        let times = if is_cut_off { usize::MAX } else { 40 };
+        let ended = wait::within(name, scene.flood(attacker, &bytes, times)).await;
+        assert!(ended || !is_cut_off, "{name} goes on for ever");
     }
 }
 

@@ -21,6 +21,7 @@ mod reload;
 mod shutdown;
 mod slow;
 mod smoke;
+mod soak;
 mod store;
 mod support;
 mod tls;
