@@ -1,5 +1,5 @@
 //! Blocks and the audit trail: PostgreSQL, or embedded SQLite where no database is configured. Beside them the two
-//! local files that bridge the time without a store: [`journal`] and [`snapshot`].
+//! local files that bridge the time without a store: `journal` and `snapshot`.
 
 mod change;
 pub(crate) mod journal;
