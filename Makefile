@@ -35,7 +35,7 @@ doc: ## build the documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 bench: ## microbenchmarks of the hot paths
-	$(CARGO) bench --locked --profile fast --bench guard --bench blocklist
+	$(CARGO) bench --locked --profile fast --bench guard --bench blocklist --bench headers
 
 bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked

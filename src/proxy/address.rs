@@ -14,17 +14,17 @@ pub(super) const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The client's address, and the hops between it and us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
-    pub(super) client: IpAddr,
+pub struct Origin {
+    pub client: IpAddr,
     /// Whether the direct peer is a trusted proxy: its `X-Forwarded-*` and `X-Request-Id` may be kept.
-    pub(super) via_trusted: bool,
+    pub via_trusted: bool,
     /// Trusted hops between the client and the peer, nearest the client first.
-    pub(super) hops: Vec<IpAddr>,
+    pub hops: Vec<IpAddr>,
 }
 
 /// Reads the chain only if `peer` is trusted. A hop that cannot be parsed ends the walk: the client is then the last
 /// address that a trusted hop vouched for, never a bucket that strangers share.
-pub(super) fn origin(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Origin {
+pub fn origin(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Origin {
     let peer = peer.to_canonical();
     if !is_trusted(peer, trusted) {
         return Origin {
@@ -62,7 +62,7 @@ pub(super) fn origin(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Or
     }
 }
 
-pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 

@@ -21,25 +21,25 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// What is told to the app about where the request came from.
 #[derive(Debug)]
-pub(super) struct Forwarding<'a> {
+pub struct Forwarding<'a> {
     /// The client's address in text.
-    pub(super) client: HeaderValue,
+    pub client: HeaderValue,
     /// The chain for `X-Forwarded-For`: the client, then trusted hops and the peer.
-    pub(super) chain: HeaderValue,
+    pub chain: HeaderValue,
     /// From a trusted proxy, whose `X-Forwarded-Proto` and `-Host` are kept.
-    pub(super) via_trusted: bool,
-    pub(super) scheme: HeaderValue,
+    pub via_trusted: bool,
+    pub scheme: HeaderValue,
     /// The host that the client asked for, as it goes into `Host`.
-    pub(super) host: HeaderValue,
-    pub(super) request_id: HeaderValue,
+    pub host: HeaderValue,
+    pub request_id: HeaderValue,
     /// `1.1 <pseudonym>` of this process.
-    pub(super) via: &'a HeaderValue,
+    pub via: &'a HeaderValue,
     /// The protocol of a valid upgrade request.
-    pub(super) upgrade: Option<HeaderValue>,
+    pub upgrade: Option<HeaderValue>,
 }
 
 /// Turns the header fields of a client's request into those for the app.
-pub(super) fn for_upstream(headers: &mut HeaderMap, forwarding: Forwarding<'_>) {
+pub fn for_upstream(headers: &mut HeaderMap, forwarding: Forwarding<'_>) {
     let wants_trailers = has_token(headers, &TE, "trailers");
     let kept = forwarding
         .via_trusted
@@ -65,11 +65,7 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, forwarding: Forwarding<'_>) 
 }
 
 /// Turns the header fields of the app's response into those for the client; the app's own security headers win.
-pub(super) fn for_client(
-    headers: &mut HeaderMap,
-    security: &[(HeaderName, HeaderValue)],
-    upgrade: Option<HeaderValue>,
-) {
+pub fn for_client(headers: &mut HeaderMap, security: &[(HeaderName, HeaderValue)], upgrade: Option<HeaderValue>) {
     strip(headers, is_removed_from_responses);
     for (name, value) in security {
         if !headers.contains_key(name) {
@@ -84,7 +80,7 @@ pub(super) fn for_client(
 
 /// Trailers are forwarded, never merged into headers, and carry nothing that frames, routes or authenticates
 /// (RFC 9110 section 6.5.1).
-pub(super) fn for_trailers(trailers: &mut HeaderMap) {
+pub fn for_trailers(trailers: &mut HeaderMap) {
     strip(trailers, |name| {
         is_removed_from_requests(name)
             || matches!(
@@ -108,14 +104,14 @@ pub(super) fn for_trailers(trailers: &mut HeaderMap) {
 }
 
 /// The request id of a trusted proxy, if it is short and made of visible characters.
-pub(super) fn acceptable_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+pub fn acceptable_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let id = headers.get(&X_REQUEST_ID)?;
     let plain = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_graphic());
     (id.len() <= REQUEST_ID_BYTES_MAX && plain(id.as_bytes())).then(|| id.clone())
 }
 
 /// Whether a comma-separated header contains `token`, ignoring case.
-pub(super) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers.get_all(name).iter().any(|line| {
         line.as_bytes()
             .split(|&byte| byte == b',')
@@ -124,7 +120,7 @@ pub(super) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> 
 }
 
 /// Bytes that the header fields count for: name, value and 32 for each (RFC 9113 section 6.5.2).
-pub(super) fn size_of(headers: &HeaderMap) -> usize {
+pub fn size_of(headers: &HeaderMap) -> usize {
     headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + 32)

@@ -4,13 +4,13 @@
 //! listeners (`listener`), connections (`connection`) and pool (`upstream`); `pipeline` tells the story of a request.
 
 mod account;
-mod address;
+pub mod address;
 mod body;
 pub mod config;
 mod connection;
 mod error;
 mod flight;
-mod headers;
+pub mod headers;
 mod listener;
 mod metrics;
 mod pipeline;
@@ -19,7 +19,7 @@ mod request;
 mod respond;
 mod shared;
 mod snapshot;
-mod target;
+pub mod target;
 mod tls;
 mod tunnel;
 mod upstream;

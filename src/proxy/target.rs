@@ -5,14 +5,14 @@ use std::borrow::Cow;
 
 /// Why a path cannot be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused(pub(super) &'static str);
+pub struct Refused(pub &'static str);
 
 /// The path with percent-encoded unreserved characters decoded, `//` collapsed and dot segments removed; borrowed when
 /// nothing had to change, which a scan of the bytes decides.
 ///
 /// An encoded slash, backslash or NUL is refused: what it means differs from app to app, and a guard that guesses
 /// wrong can be walked around.
-pub(super) fn normalise(path: &str) -> Result<Cow<'_, str>, Refused> {
+pub fn normalise(path: &str) -> Result<Cow<'_, str>, Refused> {
     let bytes = path.as_bytes();
     if bytes.first() != Some(&b'/') {
         return Err(Refused("the target must be a path that starts with \"/\""));
