@@ -102,6 +102,8 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 
 fn welcome(options: &Options, path: &Path, upstream: &str, token: &str) -> String {
     let gate = format!("https://localhost:{}", options.port);
+    // By address, so that the client to lift in step 3 is known: `localhost` may mean ::1.
+    let by_address = format!("https://127.0.0.1:{}", options.port);
     let admin = format!("http://127.0.0.1:{}", options.admin_port);
     format!(
         "\n  Foregate demo\n\
@@ -111,11 +113,11 @@ fn welcome(options: &Options, path: &Path, upstream: &str, token: &str) -> Strin
          \n  1. Through the gate:\
          \n       curl -k {gate}/\n\
          \n  2. Ask too often: 200, then 429 (limited), after some seconds 403 (blocked), then 000 (closed at accept):\
-         \n       for i in $(seq 600); do curl -sk -o /dev/null -w '%{{http_code}} ' {gate}/; sleep 0.01; done\n\
-         \n  3. See the block, and lift it:\
+         \n       for i in $(seq 600); do curl -sk -o /dev/null -w '%{{http_code}} ' {by_address}/; sleep 0.01; done\n\
+         \n  3. See the block, and lift it (the limit itself refills at one request every two seconds):\
          \n       curl -H 'Authorization: Bearer {token}' {admin}/api/infrastructure/ddos/blocks\
          \n       curl -X POST -H 'Authorization: Bearer {token}' {admin}/api/infrastructure/ddos/unblock/127.0.0.1\
-         \n       (or {admin}/ in a browser; `localhost` may mean ::1: lift that one the same way)\n\n",
+         \n     or in a browser: {admin}/\n\n",
         path.display()
     )
 }
