@@ -56,6 +56,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         clock,
         access_log: access_log.clone(),
         registry: registry.clone(),
+        board: board.clone(),
     };
     let Listening {
         gate: for_gate,

@@ -193,6 +193,8 @@ fn upstream(out: &mut Writer, upstream: &Upstream) {
     );
     out.put("connect_timeout", show_duration(upstream.connect_timeout));
     out.put("response_timeout", show_duration(upstream.response_timeout));
+    let name_servers = upstream.name_servers.iter().map(|address| address.to_string().into());
+    out.put("name_servers", Value::Array(name_servers.collect()));
     out.section = "upstream.health";
     out.put(
         "path",

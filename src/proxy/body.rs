@@ -74,32 +74,53 @@ pub(super) struct Upload {
     incoming: Incoming,
     flight: Rc<Flight>,
     fate: Rc<Cell<Fate>>,
-    limit: u64,
-    idle: Duration,
-    /// How long the app has for its headers once the last byte is sent.
-    response_timeout: Duration,
+    rules: Rules,
+    /// What has to have been received before the deadline is put off again.
+    due: u64,
     clock: crate::clock::Clock,
 }
 
+/// What a request body is held to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// In bytes; passing it ends the body with an error at that byte, so that the app never sees more.
+    pub(super) limit: u64,
+    /// Something has to arrive within this, ...
+    pub(super) idle: Duration,
+    /// ... and so many bytes of it until the app has answered. 0: any at all.
+    pub(super) pace: u64,
+    /// How long the app has for its headers once the last byte is sent.
+    pub(super) response_timeout: Duration,
+}
+
+/// A body slower than this, in bytes per second, is not on a slow line but an attack; that of the slowest mobile
+/// networks is four times as fast. A body has no limit in time besides.
+const PACE_PER_SECOND: u64 = 240;
+
+impl Rules {
+    /// `is_stream`: the body is made of messages that come when they come (gRPC), so that only silence ends it.
+    pub(super) fn new(limit: u64, idle: Duration, response_timeout: Duration, is_stream: bool) -> Self {
+        let pace = if is_stream { 0 } else { idle.as_secs() * PACE_PER_SECOND };
+        Self {
+            limit,
+            idle,
+            pace,
+            response_timeout,
+        }
+    }
+}
+
 impl RequestBody {
-    /// `limit` in bytes; passing it ends the body with an error at that byte, so that the app never sees more.
-    pub(super) fn streaming(
-        ticket: &Ticket,
-        incoming: Incoming,
-        limit: u64,
-        idle: Duration,
-        response_timeout: Duration,
-    ) -> (Self, Rc<Cell<Fate>>) {
+    pub(super) fn streaming(ticket: &Ticket, incoming: Incoming, rules: Rules) -> (Self, Rc<Cell<Fate>>) {
         let fate = Rc::new(Cell::new(Fate::Streaming));
         let clock = ticket.worker().clock;
-        ticket.deadline.set(clock.tick() + idle);
+        ticket.deadline.set(clock.tick() + rules.idle);
         let upload = Upload {
             incoming,
             flight: ticket.share(),
             fate: Rc::clone(&fate),
-            limit,
-            idle,
-            response_timeout,
+            due: rules.pace,
+            rules,
             clock,
         };
         (Self::Streaming(Box::new(upload)), fate)
@@ -132,7 +153,7 @@ impl Upload {
     fn pass(&mut self, mut frame: Frame<Bytes>, now: Duration) -> Result<Frame<Bytes>, Error> {
         if let Some(data) = frame.data_ref() {
             let received = self.flight.received.get() + data.len() as u64;
-            if received > self.limit {
+            if received > self.rules.limit {
                 self.fate.set(Fate::TooLarge);
                 return Err(Error::TooLarge);
             }
@@ -144,15 +165,39 @@ impl Upload {
         if frame.is_trailers() || self.incoming.is_end_stream() {
             self.finish(now);
         } else {
-            self.flight.deadline.set(now + self.idle);
+            self.note_progress(now);
         }
         Ok(frame)
+    }
+
+    /// Puts the deadline off if enough has come since it was set. An app that has answered already, while the body still
+    /// comes, knows what it waits for.
+    fn note_progress(&mut self, now: Duration) {
+        let received = self.flight.received.get();
+        if self.is_answered() || received >= self.due {
+            self.due = received + self.rules.pace;
+            self.put_off(now + self.rules.idle);
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        self.flight.status.get() != 0
+    }
+
+    /// The answer has its own patience, which what the client sends meanwhile must not shorten.
+    fn put_off(&self, deadline: Duration) {
+        let floor = if self.is_answered() {
+            self.flight.deadline.get()
+        } else {
+            Duration::ZERO
+        };
+        self.flight.deadline.set(deadline.max(floor));
     }
 
     fn finish(&self, now: Duration) {
         if self.fate.get() == Fate::Streaming {
             self.fate.set(Fate::Complete);
-            self.flight.deadline.set(now + self.response_timeout);
+            self.put_off(now + self.rules.response_timeout);
         }
     }
 }

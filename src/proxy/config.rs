@@ -92,6 +92,8 @@ pub struct Upstream {
     /// From the request's last byte to the response's headers.
     pub response_timeout: Duration,
     pub health: Option<HealthProbe>,
+    /// Who is asked for the addresses of servers given by name; empty: those of `/etc/resolv.conf`.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// One server of the app, as written: `http://host:port`, `h2c://host:port` or `unix:/path`.

@@ -34,16 +34,19 @@ use std::time::Duration;
 use http::HeaderValue;
 use prometheus::{GaugeVec, Opts, Registry};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 pub use config::Config;
 
 use crate::clock::Clock;
 use crate::guard::Guard;
 use crate::telemetry::access_log::Sink;
+use crate::telemetry::health::Board;
 use connection::Kind;
 use metrics::Metrics;
 use shared::{Census, Phase, Shared};
 use snapshot::Snapshot;
+use upstream::Known;
 use worker::{Watches, Worker};
 
 /// How long workers have to notice that the drain is over.
@@ -76,6 +79,7 @@ pub struct Parts {
     pub clock: Clock,
     pub access_log: Sink,
     pub registry: Registry,
+    pub board: Board,
 }
 
 /// Listening sockets that pass from process to process.
@@ -99,13 +103,15 @@ pub struct Gate {
     sessions: tls::Sessions,
     expiry: GaugeVec,
     shared: Arc<Shared>,
+    /// Looks after the app's servers; ends with the gate.
+    _watch: JoinSet<()>,
 }
 
 impl Gate {
     /// Binds, prepares TLS and starts the workers. Nothing is served unless all of it works.
     ///
     /// `inherited` are listening sockets from a predecessor or systemd: those on a configured address are used instead of
-    /// new ones, so that what waits in their queues is served.
+    /// new ones, so that what waits in their queues is served. To be called on the control plane's runtime.
     pub fn start(config: Config, parts: Parts, inherited: Sockets) -> Result<Self, Error> {
         let sessions = tls::Sessions::new()?;
         let expiry = GaugeVec::new(
@@ -132,7 +138,9 @@ impl Gate {
         let via = HeaderValue::try_from(format!("1.1 fg-{:08x}", getrandom::u32()?))
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 foregate"));
         let workers = config.server.workers;
-        let first = prepare(config, via, &sessions, &expiry, &shared)?;
+        let servers = known(&config, &[]);
+        let first = prepare(config, servers, via, &sessions, &expiry, &shared)?;
+        let up = upstream::register(&parts.registry)?;
         let (snapshot, snapshots) = watch::channel(Arc::new(first));
         let (phase, phases) = watch::channel(Phase::Serving);
         let watches = Watches {
@@ -140,6 +148,8 @@ impl Gate {
             blocks: shared.guard.blocklist().changes(),
             phase: phases,
         };
+        let mut watch = JoinSet::new();
+        drop(watch.spawn(upstream::look_after(watches.snapshot.clone(), up, parts.board)));
         let mut gate = Self {
             addresses,
             redirects: addresses_of(&listeners, |kind| kind == Kind::Redirect),
@@ -150,6 +160,7 @@ impl Gate {
             sessions,
             expiry,
             shared,
+            _watch: watch,
         };
         for (number, share) in deal(listeners, workers).into_iter().enumerate() {
             gate.threads
@@ -185,8 +196,11 @@ impl Gate {
     /// Swaps the configuration for requests and connections to come; an error changes nothing. Listen addresses and the
     /// number of workers stay what they were.
     pub fn reload(&self, config: Config) -> Result<(), Error> {
-        let via = self.snapshot.borrow().via.clone();
-        let next = prepare(config, via, &self.sessions, &self.expiry, &self.shared)?;
+        let (via, servers) = {
+            let current = self.snapshot.borrow();
+            (current.via.clone(), known(&config, &current.servers))
+        };
+        let next = prepare(config, servers, via, &self.sessions, &self.expiry, &self.shared)?;
         self.snapshot.send_replace(Arc::new(next));
         Ok(())
     }
@@ -289,8 +303,18 @@ fn deal(listeners: Vec<Vec<Listener>>, workers: usize) -> Vec<Vec<Listener>> {
     shares
 }
 
+/// What is known of the servers of `config`, kept from `before` where they are the same.
+fn known(config: &Config, before: &[Arc<Known>]) -> Vec<Arc<Known>> {
+    let kept = |wanted| before.iter().find(|known| known.config() == wanted).map(Arc::clone);
+    let servers = config.upstream.servers.iter();
+    servers
+        .map(|wanted| kept(wanted).unwrap_or_else(|| Arc::new(Known::new(wanted))))
+        .collect()
+}
+
 fn prepare(
     config: Config,
+    servers: Vec<Arc<Known>>,
     via: HeaderValue,
     sessions: &tls::Sessions,
     expiry: &GaugeVec,
@@ -308,7 +332,12 @@ fn prepare(
         }
         ready.config
     });
-    Ok(Snapshot { config, tls, via })
+    Ok(Snapshot {
+        config,
+        tls,
+        servers,
+        via,
+    })
 }
 
 fn spawn(

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 
 use super::address::{self, Origin};
-use super::body::{Fate, RequestBody, ResponseBody};
+use super::body::{Fate, RequestBody, ResponseBody, Rules};
 use super::connection::{Connection, Signal};
 use super::error::Error;
 use super::flight::{Ended, Flight, Ticket};
@@ -198,8 +198,16 @@ fn request_body(
     if parts.method == Method::TRACE {
         return Err(Error::BadRequest("TRACE carries no body"));
     }
-    let idle = snapshot.config.server.timeouts.request_body_idle;
-    let (body, fate) = RequestBody::streaming(ticket, incoming, limit, idle, response_timeout);
+    let timeouts = &snapshot.config.server.timeouts;
+    let content_type = parts.headers.get(CONTENT_TYPE);
+    let is_stream = content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let idle = if is_stream {
+        timeouts.tunnel_idle
+    } else {
+        timeouts.request_body_idle
+    };
+    let rules = Rules::new(limit, idle, response_timeout, is_stream);
+    let (body, fate) = RequestBody::streaming(ticket, incoming, rules);
     Ok((body, Some(fate)))
 }
 

@@ -80,7 +80,7 @@ impl Worker {
             in_flight_shown: Cell::new(0),
             shared,
         };
-        worker.upstreams.reload(&worker.snapshot().config.upstream);
+        worker.upstreams.reload(&worker.snapshot().servers, now.tick);
         Rc::new(worker)
     }
 
@@ -160,7 +160,7 @@ impl Worker {
                 }
                 Ok(()) = watches.snapshot.changed() => {
                     let next = Arc::clone(&watches.snapshot.borrow_and_update());
-                    self.upstreams.reload(&next.config.upstream);
+                    self.upstreams.reload(&next.servers, self.clock.tick());
                     *self.snapshot.borrow_mut() = Rc::new(Held(next));
                 }
                 Ok(()) = watches.blocks.changed() => {
@@ -201,7 +201,7 @@ impl Worker {
         for (_, connection) in self.connections.borrow().iter() {
             connection.check(now.tick, &snapshot.config.server.timeouts);
         }
-        self.upstreams.close_idle(now.tick);
+        self.upstreams.round(now.tick);
         self.local.flush();
         self.shared.access_log.submit(&mut self.log_buffer.borrow_mut());
         let in_flight = i64::try_from(self.flights.borrow().len()).unwrap_or(i64::MAX);

@@ -18,6 +18,7 @@ mod proxy_h1;
 mod proxy_h2;
 mod proxy_protocol;
 mod reload;
+mod servers;
 mod shutdown;
 mod slow;
 mod smoke;

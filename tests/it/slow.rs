@@ -1,5 +1,7 @@
 //! Slow and greedy clients: each is ended by a deadline, and none costs the gate its memory or another client its answer.
 
+use std::time::{Duration, Instant};
+
 use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
 use crate::support::frames::{self, END_HEADERS, END_STREAM, Frames, HEADERS, frame};
@@ -99,6 +101,43 @@ async fn body_that_stands_still_is_408() {
         .await;
     assert_eq!(raw.answer().await.status, 408);
     raw.closed().await;
+}
+
+/// Sends a body of `length` bytes in pieces until it is complete or an answer comes.
+async fn upload(gate: &Gate, length: usize, piece: usize, every: Duration) -> u16 {
+    let mut client = Raw::plain(gate.address).await;
+    client
+        .send(format!(
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+        ))
+        .await;
+    let mut ticker = tokio::time::interval(every);
+    let mut sent = 0;
+    while sent < length {
+        tokio::select! {
+            _ = ticker.tick() => {
+                let next = piece.min(length - sent);
+                sent += next;
+                if client.try_send(vec![b'x'; next]).await.is_err() {
+                    break;
+                }
+            }
+            () = client.anything() => break,
+        }
+    }
+    client.answer().await.status
+}
+
+#[tokio::test]
+async fn body_that_drips_is_408_but_a_slow_line_has_all_the_time_it_needs() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin).set("upstream.response_timeout", r#""1s""#)).await;
+    let drip = upload(&gate, 1_000, 1, Duration::from_millis(50)).await;
+    assert_eq!(drip, 408, "a byte at a time");
+    // Several times every time-out of this gate.
+    let started = Instant::now();
+    assert_eq!(upload(&gate, 4_000, 50, Duration::from_millis(50)).await, 200);
+    assert!(started.elapsed() > Duration::from_secs(3));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::effective::server_url;
 use crate::config::raw::{Node, Section, Setting};
-use crate::config::values::{duration, excerpt, list, text, url_path};
+use crate::config::values::{duration, excerpt, list, socket_address, text, url_path};
 use crate::proxy::config::{HealthProbe, Upstream, UpstreamAddress, UpstreamProtocol, UpstreamServer};
 
 const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
@@ -28,6 +28,7 @@ pub(super) fn upstream(mut section: Section<'_>, instead: Option<UpstreamServer>
     let response_timeout = section
         .read("response_timeout", Duration::from_secs(60), duration(TIMEOUTS))
         .value;
+    let name_servers = section.read("name_servers", Vec::new(), list(socket_address)).value;
     let health = health(section.section("health"));
     section.finish();
     Upstream {
@@ -35,6 +36,7 @@ pub(super) fn upstream(mut section: Section<'_>, instead: Option<UpstreamServer>
         connect_timeout,
         response_timeout,
         health,
+        name_servers,
     }
 }
 

@@ -23,6 +23,7 @@ client_ca = "/ca.pem"
 servers = ["h2c://[::1]:50051", "unix:/run/app.sock", "http://app:3000"]
 connect_timeout = "1s"
 response_timeout = "2m"
+name_servers = ["10.0.0.2:53"]
 health = { path = "/health", interval = "7s" }
 [client]
 trusted_proxies = ["10.0.0.0/8", "2001:db8::/32"]

@@ -1,5 +1,6 @@
 //! Making a connection to one of the app's servers.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::super::config::{UpstreamAddress, UpstreamProtocol, UpstreamServer};
+use super::super::config::{UpstreamAddress, UpstreamProtocol};
 use super::super::connection::{OnThisThread, Prefixed};
 use super::super::worker::Worker;
+use super::known::Known;
 use super::server::Sender;
 
 /// Caps on what an app may send as headers: well above what clients accept.
@@ -45,27 +47,63 @@ impl Error {
     }
 }
 
-pub(super) async fn connect(worker: &Rc<Worker>, server: &UpstreamServer, timeout: Duration) -> Result<Sender, Error> {
+/// A connection that was just made, and to which address if the server is given by name.
+pub(super) struct Made {
+    pub(super) sender: Sender,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+pub(super) async fn connect(worker: &Rc<Worker>, server: &Known, timeout: Duration) -> Result<Made, Error> {
+    let protocol = server.config().protocol;
     let connecting = async {
-        match &server.address {
+        match &server.config().address {
             UpstreamAddress::Host { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port))
-                    .await
-                    .map_err(Error::Refused)?;
+                let (stream, peer) = match server.addresses().as_slice() {
+                    // An address, or a name that is not resolved yet.
+                    [] => (
+                        TcpStream::connect((host.as_str(), *port))
+                            .await
+                            .map_err(Error::Refused)?,
+                        None,
+                    ),
+                    addresses => any_of(addresses, worker.chance(), timeout).await?,
+                };
                 stream.set_nodelay(true).map_err(Error::Refused)?;
-                handshake(stream, server.protocol).await
+                let sender = handshake(stream, protocol).await?;
+                Ok::<_, Error>(Made { sender, peer })
             }
             UpstreamAddress::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(Error::Refused)?;
-                handshake(stream, server.protocol).await
+                let sender = handshake(stream, protocol).await?;
+                Ok(Made { sender, peer: None })
             }
         }
     };
-    let sender = tokio::time::timeout(timeout, connecting)
+    let made = tokio::time::timeout(timeout, connecting)
         .await
         .map_err(|_| Error::Timeout(timeout))??;
     worker.metrics.upstream_connections.inc();
-    Ok(sender)
+    Ok(made)
+}
+
+/// The addresses of one name in turn, beginning anywhere; each gets its share of the time.
+async fn any_of(
+    addresses: &[SocketAddr],
+    chance: usize,
+    timeout: Duration,
+) -> Result<(TcpStream, Option<SocketAddr>), Error> {
+    let share = timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let start = chance.checked_rem(addresses.len()).unwrap_or(0);
+    let (before, after) = addresses.split_at(start);
+    let mut last = Error::Timeout(timeout);
+    for address in after.iter().chain(before) {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok((stream, Some(*address))),
+            Ok(Err(error)) => last = Error::Refused(error),
+            Err(_) => last = Error::Timeout(share),
+        }
+    }
+    Err(last)
 }
 
 async fn handshake<S>(stream: S, protocol: UpstreamProtocol) -> Result<Sender, Error>

@@ -2,7 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +16,10 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::{http1, http2};
 
 use super::super::body::{Fate, RequestBody};
-use super::super::config::{UpstreamAddress, UpstreamProtocol, UpstreamServer};
+use super::super::config::UpstreamProtocol;
 use super::super::worker::Worker;
-use super::connect;
+use super::connect::{self, Made};
+use super::known::Known;
 
 /// Idle connections are closed before the app closes them (Node.js does after 5 s), else a request fails with
 /// "connection closed before message completed".
@@ -24,28 +27,56 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Idle connections of one worker to one server.
 const IDLE_CONNECTIONS_MAX: usize = 512;
 /// A server is left out after this many failed connects in a row, for a second, then two, up to a minute.
-const FAILURES_BEFORE_EJECTION: u32 = 2;
+const FAILED_CONNECTS_MAX: u32 = 2;
 const EJECTION_MAX: Duration = Duration::from_secs(60);
+/// The same after this many requests in a row that it took and did not answer soundly.
+const FAILED_ANSWERS_MAX: u32 = 5;
+/// A server that comes back, or is new beside others, gets its full share only after this long: it may be cold.
+const SLOW_START: Duration = Duration::from_secs(10);
+/// Its share at the beginning, of 1,000.
+const SLOW_START_SHARE: u128 = 50;
 
 pub(in crate::proxy) struct Server {
-    config: UpstreamServer,
+    known: Arc<Known>,
     idle: RefCell<Vec<Idle>>,
     /// The connection that all requests of an HTTP/2 server share.
-    shared: RefCell<Option<http2::SendRequest<RequestBody>>>,
+    shared: RefCell<Option<(http2::SendRequest<RequestBody>, Option<SocketAddr>)>>,
     pending: Cell<usize>,
-    failures: Cell<u32>,
+    failed_connects: Cell<u32>,
+    failed_answers: Cell<u32>,
     ejected_until: Cell<Duration>,
+    /// Since when it has been usable (again), while that is less than [`SLOW_START`] ago.
+    back_since: Cell<Option<Duration>>,
+    failed_probe: Cell<bool>,
+    /// Where its name leads; connections to other addresses are not used again.
+    addresses: RefCell<Arc<Vec<SocketAddr>>>,
 }
 
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    peer: Option<SocketAddr>,
     since: Duration,
+}
+
+/// How good a choice a server is, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tier {
+    /// In health, and not cold: chance decides how often one that has just come back counts as such.
+    Ready,
+    InHealth,
+    /// It fails the active probe, but took connections when last tried.
+    LastResort,
+}
+
+impl Tier {
+    pub(super) const BEST_FIRST: [Self; 3] = [Self::Ready, Self::InHealth, Self::LastResort];
 }
 
 /// A connection in use for one request.
 pub(in crate::proxy) struct Lease {
     place: Place,
     sender: Sender,
+    peer: Option<SocketAddr>,
     is_reused: bool,
     /// A connection whose request body is still being sent cannot serve another request.
     upload: Option<Rc<Cell<Fate>>>,
@@ -61,52 +92,99 @@ pub(super) enum Sender {
 struct Place(Rc<Server>);
 
 impl Server {
-    pub(super) fn new(config: &UpstreamServer) -> Self {
+    pub(super) fn new(known: &Arc<Known>, back_since: Option<Duration>) -> Self {
         Self {
-            config: config.clone(),
+            known: Arc::clone(known),
             idle: RefCell::new(Vec::new()),
             shared: RefCell::new(None),
             pending: Cell::new(0),
-            failures: Cell::new(0),
+            failed_connects: Cell::new(0),
+            failed_answers: Cell::new(0),
             ejected_until: Cell::new(Duration::ZERO),
+            back_since: Cell::new(back_since),
+            failed_probe: Cell::new(known.fails_probe()),
+            addresses: RefCell::new(known.addresses()),
         }
     }
 
-    pub(super) fn is(&self, config: &UpstreamServer) -> bool {
-        self.config == *config
+    pub(super) fn is(&self, known: &Arc<Known>) -> bool {
+        Arc::ptr_eq(&self.known, known)
     }
 
     /// As written in the config, for logs.
     pub(super) fn name(&self) -> String {
-        match &self.config.address {
-            UpstreamAddress::Host { host, port } => format!("{host}:{port}"),
-            UpstreamAddress::Unix(path) => format!("unix:{}", path.display()),
-        }
+        self.known.name()
     }
 
     pub(super) fn pending(&self) -> usize {
         self.pending.get()
     }
 
-    pub(super) fn is_usable(&self, now: Duration) -> bool {
-        self.ejected_until.get() <= now
+    pub(super) fn is_ejected(&self, now: Duration) -> bool {
+        self.ejected_until.get() > now
     }
 
     pub(super) fn usable_in(&self, now: Duration) -> Duration {
         self.ejected_until.get().saturating_sub(now)
     }
 
-    pub(super) fn succeeded(&self) {
-        self.failures.set(0);
+    pub(super) fn is_in(&self, tier: Tier, now: Duration, chance: usize) -> bool {
+        if self.is_ejected(now) {
+            return false;
+        }
+        match tier {
+            Tier::Ready => !self.known.fails_probe() && self.has_warmed_up(now, chance),
+            Tier::InHealth => !self.known.fails_probe(),
+            Tier::LastResort => true,
+        }
     }
 
-    fn failed(&self, now: Duration) {
-        let failures = self.failures.get().saturating_add(1);
-        self.failures.set(failures);
-        if let Some(beyond) = failures.checked_sub(FAILURES_BEFORE_EJECTION) {
-            let pause = Duration::from_secs(1u64.checked_shl(beyond).unwrap_or(u64::MAX)).min(EJECTION_MAX);
-            self.ejected_until.set(now + pause);
+    /// Always after [`SLOW_START`]; before, as often as it has come along.
+    fn has_warmed_up(&self, now: Duration, chance: usize) -> bool {
+        let Some(since) = self.back_since.get() else {
+            return true;
+        };
+        let share = now.saturating_sub(since).as_millis() * 1_000 / SLOW_START.as_millis();
+        if share >= 1_000 {
+            self.back_since.set(None);
+            return true;
         }
+        // Other digits than those that break ties.
+        (chance as u128 / 1_024) % 1_000 < share.max(SLOW_START_SHARE)
+    }
+
+    pub(super) fn succeeded(&self) {
+        self.failed_connects.set(0);
+        self.failed_answers.set(0);
+    }
+
+    fn connect_failed(&self, now: Duration) {
+        let failures = self.failed_connects.get().saturating_add(1);
+        self.failed_connects.set(failures);
+        self.eject(failures, FAILED_CONNECTS_MAX, now);
+    }
+
+    /// It took a request and did not answer it soundly.
+    pub(super) fn answer_failed(&self, now: Duration) {
+        let failures = self.failed_answers.get().saturating_add(1);
+        self.failed_answers.set(failures);
+        self.eject(failures, FAILED_ANSWERS_MAX, now);
+    }
+
+    fn eject(&self, failures: u32, max: u32, now: Duration) {
+        let Some(beyond) = failures.checked_sub(max) else {
+            return;
+        };
+        let pause = Duration::from_secs(1u64.checked_shl(beyond).unwrap_or(u64::MAX)).min(EJECTION_MAX);
+        let until = now + pause;
+        if beyond == 0 {
+            tracing::warn!(
+                server = self.name(),
+                "app server left out after {failures} failures in a row"
+            );
+        }
+        self.ejected_until.set(until);
+        self.back_since.set(Some(until));
     }
 
     /// An idle connection, or a new one.
@@ -118,51 +196,80 @@ impl Server {
     ) -> Result<Lease, connect::Error> {
         let place = Place::take(self);
         let now = worker.coarse_tick();
-        let (sender, is_reused) = match self.existing(now).await {
-            Some(sender) => (sender, true),
+        let (made, is_reused) = match self.existing(now).await {
+            Some(made) => (made, true),
             None => {
-                let made = Box::pin(connect::connect(worker, &self.config, connect_timeout)).await;
-                (made.inspect_err(|_| self.failed(worker.coarse_tick()))?, false)
+                let made = Box::pin(connect::connect(worker, &self.known, connect_timeout)).await;
+                (made.inspect_err(|_| self.connect_failed(worker.coarse_tick()))?, false)
             }
         };
-        if let Sender::Http2(sender) = &sender {
-            *self.shared.borrow_mut() = Some(sender.clone());
+        let Made { sender, peer } = made;
+        if let Sender::Http2(sender) = &sender
+            && !is_reused
+        {
+            *self.shared.borrow_mut() = Some((sender.clone(), peer));
         }
         Ok(Lease {
             place,
             sender,
+            peer,
             is_reused,
             upload,
         })
     }
 
-    async fn existing(&self, now: Duration) -> Option<Sender> {
-        match self.config.protocol {
-            UpstreamProtocol::Http1 => self.take_idle(now).await.map(Sender::Http1),
+    async fn existing(&self, now: Duration) -> Option<Made> {
+        match self.known.config().protocol {
+            UpstreamProtocol::Http1 => self.take_idle(now).await,
             UpstreamProtocol::H2c => {
-                let mut sender = self.shared.borrow().clone()?;
-                sender.ready().await.is_ok().then_some(Sender::Http2(sender))
+                let (mut sender, peer) = self.shared.borrow().clone()?;
+                sender.ready().await.ok()?;
+                let sender = Sender::Http2(sender);
+                Some(Made { sender, peer })
             }
         }
     }
 
-    async fn take_idle(&self, now: Duration) -> Option<http1::SendRequest<RequestBody>> {
+    async fn take_idle(&self, now: Duration) -> Option<Made> {
         loop {
-            let Idle { mut sender, since } = self.idle.borrow_mut().pop()?;
+            let Idle {
+                mut sender,
+                peer,
+                since,
+            } = self.idle.borrow_mut().pop()?;
             if sender.is_closed() || now.saturating_sub(since) > IDLE_MAX {
                 continue;
             }
             // Ready at once, or as soon as its task has run after the last answer; an error means that it was closed.
             if sender.is_ready() || sender.ready().await.is_ok() {
-                return Some(sender);
+                let sender = Sender::Http1(sender);
+                return Some(Made { sender, peer });
             }
         }
     }
 
-    pub(super) fn close_idle(&self, now: Duration) {
+    /// What needs doing once a second: news of the name and the probe, connections that are too old.
+    pub(super) fn round(&self, now: Duration) {
+        if self.failed_probe.replace(self.known.fails_probe()) && !self.known.fails_probe() {
+            self.back_since.set(Some(now));
+        }
+        let addresses = self.known.addresses();
+        if !Arc::ptr_eq(&addresses, &self.addresses.borrow()) {
+            *self.addresses.borrow_mut() = addresses;
+            self.idle.borrow_mut().retain(|idle| self.leads_to(idle.peer));
+            let mut shared = self.shared.borrow_mut();
+            if shared.as_ref().is_some_and(|(_, peer)| !self.leads_to(*peer)) {
+                *shared = None;
+            }
+        }
         self.idle
             .borrow_mut()
             .retain(|idle| !idle.sender.is_closed() && now.saturating_sub(idle.since) <= IDLE_MAX);
+    }
+
+    /// Whether the server's name (still) leads to `peer`; `None` is that of a server without a name.
+    fn leads_to(&self, peer: Option<SocketAddr>) -> bool {
+        peer.is_none_or(|peer| self.addresses.borrow().contains(&peer))
     }
 }
 
@@ -185,10 +292,16 @@ impl Lease {
     pub(in crate::proxy) fn give_back(self, now: Duration) {
         let is_sent = self.upload.is_none_or(|fate| fate.get() == Fate::Complete);
         let Sender::Http1(sender) = self.sender else { return };
-        if is_sent && !sender.is_closed() {
-            let mut idle = self.place.0.idle.borrow_mut();
+        let server = &self.place.0;
+        if is_sent && !sender.is_closed() && server.leads_to(self.peer) {
+            let mut idle = server.idle.borrow_mut();
             if idle.len() < IDLE_CONNECTIONS_MAX {
-                idle.push(Idle { sender, since: now });
+                let peer = self.peer;
+                idle.push(Idle {
+                    sender,
+                    peer,
+                    since: now,
+                });
             }
         }
     }
@@ -225,7 +338,7 @@ impl Drop for Place {
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("config", &self.config)
+            .field("known", &self.known)
             .field("pending", &self.pending)
             .finish_non_exhaustive()
     }
@@ -236,5 +349,68 @@ impl fmt::Debug for Lease {
         f.debug_struct("Lease")
             .field("server", &self.place.0.name())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::config::{UpstreamAddress, UpstreamServer};
+
+    fn server(back_since: Option<Duration>) -> Server {
+        let config = UpstreamServer {
+            address: UpstreamAddress::Host {
+                host: "127.0.0.1".to_owned(),
+                port: 1,
+            },
+            protocol: UpstreamProtocol::Http1,
+        };
+        Server::new(&Arc::new(Known::new(&config)), back_since)
+    }
+
+    /// In how many of 1,000 equally spread choices the server takes part `after` it came back.
+    fn share(server: &Server, after: Duration) -> usize {
+        let chances = (0..1_000).map(|number| number * 1_024);
+        chances
+            .filter(|chance| server.is_in(Tier::Ready, after, *chance))
+            .count()
+    }
+
+    #[test]
+    fn server_that_comes_back_gets_its_share_by_and_by() {
+        let server = server(Some(Duration::ZERO));
+        assert_eq!(share(&server, Duration::ZERO), 50);
+        assert_eq!(share(&server, Duration::from_secs(5)), 500);
+        assert_eq!(share(&server, Duration::from_secs(10)), 1_000);
+        assert_eq!(share(&server, Duration::ZERO), 1_000, "once warm, always warm");
+    }
+
+    #[test]
+    fn each_further_failure_doubles_the_time_for_which_a_server_is_left_out() {
+        let server = server(None);
+        server.connect_failed(Duration::ZERO);
+        assert!(!server.is_ejected(Duration::ZERO), "once is no pattern");
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            server.connect_failed(Duration::ZERO);
+            pauses.push(server.usable_in(Duration::ZERO).as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert!(!server.is_in(Tier::LastResort, Duration::from_secs(59), 0));
+        assert!(server.is_in(Tier::LastResort, Duration::from_secs(60), 0));
+        server.succeeded();
+        server.connect_failed(Duration::from_secs(61));
+        assert!(!server.is_ejected(Duration::from_secs(61)), "a success wipes the slate");
+    }
+
+    #[test]
+    fn bad_answers_are_borne_a_little_longer() {
+        let server = server(None);
+        for _ in 0..4 {
+            server.answer_failed(Duration::ZERO);
+        }
+        assert!(!server.is_ejected(Duration::ZERO));
+        server.answer_failed(Duration::ZERO);
+        assert!(server.is_ejected(Duration::ZERO));
     }
 }

@@ -42,6 +42,10 @@ impl Answer {
             .map(|(_, value)| value.as_str())
     }
 
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     pub(crate) fn json(&self) -> serde_json::Value {
         let text = String::from_utf8_lossy(&self.body);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("no JSON ({error}): {text}"))
@@ -181,6 +185,13 @@ impl Raw {
             self.fill().await?;
         }
         Some(self.buffer.drain(..length).collect())
+    }
+
+    /// Waits for the first bytes of an answer, or the end of the connection.
+    pub(crate) async fn anything(&mut self) {
+        if self.buffer.is_empty() {
+            let _ended: Option<()> = self.fill().await;
+        }
     }
 
     async fn fill(&mut self) -> Option<()> {
