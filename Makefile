@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers soak deps fmt lint doc deny deb
+.PHONY: help run test bench bench-peers soak deps fmt lint doc deny deb try-deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -52,3 +52,6 @@ deny: ## licences, bans and sources of the dependencies; needs cargo-deny
 deb: ## build a Debian package in target/debian
 	$(CARGO) build --release --locked
 	packaging/build-deb target/release/foregate target/debian
+
+try-deb: deb ## install that package under a real systemd in a container, upgrade and restart it under load; needs root
+	scripts/try-package
