@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 pub use server::Listener;
 
+use crate::backup;
 use crate::clock::Clock;
 use crate::guard::Guard;
 use crate::store::Store;
@@ -78,6 +79,7 @@ pub struct Parts {
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,
+    pub vault: backup::Service,
 }
 
 /// Shared by all handlers.

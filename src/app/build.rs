@@ -5,9 +5,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use ipnet::IpNet;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::handover::{Inherited, Listening};
 use crate::admin;
+use crate::backup;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::guard::Guard;
@@ -15,6 +18,7 @@ use crate::guard::blocklist::{Blocklist, Keeper};
 use crate::proxy::{self, Gate};
 use crate::store::Store;
 use crate::telemetry::access_log;
+use crate::telemetry::alert::Alerts;
 use crate::telemetry::health::Board;
 
 /// Everything that runs.
@@ -29,6 +33,11 @@ pub(super) struct Running {
     pub(super) clock: Clock,
     pub(super) access_log: access_log::Sink,
     pub(super) access_writer: access_log::Writer,
+    pub(super) alerts: Alerts,
+    pub(super) vault: backup::Service,
+    /// What goes on beside: alerts being sent, the vault's schedule.
+    pub(super) beside: JoinSet<()>,
+    pub(super) stop_vault: CancellationToken,
 }
 
 pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow::Result<Running> {
@@ -51,6 +60,8 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
     guard
         .register(&registry)
         .context("the guard's metrics cannot be registered")?;
+    let (alerts, mut beside) =
+        Alerts::start(config.alerts.clone(), clock, &registry).context("alerts cannot be started")?;
     let parts = proxy::Parts {
         guard: Arc::clone(&guard),
         clock,
@@ -62,16 +73,27 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         gate: for_gate,
         admin: for_admin,
     } = std::mem::take(&mut inherited.listening);
+    let gate = Gate::start(config.proxy.clone(), parts, for_gate).context("the gate cannot be started")?;
+    let vault_parts = backup::service::Parts {
+        clock,
+        alerts: alerts.clone(),
+        board: board.clone(),
+        registry: registry.clone(),
+        hold: hold(gate.holder()),
+    };
+    let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
+    let stop_vault = CancellationToken::new();
+    drop(beside.spawn(vault.clone().run(stop_vault.clone())));
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
         board: board.clone(),
         registry: registry.clone(),
         clock,
+        vault: vault.clone(),
     };
     let admin = admin::Listener::bind(config.admin.clone(), admin_parts, for_admin)
         .context("the admin listener cannot be started")?;
-    let gate = Gate::start(config.proxy.clone(), parts, for_gate).context("the gate cannot be started")?;
     Ok(Running {
         gate: Arc::new(gate),
         guard,
@@ -82,7 +104,19 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         clock,
         access_log,
         access_writer,
+        alerts,
+        vault,
+        beside,
+        stop_vault,
     })
+}
+
+/// The vault asks for quiet without knowing of the gate.
+fn hold(holder: proxy::Holder) -> backup::Hold {
+    backup::Hold(Arc::new(move || {
+        let holder = holder.clone();
+        Box::pin(async move { Box::new(holder.hold().await) as Box<dyn Send> })
+    }))
 }
 
 /// Networks that no order may block, with the reason that the caller is told.

@@ -117,12 +117,17 @@ async fn stop(running: Running, drain_timeout: Duration) {
         blocks,
         access_log,
         access_writer,
+        stop_vault,
+        mut beside,
         ..
     } = running;
+    // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup.
+    stop_vault.cancel();
     match Arc::try_unwrap(gate) {
         Ok(gate) => gate.drain(drain_timeout).await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
     }
+    beside.shutdown().await;
     if !blocks.shutdown(FLUSH_TIMEOUT).await {
         tracing::warn!("not all blocks reached the store; they are kept in state_dir and written at the next start");
     }

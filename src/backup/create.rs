@@ -39,9 +39,21 @@ impl Vault {
     /// # Errors
     /// Why there is no new backup.
     pub async fn create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Manifest, Error> {
+        self.create_as(Ulid::generate(), labels, schedule_keys).await
+    }
+
+    /// As [`Vault::create`], with an id that the caller has told somebody already.
+    ///
+    /// # Errors
+    /// Why there is no new backup.
+    pub async fn create_as(
+        &self,
+        id: Ulid,
+        labels: Vec<String>,
+        schedule_keys: Vec<String>,
+    ) -> Result<Manifest, Error> {
         let _lock = self.lock()?;
         self.recover().await?;
-        let id = Ulid::generate();
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
         let locked: bool = admin

@@ -45,7 +45,14 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         .filter_map(|key| {
             let (old_value, new_value) = (find(&before, &key), find(&after, &key));
             // Two different secrets look the same behind their masks.
-            let secret_changed = key == "store.postgres" && old.store.postgres != new.store.postgres;
+            let secret_changed = match key.as_str() {
+                "store.postgres" => old.store.postgres != new.store.postgres,
+                "database.url" => old.backup.database != new.backup.database,
+                "backup.identity" => old.backup.repository.identity != new.backup.repository.identity,
+                "alerts.webhook" => old.alerts.webhook != new.alerts.webhook,
+                "alerts.ping" => old.alerts.ping != new.alerts.ping,
+                _ => false,
+            };
             let with_listen = key == "admin.tls" && old.admin.listen != new.admin.listen;
             let needs_restart = with_listen || RESTART_ONLY.contains(&key.as_str());
             let changed = old_value != new_value || secret_changed;
@@ -72,6 +79,7 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
     keep("state_dir", old.state_dir != new.state_dir);
     new.state_dir.clone_from(&old.state_dir);
     new.store.state_dir.clone_from(&old.store.state_dir);
+    new.backup.state_dir.clone_from(&old.backup.state_dir);
     if let crate::proxy::config::Tls::SelfSigned { state_dir, .. } = &mut new.proxy.tls {
         state_dir.clone_from(&old.state_dir);
     }

@@ -13,11 +13,13 @@ use super::resolve::blocklist::never_block;
 use super::resolve::headers::HEADERS;
 use super::values::{show_duration, show_size};
 use crate::admin::{self, Role};
+use crate::backup::Settings;
 use crate::guard::limit::{self, Mode, Quota};
 use crate::proxy::config::{
     Caps, Server, Tls, TlsVersion, Upstream, UpstreamAddress, UpstreamProtocol, UpstreamServer,
 };
 use crate::secret::Secret;
+use crate::tasks::calendar::Schedule;
 use crate::telemetry::{AccessLog, Format};
 
 /// One key with its value, in the order of the example.
@@ -86,17 +88,13 @@ pub(super) fn entries(config: &Config) -> Vec<Entry> {
         );
     }
     out.section = "store";
-    out.put(
-        "postgres",
-        config
-            .store
-            .postgres
-            .as_ref()
-            .map(Secret::to_string)
-            .unwrap_or_default(),
-    );
+    out.put("postgres", secret(config.store.postgres.as_ref()));
     out.put("pool_size", count(config.store.pool_size));
     admin(&mut out, &config.admin);
+    backup(&mut out, &config.backup);
+    out.section = "alerts";
+    out.put("webhook", secret(config.alerts.webhook.as_ref()));
+    out.put("ping", secret(config.alerts.ping.as_ref()));
     out.section = "log";
     out.put(
         "format",
@@ -302,6 +300,47 @@ fn admin(out: &mut Writer, admin: &admin::Config) {
         "metrics_token",
         admin.metrics_token.map(hex::encode).unwrap_or_default(),
     );
+}
+
+fn backup(out: &mut Writer, settings: &Settings) {
+    out.section = "database";
+    out.put("url", secret(settings.database.as_ref().map(|database| &database.url)));
+    out.section = "backup";
+    out.put("repository", settings.repository.url.clone());
+    out.put("recipients", strings(&settings.repository.recipients));
+    out.put("identity", secret(settings.repository.identity.as_ref()));
+    let plan = &settings.plan;
+    for label in ["daily", "weekly", "monthly"] {
+        let kind = plan.kinds.iter().find(|kind| kind.label == label);
+        out.put(label, schedule(kind.map(|kind| &kind.schedule)));
+    }
+    out.put("cleanup", schedule(plan.cleanup.as_ref()));
+    out.put("verify", schedule(plan.verify.as_ref()));
+    out.put("time_zone", plan.zone.iana_name().unwrap_or("UTC"));
+    out.put("keep_daily", count(settings.retention.daily));
+    out.put("keep_weekly", count(settings.retention.weekly));
+    out.put("keep_monthly", count(settings.retention.monthly));
+    out.put("keep_replaced", show_duration(settings.keep_replaced));
+    let files = plan.files.iter().map(|file| {
+        table([
+            ("name", file.set.name.clone().into()),
+            (
+                "paths",
+                Value::Array(file.set.paths.iter().map(|file| path(file)).collect()),
+            ),
+            ("schedule", file.schedule.to_string().into()),
+            ("keep_days", i64::from(file.set.keep_days).into()),
+        ])
+    });
+    out.put("files", Value::Array(files.collect()));
+}
+
+fn schedule(schedule: Option<&Schedule>) -> String {
+    schedule.map(Schedule::to_string).unwrap_or_default()
+}
+
+fn secret(secret: Option<&Secret>) -> String {
+    secret.map(Secret::to_string).unwrap_or_default()
 }
 
 fn table<const N: usize>(pairs: [(&str, Value); N]) -> Value {

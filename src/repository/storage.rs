@@ -83,6 +83,24 @@ impl Repository {
         Err(refuse("file:///directory or s3://bucket/prefix is wanted".to_owned()))
     }
 
+    /// Whether [`Repository::open`] would understand `url`; touches nothing. The reason continues "`repository` …".
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(url: &str) -> Result<(), &'static str> {
+        if let Some(directory) = url.strip_prefix("file://") {
+            let is_absolute = std::path::Path::new(directory).is_absolute();
+            return is_absolute.then_some(()).ok_or("needs an absolute path behind file://");
+        }
+        if cfg!(feature = "object-store-cloud")
+            && let Some(rest) = url.strip_prefix("s3://")
+        {
+            let bucket = rest.split('/').next().unwrap_or_default();
+            return (!bucket.is_empty()).then_some(()).ok_or("names no bucket");
+        }
+        Err("is neither a directory nor a bucket")
+    }
+
     #[must_use]
     pub fn directory(&self) -> Option<&std::path::Path> {
         self.directory.as_deref()

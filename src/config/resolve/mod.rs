@@ -4,6 +4,8 @@
 //! are found in one pass; the result of such a reading is thrown away.
 
 mod admin;
+mod alerts;
+mod backup;
 pub(super) mod blocklist;
 pub(super) mod headers;
 mod limits;
@@ -45,6 +47,8 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let security_headers = headers::headers(root.section("headers"));
     let store = store::store(root.section("store"), base, &state_dir, &mut files);
     let admin = admin::admin(root.section("admin"), base);
+    let backup = backup::backup(&mut root, base, &state_dir, &mut files);
+    let alerts = alerts::alerts(root.section("alerts"), base, &mut files);
     let log = log::log(root.section("log"), base);
     check_admin_address(&mut root, &server, admin.listen);
     root.finish();
@@ -66,6 +70,8 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
         },
         store,
         admin,
+        backup,
+        alerts,
         log,
         state_dir,
     };

@@ -57,6 +57,20 @@ listen = "0.0.0.0:9000"
 tls = { cert = "/a.pem", key = "/b.pem", client_ca = "/c.pem" }
 tokens = [{ name = "ops", role = "operator", sha256 = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff" }]
 metrics_token = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100"
+[backup]
+repository = "file:///srv/backups"
+recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]
+daily = "04:30"
+weekly = ""
+monthly = "31 00:05"
+cleanup = "Mon 01:00"
+verify = ""
+time_zone = "Europe/Berlin"
+keep_daily = 2
+keep_weekly = 3
+keep_monthly = 5
+keep_replaced = "1h"
+files = [{ name = "app", paths = ["/srv/app", "/etc/app"], schedule = "3 04:00", keep_days = 9 }]
 [log]
 format = "text"
 access_log = "/var/log/access.log"
@@ -80,8 +94,8 @@ fn effective_configuration_parses_to_the_same_meaning() {
 fn change_of_any_key_is_seen_and_named() {
     let (old, new) = (good("").config, good(UNUSUAL).config);
     let changes = diff::changes(&old, &new);
-    // All but the defaults that `UNUSUAL` leaves alone: four headers, and `store.postgres`.
-    assert_eq!(changes.len(), effective::entries(&new).len() - 5, "{changes:#?}");
+    // All but the defaults that `UNUSUAL` leaves alone: four headers, and five secrets.
+    assert_eq!(changes.len(), effective::entries(&new).len() - 9, "{changes:#?}");
     assert_eq!(diff::changes(&new, &new), []);
 }
 

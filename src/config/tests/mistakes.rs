@@ -17,8 +17,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "config.toml:2:1: unknown key `request_per_minute` in `limits` (did you mean `requests_per_minute`?)",
     ),
     (
-        "[database]\nurl = \"x\"",
-        "config.toml:1:2: unknown key `database` at the top (known here: state_dir, server, tls, upstream, client, limits, blocklist, headers, store, admin, log)",
+        "[databse]\nurl = \"x\"",
+        "config.toml:1:2: unknown key `databse` at the top (did you mean `database`?)",
     ),
     (
         "server = 1",
