@@ -30,6 +30,8 @@ pub(super) enum Error {
     NoBackup(String),
     #[error("run {0} is under way; one at a time")]
     Busy(ulid::Ulid),
+    #[error("{0}")]
+    Conflict(String),
     /// It was understood, and would do harm or cannot work.
     #[error("{0}")]
     Refused(String),
@@ -56,7 +58,7 @@ impl Error {
             Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
             Self::NotFound | Self::NotBlocked(_) | Self::NoBackup(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Busy(_) => StatusCode::CONFLICT,
+            Self::Busy(_) | Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Invalid(_) | Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::BAD_REQUEST,
@@ -73,6 +75,8 @@ impl From<backup::service::Refusal> for Error {
             Refusal::Domain(backup::Error::Unknown(id)) => {
                 Self::NoBackup(id.chars().flat_map(char::escape_debug).take(80).collect())
             }
+            // Another process has the lock: the command line, or another instance.
+            Refusal::Domain(error @ backup::Error::Busy) => Self::Conflict(error.to_string()),
             Refusal::Domain(error @ backup::Error::Refused(_)) => Self::Refused(error.to_string()),
             Refusal::Domain(error) => {
                 tracing::warn!(error = %backup::explain(&error), "the vault failed an admin request");

@@ -3,7 +3,6 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -11,13 +10,15 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::backup::retention::Policy;
 use crate::backup::{Config, Entry, Progress, Swap, Vault};
 use crate::clock::Clock;
+use crate::config::{Overrides, Style};
+use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
 use crate::secret::Secret;
-use crate::{postgres, repository};
 
+/// What the package installs.
+const USUAL_CONFIG: &str = "/etc/foregate/config.toml";
 /// A key or an address is a few lines.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -26,14 +27,12 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 pub struct Options {
     #[command(subcommand)]
     command: Command,
+    /// The configuration; without it /etc/foregate/config.toml if that exists. Each option below stands in for its key.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Where backups live: file:///directory or s3://bucket/prefix.
-    #[arg(
-        long,
-        global = true,
-        default_value = "file:///var/lib/foregate/backups",
-        value_name = "URL"
-    )]
-    repository: String,
+    #[arg(long, global = true, value_name = "URL")]
+    repository: Option<String>,
     /// An age public key that can open new backups; may be repeated.
     #[arg(long = "recipient", global = true, value_name = "AGE1...")]
     recipients: Vec<String>,
@@ -44,8 +43,8 @@ pub struct Options {
     #[arg(long, global = true, value_name = "FILE")]
     database_url_file: Option<PathBuf>,
     /// Holds the journal of a restore.
-    #[arg(long, global = true, default_value = "/var/lib/foregate", value_name = "DIR")]
-    state_dir: PathBuf,
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -173,18 +172,25 @@ async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
 
 async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
     let pruned = vault.prune(dry_run).await?;
+    let replaced = vault.drop_replaced(dry_run).await?;
     let decisions: Vec<Value> = pruned
         .decisions
         .iter()
         .map(|decision| json!({"id": decision.id, "keep": decision.keep, "reasons": decision.reasons}))
         .collect();
-    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "dryRun": dry_run});
+    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "dryRun": dry_run,
+        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over})).collect::<Vec<_>>()});
     print(as_json, &value, || {
         let mut table = Table::new();
         table.set_header(["id", "", "because"]);
         for decision in &pruned.decisions {
             let verb = if decision.keep { "stays" } else { "goes" };
             table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
+        }
+        for one in &replaced {
+            let verb = if one.is_over { "goes" } else { "stays" };
+            let because = format!("replaced by a restore on {}", one.at.strftime("%F %T UTC"));
+            table.add_row([one.name.clone(), verb.to_owned(), because]);
         }
         format!(
             "{table}\n{} marked, {} deleted",
@@ -223,26 +229,40 @@ fn line(manifest: &Manifest) -> String {
     )
 }
 
+/// The configuration, if there is one, with what the command line says instead. On the day that the machine burned there
+/// is none: the repository, the key and the database's address are then enough.
 fn config(options: &Options) -> anyhow::Result<Config> {
-    let url = match &options.database_url_file {
-        Some(path) => secret(path)?,
-        None => {
-            Secret::new(std::env::var("DATABASE_URL").context("neither --database-url-file nor DATABASE_URL is set")?)
-        }
+    let path = options.config.clone().or_else(|| {
+        let usual = PathBuf::from(USUAL_CONFIG);
+        usual.exists().then_some(usual)
+    });
+    let loaded = crate::config::Config::load(path.as_deref(), &Overrides::default());
+    let mut settings = match loaded {
+        Ok(loaded) => loaded.config.backup,
+        Err(errors) => anyhow::bail!("{}", crate::config::report(&errors, Style::Plain)),
     };
-    let identity = options.identity.as_deref().map(secret).transpose()?;
-    Ok(Config {
-        database: postgres::Config { url },
-        repository: repository::Config {
-            url: options.repository.clone(),
-            recipients: options.recipients.clone(),
-            identity,
-        },
-        retention: Policy::default(),
-        state_dir: options.state_dir.clone(),
-        keep_replaced: Duration::from_hours(72),
-        step_timeout: Duration::from_hours(12),
-    })
+    if let Some(url) = &options.repository {
+        settings.repository.url.clone_from(url);
+    }
+    if !options.recipients.is_empty() {
+        settings.repository.recipients.clone_from(&options.recipients);
+    }
+    if let Some(file) = &options.identity {
+        settings.repository.identity = Some(secret(file)?);
+    }
+    if let Some(directory) = &options.state_dir {
+        settings.state_dir.clone_from(directory);
+    }
+    let url = match &options.database_url_file {
+        Some(path) => Some(secret(path)?),
+        None => std::env::var("DATABASE_URL").ok().map(Secret::new),
+    };
+    // An option outweighs the file, and the file the environment.
+    if options.database_url_file.is_some() || settings.database.is_none() {
+        settings.database = url.map(|url| postgres::Config { url });
+    }
+    let missing = "which database? Set [database] url in the configuration, DATABASE_URL, or --database-url-file";
+    settings.vault().context(missing)
 }
 
 fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {

@@ -1,6 +1,7 @@
 //! The end of a run, and who is told of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Act, PART, Parts, Run, Service, State, lock};
 use crate::backup::Error;
@@ -45,6 +46,7 @@ impl Service {
             State::Interrupted => Some("interrupted".to_owned()),
             State::Running | State::Succeeded => None,
         };
+        shared.is_stale.store(true, Ordering::Release);
         shared.metrics.ended(run.act.name(), failed_at.as_deref());
         self.tell(run, &state);
         run.finish(state, shared.parts.clock.wall());

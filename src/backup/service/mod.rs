@@ -10,6 +10,7 @@ mod schedule;
 pub mod stats;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ struct Shared {
     since: Timestamp,
     runs: Mutex<Runs>,
     catalogue: tokio::sync::Mutex<Catalogue>,
+    /// Something has changed since the catalogue was read.
+    is_stale: AtomicBool,
     poke: Notify,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -109,6 +112,7 @@ impl Service {
             metrics,
             runs: Mutex::new(Runs { current: None, history }),
             catalogue: tokio::sync::Mutex::default(),
+            is_stale: AtomicBool::new(false),
             poke: Notify::new(),
             tasks: Mutex::default(),
             parts,
@@ -204,7 +208,8 @@ impl Service {
         let vault = self.vault()?;
         let now = self.shared.parts.clock.tick();
         let mut catalogue = self.shared.catalogue.lock().await;
-        let is_fresh = catalogue.read_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
+        let is_stale = self.shared.is_stale.swap(false, Ordering::AcqRel);
+        let is_fresh = !is_stale && catalogue.read_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
         if !is_fresh {
             let (entries, unreadable) = vault.list().await?;
             for error in unreadable {

@@ -1,6 +1,7 @@
 //! What can be asked of the vault. Whatever takes long is started, and followed by its run.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ulid::Ulid;
 
@@ -154,15 +155,18 @@ impl Service {
     /// # Errors
     /// Unknown, in use, or the last good one.
     pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
+        if let Some(run) = self.current() {
+            return Err(Refusal::Busy(run.id));
+        }
         self.vault()?.delete(id).await?;
-        self.shared.catalogue.lock().await.read_at = None;
+        self.shared.is_stale.store(true, Ordering::Release);
         Ok(())
     }
 
     /// A new proven backup is there.
     async fn created(&self, manifest: &Manifest) {
         let alerts = &self.shared.parts.alerts;
-        self.shared.catalogue.lock().await.read_at = None;
+        self.shared.is_stale.store(true, Ordering::Release);
         let Ok(entries) = self.list().await else { return };
         if manifest.verified < Level::L2 {
             return;

@@ -2,6 +2,7 @@
 //! not been served: so a restart, a suspended machine or a jump of the clock neither forgets a run nor repeats one.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -181,7 +182,7 @@ impl Service {
 
     /// One backup for every label that the catalogue does not show as served.
     async fn begin_backup(&self, memory: &mut Memory, plan: &Plan, now: Timestamp) -> Result<(), Refusal> {
-        self.shared.catalogue.lock().await.read_at = None;
+        self.shared.is_stale.store(true, Ordering::Release);
         let entries = self.list().await?;
         let mut good = entries.iter().filter(|entry| entry.is_good());
         let served = |key: &str| {
