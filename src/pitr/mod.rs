@@ -1,6 +1,12 @@
 //! Point-in-time recovery: the write-ahead log in the repository, base backups, the window between them, and recovery
 //! that is rehearsed.
 
+pub mod archive;
+pub mod beat;
 pub mod chain;
+pub mod header;
 pub mod history;
 pub mod name;
+pub mod version;
+
+pub use self::archive::Archive;
