@@ -2,11 +2,16 @@
 //! that is rehearsed.
 
 pub mod archive;
+pub mod archiver;
 pub mod beat;
 pub mod chain;
+pub mod feed;
 pub mod header;
 pub mod history;
+pub mod metrics;
 pub mod name;
+pub mod socket;
 pub mod version;
 
 pub use self::archive::Archive;
+pub use self::archiver::Archiver;
