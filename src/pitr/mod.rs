@@ -7,11 +7,15 @@ pub mod beat;
 pub mod chain;
 pub mod feed;
 pub mod header;
+pub mod heartbeat;
 pub mod history;
 pub mod metrics;
 pub mod name;
+pub mod setup;
 pub mod socket;
+pub mod survey;
 pub mod version;
+pub mod watch;
 
 pub use self::archive::Archive;
 pub use self::archiver::Archiver;
