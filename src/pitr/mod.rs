@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod name;
 pub mod setup;
 pub mod socket;
+pub mod stream;
 pub mod survey;
 pub mod version;
 pub mod watch;
