@@ -5,6 +5,7 @@ pub mod archive;
 pub mod archiver;
 pub mod beat;
 pub mod chain;
+pub mod config;
 pub mod feed;
 pub mod header;
 pub mod heartbeat;
@@ -20,3 +21,4 @@ pub mod watch;
 
 pub use self::archive::Archive;
 pub use self::archiver::Archiver;
+pub use self::config::Config;
