@@ -55,6 +55,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("proxy", "telemetry"),
     ("admin", "clock"),
     ("admin", "guard"),
+    ("admin", "pitr"),
     ("admin", "secret"),
     ("admin", "store"),
     ("admin", "tasks"),

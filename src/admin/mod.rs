@@ -23,6 +23,7 @@ pub use server::Listener;
 
 use crate::clock::Clock;
 use crate::guard::Guard;
+use crate::pitr;
 use crate::store::Store;
 use crate::telemetry::health::Board;
 
@@ -75,6 +76,8 @@ impl Role {
 pub struct Parts {
     pub guard: Arc<Guard>,
     pub store: Store,
+    /// `None`: `pitr.enabled` is false, or it could not begin.
+    pub pitr: Option<Arc<pitr::Keeper>>,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,

@@ -178,7 +178,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn by_command(&self, checks: &mut Vec<Check>, command: &str) {
         checks.push(self.one_of("archive_mode", &["on", "always"], "nothing is handed over without it"));
-        if self.value("archive_library") != "" {
+        if !self.value("archive_library").is_empty() {
             checks.push(self.check(
                 "archive_library",
                 Some((Verdict::Wrong, Some(String::new()))),
@@ -248,6 +248,38 @@ impl Judge<'_> {
             set,
         }
     }
+}
+
+/// The `archive_command` that reaches us: this very program, by its whole path, since the archiver's search path is not
+/// ours. `socket`: where it is not found without being told.
+#[must_use]
+pub fn archive_command(socket: Option<&std::path::Path>) -> String {
+    format!("{} wal push{} %p", program(), socket_flag(socket))
+}
+
+/// What the server is asked to run to see whether the above would work.
+#[must_use]
+pub fn check_command(socket: Option<&std::path::Path>) -> String {
+    format!("{} wal check{}", program(), socket_flag(socket))
+}
+
+fn program() -> String {
+    let path = std::env::current_exe().ok();
+    let path = path.filter(|path| path.to_str().is_some_and(is_plain_path));
+    path.map_or_else(|| "foregate".to_owned(), |path| path.display().to_string())
+}
+
+fn socket_flag(socket: Option<&std::path::Path>) -> String {
+    let socket = socket
+        .and_then(|socket| socket.to_str())
+        .filter(|socket| is_plain_path(socket));
+    socket.map_or_else(String::new, |socket| format!(" --socket {socket}"))
+}
+
+/// Nothing that a shell, or PostgreSQL's own % signs, would read as more than a path.
+fn is_plain_path(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@:".contains(&byte))
 }
 
 /// Sets what `checks` ask for, and lets the server read it. Returns the names that were set.

@@ -50,6 +50,12 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let database = vault::database(root.section("database"), base, &mut files);
     let repository = vault::repository(root.section("backup"), base, &state_dir, &mut files);
     let pitr = pitr::pitr(root.section("pitr"), base, &state_dir);
+    if pitr.enabled
+        && database.is_none()
+        && let Some(node) = root.section("pitr").get("enabled")
+    {
+        node.error("needs `database.url`", "as url = { env = \"DATABASE_URL\" }".to_owned());
+    }
     let log = log::log(root.section("log"), base);
     check_admin_address(&mut root, &server, admin.listen);
     root.finish();

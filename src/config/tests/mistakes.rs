@@ -25,6 +25,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "config.toml:2:8: `pitr.slot` is not the name of a slot (write up to 63 of a-z, 0-9 and _)",
     ),
     (
+        "[pitr]\nenabled = true",
+        "config.toml:2:11: `pitr.enabled` needs `database.url` (as url = { env = \"DATABASE_URL\" })",
+    ),
+    (
         "[pitr]\ndrill = \"Sunday 5:00\"",
         "config.toml:2:9: `pitr.drill` is not a schedule (write \"03:00\", \"Sun 05:00\" or, for a day of the month, \"1 01:00\")",
     ),
