@@ -317,7 +317,7 @@ fn vault(out: &mut Writer, config: &Config) {
     out.put("identity", masked(config.repository.identity.as_ref()));
 }
 
-fn pitr(out: &mut Writer, pitr: &pitr::Config) {
+fn pitr(out: &mut Writer, pitr: &pitr::config::Config) {
     out.section = "pitr";
     out.put("enabled", pitr.enabled);
     let way = WAYS.iter().find(|(_, way)| *way == pitr.wal);

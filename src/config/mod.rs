@@ -38,7 +38,7 @@ pub struct Config {
     /// The app's database: what is backed up and recovered.
     pub database: Option<postgres::Config>,
     pub repository: repository::Config,
-    pub pitr: pitr::Config,
+    pub pitr: pitr::config::Config,
     pub log: telemetry::Config,
     /// The embedded store, the development certificate.
     pub state_dir: PathBuf,

@@ -10,17 +10,16 @@ pub mod feed;
 pub mod header;
 pub mod heartbeat;
 pub mod history;
+pub mod inventory;
 pub mod keeper;
 pub mod metrics;
 pub mod name;
 pub mod setup;
 pub mod socket;
 pub mod stream;
-pub mod survey;
 pub mod version;
 pub mod watch;
 
 pub use self::archive::Archive;
 pub use self::archiver::Archiver;
-pub use self::config::Config;
 pub use self::keeper::Keeper;

@@ -144,7 +144,7 @@ impl Stats {
     pub(in crate::admin) fn new(stats: &keeper::Stats, now: Timestamp) -> Self {
         let age = |at: Timestamp| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0);
         Self {
-            archive: stats.survey.as_ref().map(Archive::new),
+            archive: stats.inventory.as_ref().map(Archive::new),
             last_archived: stats.last_archived.as_ref().map(|(file, at)| LastArchived {
                 file: file.clone(),
                 at: at.to_string(),
@@ -175,14 +175,14 @@ impl Stats {
 }
 
 impl Archive {
-    fn new(survey: &crate::pitr::survey::Survey) -> Self {
+    fn new(inventory: &crate::pitr::inventory::Inventory) -> Self {
         Self {
-            segments: survey.segments,
-            stored_bytes: survey.stored_bytes,
-            timelines: survey.timelines.iter().map(|timeline| timeline.0).collect(),
-            reach: survey.reach.to_string(),
-            newest_segment: survey.newest.as_ref().map(|archived| archived.file.to_string()),
-            gaps: survey.gaps.iter().map(Gap::new).collect(),
+            segments: inventory.segments,
+            stored_bytes: inventory.stored_bytes,
+            timelines: inventory.timelines.iter().map(|timeline| timeline.0).collect(),
+            reach: inventory.reach.to_string(),
+            newest_segment: inventory.newest.as_ref().map(|archived| archived.file.to_string()),
+            gaps: inventory.gaps.iter().map(Gap::new).collect(),
         }
     }
 }

@@ -7,8 +7,8 @@ use jiff::civil::{Time, Weekday};
 
 use crate::config::raw::{Node, Section};
 use crate::config::values::{duration, file, filled_text, flag, list, size, text, word};
-use crate::pitr::Config;
 use crate::pitr::config::Check;
+use crate::pitr::config::Config;
 use crate::pitr::setup::Way;
 use crate::tasks::calendar::Schedule;
 

@@ -19,10 +19,10 @@ use super::archive::Archive;
 use super::archiver::{Archiver, Parts};
 use super::beat::Beat;
 use super::config::Config;
+use super::inventory::Inventory;
 use super::metrics::Metrics;
 use super::setup::{self, Check, Way};
 use super::socket::server::{self, Listener};
-use super::survey::Survey;
 use super::watch::Seen;
 use crate::clock::Clock;
 use crate::postgres::{self, Admin, Target};
@@ -79,7 +79,7 @@ pub struct Keeper {
 #[derive(Debug, Default)]
 struct State {
     seen: Option<Seen>,
-    survey: Option<Survey>,
+    inventory: Option<Inventory>,
     /// Not yet in the repository.
     beats: Vec<Beat>,
     last_beat: Option<Beat>,
@@ -90,7 +90,7 @@ struct State {
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     pub seen: Option<Seen>,
-    pub survey: Option<Survey>,
+    pub inventory: Option<Inventory>,
     pub last_beat: Option<Beat>,
     /// The file that was archived last since the start, and when.
     pub last_archived: Option<(String, Timestamp)>,
@@ -196,7 +196,7 @@ impl Keeper {
         let state = self.lock();
         Stats {
             seen: state.seen.clone(),
-            survey: state.survey.clone(),
+            inventory: state.inventory.clone(),
             last_beat: state.last_beat,
             last_archived: self.archiver.last().map(|last| (last.file.to_string(), last.at)),
             problems: state.problems.values().cloned().collect(),

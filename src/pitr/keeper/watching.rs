@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::Keeper;
 use crate::pitr::archiver::chain;
+use crate::pitr::inventory::take;
 use crate::pitr::setup::Way;
-use crate::pitr::survey::survey;
 use crate::pitr::watch::{self, Seen, Verdict};
 use crate::postgres::{self, Admin};
 use crate::repository::layout::Cluster;
@@ -105,22 +105,26 @@ impl Keeper {
         let admin = self.connect().await.map_err(|error| chain(&error))?;
         let size = watch::segment_size(&admin).await.map_err(|error| chain(&error))?;
         drop(admin);
-        let survey = survey(&archive, size).await.map_err(|error| error.chain())?;
-        let missing = survey.gaps.iter().map(crate::pitr::chain::Gap::segments).sum::<u64>();
+        let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
+        let missing = inventory
+            .gaps
+            .iter()
+            .map(crate::pitr::chain::Gap::segments)
+            .sum::<u64>();
         let metrics = self.metrics();
         metrics
             .archive_bytes
-            .set(i64::try_from(survey.stored_bytes).unwrap_or(i64::MAX));
+            .set(i64::try_from(inventory.stored_bytes).unwrap_or(i64::MAX));
         metrics
             .archive_segments
-            .set(i64::try_from(survey.segments).unwrap_or(i64::MAX));
+            .set(i64::try_from(inventory.segments).unwrap_or(i64::MAX));
         metrics.gap_segments.set(i64::try_from(missing).unwrap_or(i64::MAX));
         self.note(
             "archive",
             (missing > 0)
                 .then(|| format!("{missing} segments of the log are missing in the archive: take a base backup")),
         );
-        self.lock().survey = Some(survey);
+        self.lock().inventory = Some(inventory);
         Ok(true)
     }
 }

@@ -7,7 +7,7 @@ use super::name::{File, Lsn, SegmentSize, Timeline};
 
 /// The archive, counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Survey {
+pub struct Inventory {
     pub segments: u64,
     pub stored_bytes: u64,
     pub timelines: Vec<Timeline>,
@@ -25,7 +25,7 @@ pub struct Survey {
 ///
 /// # Errors
 /// Of the repository.
-pub async fn survey(archive: &Archive, size: SegmentSize) -> Result<Survey, Error> {
+pub async fn take(archive: &Archive, size: SegmentSize) -> Result<Inventory, Error> {
     let listed = archive.list().await?;
     let mut timelines: Vec<Timeline> = listed
         .iter()
@@ -35,7 +35,7 @@ pub async fn survey(archive: &Archive, size: SegmentSize) -> Result<Survey, Erro
     timelines.sort();
     timelines.dedup();
     let Some(newest) = timelines.last().copied() else {
-        return Ok(Survey::default());
+        return Ok(Inventory::default());
     };
     let history = archive.history(newest).await.ok().flatten();
     let without_history = history.is_none().then_some(newest);
@@ -52,14 +52,14 @@ fn count(
     history: &History,
     without_history: Option<Timeline>,
     size: SegmentSize,
-) -> Survey {
+) -> Inventory {
     let whole = listed
         .iter()
         .filter(|archived| matches!(archived.file, File::Segment(_)));
     let index = Index::new(size, listed.iter().map(|archived| archived.file));
     let path = from_first_archived(&index, &history.legs(), size);
     let chain = chain::follow(&index, &path, None);
-    Survey {
+    Inventory {
         segments: whole.clone().count() as u64,
         stored_bytes: listed.iter().map(|archived| archived.stored_bytes).sum(),
         newest: whole.max_by_key(|archived| archived.modified).cloned(),
@@ -99,7 +99,7 @@ mod tests {
         }
     }
 
-    fn counted(names: &[&str], history: &History) -> Survey {
+    fn counted(names: &[&str], history: &History) -> Inventory {
         let listed: Vec<Archived> = names
             .iter()
             .zip(0..)
@@ -116,11 +116,11 @@ mod tests {
             "000000010000000000000008",
             "000000010000000000000005.00000028.backup",
         ];
-        let survey = counted(&names, &History::first());
-        assert_eq!((survey.segments, survey.stored_bytes), (3, 400));
-        assert_eq!(survey.gaps.iter().map(Gap::segments).sum::<u64>(), 1);
-        assert_eq!(survey.reach, Lsn(7 << 24));
-        assert_eq!(survey.newest, Some(archived(names[2], 2)), "a label is no segment");
+        let inventory = counted(&names, &History::first());
+        assert_eq!((inventory.segments, inventory.stored_bytes), (3, 400));
+        assert_eq!(inventory.gaps.iter().map(Gap::segments).sum::<u64>(), 1);
+        assert_eq!(inventory.reach, Lsn(7 << 24));
+        assert_eq!(inventory.newest, Some(archived(names[2], 2)), "a label is no segment");
     }
 
     #[test]
@@ -133,9 +133,9 @@ mod tests {
             "000000020000000000000006",
             "000000020000000000000007",
         ];
-        let survey = counted(&names, &history);
+        let inventory = counted(&names, &history);
         assert_eq!(
-            (survey.gaps.len(), survey.reach),
+            (inventory.gaps.len(), inventory.reach),
             (0, Lsn(8 << 24)),
             "1/9 was abandoned"
         );
@@ -144,6 +144,6 @@ mod tests {
             Lsn(8 << 24),
             "only the new timeline is left"
         );
-        assert_eq!(counted(&[], &history), Survey::default());
+        assert_eq!(counted(&[], &history), Inventory::default());
     }
 }
