@@ -12,8 +12,11 @@ use crate::postgres::{self, Admin};
 use crate::repository::layout::Cluster;
 
 const WATCH_EVERY: Duration = Duration::from_secs(15);
-/// A listing of the whole archive: a second for a hundred thousand segments on a disk, a minute in a bucket.
-const COUNT_EVERY: Duration = Duration::from_secs(600);
+/// A listing of the whole archive takes a second for a hundred thousand segments on a disk, a minute in a bucket: so
+/// it is done at this share of the time, within these bounds.
+const COUNT_PAUSES: u32 = 50;
+const COUNT_EVERY_MIN: Duration = Duration::from_secs(15);
+const COUNT_EVERY_MAX: Duration = Duration::from_secs(600);
 /// Before the first connection it is not known whose archive to count.
 const COUNT_FIRST: Duration = Duration::from_secs(5);
 
@@ -84,9 +87,13 @@ impl Keeper {
 
     pub(super) async fn count(self: Arc<Self>) {
         loop {
+            let begun = self.clock.tick();
             let counted = self.count_once().await;
+            let took = self.clock.tick().saturating_sub(begun);
             let pause = match counted {
-                Ok(true) => COUNT_EVERY,
+                Ok(true) => took
+                    .saturating_mul(COUNT_PAUSES)
+                    .clamp(COUNT_EVERY_MIN, COUNT_EVERY_MAX),
                 Ok(false) => COUNT_FIRST,
                 Err(error) => {
                     self.note("archive", Some(format!("the archive cannot be counted: {error}")));
