@@ -15,11 +15,12 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::guard::Guard;
 use crate::guard::blocklist::{Blocklist, Keeper};
+use crate::pitr;
 use crate::proxy::{self, Gate};
 use crate::store::Store;
 use crate::telemetry::access_log;
 use crate::telemetry::alert::Alerts;
-use crate::telemetry::health::Board;
+use crate::telemetry::health::{Board, Condition};
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Running {
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
+    pub(super) pitr: Option<Arc<pitr::Keeper>>,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
@@ -49,17 +51,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         access_log::start(&config.log.access_log, &registry).context("the access log cannot be started")?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
-    let store = Store::open(&config.store, board.clone())
-        .await
-        .context("the store cannot be opened")?;
-    let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, &registry)
-        .await
-        .context("the blocklist cannot be started")?;
-    blocklist.set_protected(protected(config));
-    let guard = Arc::new(Guard::new(config.guard.clone(), blocklist));
-    guard
-        .register(&registry)
-        .context("the guard's metrics cannot be registered")?;
+    let (store, guard, blocks) = guard(config, &board, &registry).await?;
     let (alerts, mut beside) =
         Alerts::start(config.alerts.clone(), clock, &registry).context("alerts cannot be started")?;
     let parts = proxy::Parts {
@@ -84,9 +76,11 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
     let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
     let stop_vault = CancellationToken::new();
     drop(beside.spawn(vault.clone().run(stop_vault.clone())));
+    let pitr = pitr(config, clock, &board, &registry);
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
+        pitr: pitr.clone(),
         board: board.clone(),
         registry: registry.clone(),
         clock,
@@ -99,6 +93,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         guard,
         blocks,
         admin: Arc::new(admin),
+        pitr,
         board,
         registry,
         clock,
@@ -111,12 +106,51 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
     })
 }
 
+/// What keeps the blocks, and who may pass.
+async fn guard(config: &Config, board: &Board, registry: &Registry) -> anyhow::Result<(Store, Arc<Guard>, Keeper)> {
+    let store = Store::open(&config.store, board.clone())
+        .await
+        .context("the store cannot be opened")?;
+    let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, registry)
+        .await
+        .context("the blocklist cannot be started")?;
+    blocklist.set_protected(protected(config));
+    let guard = Arc::new(Guard::new(config.guard.clone(), blocklist));
+    guard
+        .register(registry)
+        .context("the guard's metrics cannot be registered")?;
+    Ok((store, guard, blocks))
+}
+
 /// The vault asks for quiet without knowing of the gate.
 fn hold(holder: proxy::Holder) -> backup::Hold {
     backup::Hold(Arc::new(move || {
         let holder = holder.clone();
         Box::pin(async move { Box::new(holder.hold().await) as Box<dyn Send> })
     }))
+}
+
+/// Point-in-time recovery, if it is wanted. A repository that cannot be opened is shown, and stops no traffic.
+fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Keeper>> {
+    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
+    let ground = pitr::keeper::Ground {
+        config: config.pitr.clone(),
+        database,
+        repository: config.backup.repository.clone(),
+        state_dir: config.state_dir.clone(),
+        clock,
+        board: board.clone(),
+        registry: registry.clone(),
+    };
+    match pitr::Keeper::open(ground) {
+        Ok(keeper) => Some(keeper),
+        Err(error) => {
+            let text = format!("not running: {:#}", anyhow::Error::from(error));
+            tracing::error!("point-in-time recovery is {text}");
+            board.set("pitr", Condition::Degraded(text));
+            None
+        }
+    }
 }
 
 /// Networks that no order may block, with the reason that the caller is told.

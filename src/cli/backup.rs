@@ -265,7 +265,7 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     settings.vault().context(missing)
 }
 
-fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
+pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     use std::io::Read as _;
     let mut text = String::new();
     let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;

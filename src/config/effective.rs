@@ -11,10 +11,12 @@ use toml::{Table, Value};
 use super::Config;
 use super::resolve::blocklist::never_block;
 use super::resolve::headers::HEADERS;
+use super::resolve::pitr::WAYS;
 use super::values::{show_duration, show_size};
 use crate::admin::{self, Role};
 use crate::backup::Settings;
 use crate::guard::limit::{self, Mode, Quota};
+use crate::pitr;
 use crate::proxy::config::{
     Caps, Server, Tls, TlsVersion, Upstream, UpstreamAddress, UpstreamProtocol, UpstreamServer,
 };
@@ -92,6 +94,7 @@ pub(super) fn entries(config: &Config) -> Vec<Entry> {
     out.put("pool_size", count(config.store.pool_size));
     admin(&mut out, &config.admin);
     backup(&mut out, &config.backup);
+    pitr(&mut out, &config.pitr);
     out.section = "alerts";
     out.put("webhook", secret(config.alerts.webhook.as_ref()));
     out.put("ping", secret(config.alerts.ping.as_ref()));
@@ -341,6 +344,30 @@ fn schedule(schedule: Option<&Schedule>) -> String {
 
 fn secret(secret: Option<&Secret>) -> String {
     secret.map(Secret::to_string).unwrap_or_default()
+}
+
+fn pitr(out: &mut Writer, pitr: &pitr::config::Config) {
+    out.section = "pitr";
+    out.put("enabled", pitr.enabled);
+    let way = WAYS.iter().find(|(_, way)| *way == pitr.wal);
+    out.put("wal", way.map_or("", |(name, _)| name));
+    out.put("socket", path(&pitr.socket));
+    out.put("user", pitr.user.map(|user| user.to_string()).unwrap_or_default());
+    out.put("slot", pitr.slot.clone());
+    out.put("spool_max", show_size(pitr.spool_max_bytes));
+    out.put("base_backup", schedule(pitr.base_backup.as_ref()));
+    out.put("window", show_duration(pitr.window));
+    out.put("heartbeat", show_duration(pitr.heartbeat));
+    out.put("patience", show_duration(pitr.patience));
+    out.put("drill", schedule(pitr.drill.as_ref()));
+    out.put("scratch", path(&pitr.scratch));
+    let checks = pitr.checks.iter().map(|check| {
+        table([
+            ("sql", check.sql.clone().into()),
+            ("expect", check.expect.clone().into()),
+        ])
+    });
+    out.put("checks", Value::Array(checks.collect()));
 }
 
 fn table<const N: usize>(pairs: [(&str, Value); N]) -> Value {

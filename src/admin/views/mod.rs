@@ -1,6 +1,7 @@
 //! Wire types: what the API reads and writes. camelCase, times RFC 3339 UTC, sizes in bytes, durations in seconds.
 
 pub(super) mod backups;
+pub(super) mod pitr;
 
 use std::collections::BTreeMap;
 

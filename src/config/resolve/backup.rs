@@ -33,7 +33,7 @@ pub(super) fn backup(root: &mut Section<'_>, base: &Path, state_dir: &Path, file
     database.finish();
 
     let mut section = root.section("backup");
-    let repository = repository(&mut section, base, files);
+    let repository = repository(&mut section, base, state_dir, files);
     let plan = plan(&mut section);
     let mut keep = |key, default| section.read(key, default, integer(1..=KEPT_MAX)).value;
     let retention = Policy {
@@ -63,8 +63,13 @@ fn overdue_after(kinds: &[Kind]) -> Duration {
     shortest.unwrap_or(DAY) * 2
 }
 
-fn repository(section: &mut Section<'_>, base: &Path, files: &mut Vec<PathBuf>) -> repository::Config {
-    let default = "file:///var/lib/foregate/backups".to_owned();
+fn repository(
+    section: &mut Section<'_>,
+    base: &Path,
+    state_dir: &Path,
+    files: &mut Vec<PathBuf>,
+) -> repository::Config {
+    let default = format!("file://{}/backups", state_dir.display());
     let url = section.read("repository", default, |node| {
         let url = filled_text(node)?.to_owned();
         if let Err(reason) = Repository::check(&url) {
@@ -153,7 +158,7 @@ fn kind_of(schedule: &Schedule) -> &'static str {
     }
 }
 
-fn optional_schedule(node: &Node<'_>) -> Option<Option<Schedule>> {
+pub(super) fn optional_schedule(node: &Node<'_>) -> Option<Option<Schedule>> {
     match text(node)? {
         "" => Some(None),
         written => match written.parse() {

@@ -71,6 +71,19 @@ keep_weekly = 3
 keep_monthly = 5
 keep_replaced = "1h"
 files = [{ name = "app", paths = ["/srv/app", "/etc/app"], schedule = "3 04:00", keep_days = 9 }]
+[pitr]
+wal = "stream"
+socket = "/run/wal.sock"
+user = "106"
+slot = "other"
+spool_max = "1GiB"
+base_backup = "03:00"
+window = "14d"
+heartbeat = "30s"
+patience = "10m"
+drill = ""
+scratch = "/srv/drill"
+checks = [{ sql = "SELECT 'a'", expect = "a" }]
 [log]
 format = "text"
 access_log = "/var/log/access.log"
@@ -94,8 +107,8 @@ fn effective_configuration_parses_to_the_same_meaning() {
 fn change_of_any_key_is_seen_and_named() {
     let (old, new) = (good("").config, good(UNUSUAL).config);
     let changes = diff::changes(&old, &new);
-    // All but the defaults that `UNUSUAL` leaves alone: four headers, and five secrets.
-    assert_eq!(changes.len(), effective::entries(&new).len() - 9, "{changes:#?}");
+    // All but the defaults that `UNUSUAL` leaves alone: four headers, five secrets, and `pitr.enabled`, which needs one.
+    assert_eq!(changes.len(), effective::entries(&new).len() - 10, "{changes:#?}");
     assert_eq!(diff::changes(&new, &new), []);
 }
 
@@ -111,6 +124,18 @@ fn keys_that_need_a_restart_keep_their_old_value_and_are_named() {
         "store.pool_size",
         "admin.listen",
         "admin.tls",
+        "pitr.wal",
+        "pitr.socket",
+        "pitr.user",
+        "pitr.slot",
+        "pitr.spool_max",
+        "pitr.base_backup",
+        "pitr.window",
+        "pitr.heartbeat",
+        "pitr.patience",
+        "pitr.drill",
+        "pitr.scratch",
+        "pitr.checks",
     ];
     assert_eq!(kept, expected);
     let remaining = diff::changes(&merged, &new);
