@@ -209,6 +209,7 @@ fn state(entry: &Entry) -> &'static str {
 fn content(manifest: &Manifest) -> String {
     match &manifest.content {
         Content::Database { database, .. } => format!("database {database}"),
+        Content::Base { timeline, .. } => format!("base on timeline {timeline}"),
         Content::Files { name, .. } => format!("files {name}"),
     }
 }
