@@ -6,9 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use super::archive::Archived;
 use super::base::Base;
 use super::history::{History, Leg};
-use super::name::{File, Lsn, SegmentSize, Timeline};
+use super::name::{Lsn, SegmentSize, Timeline};
 use super::records::{Event, Record};
 use crate::repository::layout::Cluster;
 
@@ -70,9 +71,7 @@ impl Stop {
 pub struct Needed {
     /// As PostgreSQL asks for it.
     pub name: String,
-    pub file: File,
-    pub key: String,
-    pub stored_bytes: u64,
+    pub archived: Archived,
 }
 
 /// Something that was looked at before the plan was given out.
@@ -119,7 +118,7 @@ pub struct Plan {
 impl Plan {
     #[must_use]
     pub fn log_stored_bytes(&self) -> u64 {
-        self.segments.iter().map(|needed| needed.stored_bytes).sum()
+        self.segments.iter().map(|needed| needed.archived.stored_bytes).sum()
     }
 }
 

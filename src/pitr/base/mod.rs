@@ -14,6 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use super::archive::Archive;
 use super::name::{Lsn, SegmentSize, Timeline};
 use crate::clock::Clock;
 use crate::postgres::{self, Target};
@@ -94,6 +95,11 @@ impl Base {
 }
 
 impl Bases {
+    /// The log of `cluster`.
+    pub(super) fn archive(&self, cluster: &Cluster) -> Archive {
+        Archive::open(self.repository.clone(), Arc::clone(&self.keys), cluster.clone())
+    }
+
     pub(super) fn step(&self, name: &'static str) -> impl Fn(u64) + Send + 'static + use<> {
         let progress = Arc::clone(&self.progress);
         progress(name, 0);

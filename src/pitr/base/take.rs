@@ -13,10 +13,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
-use super::backup_manifest::{self, BackupManifest};
+use super::backup_manifest::BackupManifest;
 use super::check::{self, Checker};
 use super::{Bases, Error};
-use crate::pitr::name::Lsn;
+use crate::pitr::chain::{self, Index};
+use crate::pitr::history::Leg;
+use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
 use crate::pitr::tar::Reader;
 use crate::postgres::Admin;
 use crate::postgres::child::Command;
@@ -33,12 +35,16 @@ const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
 const STALL: Duration = Duration::from_secs(600);
 const STALL_POLL: Duration = Duration::from_secs(2);
 
+/// The log comes by its own way, and may come later than the copy.
+const LOG_LIMIT: Duration = Duration::from_secs(120);
+const LOG_POLL: Duration = Duration::from_millis(200);
+
 /// The server as it was found.
 struct Server {
     cluster: Cluster,
     version: u32,
     programs: Programs,
-    segment_bytes: u64,
+    segment_size: SegmentSize,
     tablespaces: Vec<Tablespace>,
     /// Of all databases: what several tablespaces need as scratch.
     bytes: u64,
@@ -133,7 +139,7 @@ impl Bases {
             start_lsn: start.to_string(),
             stop_lsn: stop.to_string(),
             stopped_at: jiff::Timestamp::from_microsecond(micros).unwrap_or(started_at),
-            segment_bytes: server.segment_bytes,
+            segment_bytes: server.segment_size.bytes(),
             tablespaces: server.tablespaces.clone(),
         };
         let manifest = Manifest {
@@ -149,7 +155,7 @@ impl Bases {
             recipients: self.keys.recipients(),
             foregate: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        self.prove_log(&server.cluster, id, last.timeline, start, stop).await?;
+        self.prove_log(server, id, last.timeline, start, stop).await?;
         let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Unproven {
             id,
             reason: error.to_string(),
@@ -319,9 +325,40 @@ impl Bases {
     }
 
     /// Waits until every segment of the copy's log is in the archive.
-    async fn prove_log(&self, cluster: &Cluster, id: Ulid, timeline: u32, start: Lsn, stop: Lsn) -> Result<(), Error> {
-        let _ = (cluster, id, timeline, start, stop);
-        Ok(())
+    async fn prove_log(
+        &self,
+        server: &Server,
+        id: Ulid,
+        timeline: u32,
+        start: Lsn,
+        stop: Lsn,
+    ) -> Result<(), Error> {
+        let (cluster, size) = (&server.cluster, server.segment_size);
+        let leg = Leg {
+            timeline: Timeline(timeline),
+            begin: start,
+            end: None,
+        };
+        let archive = self.archive(cluster);
+        let deadline = self.clock.tick().saturating_add(LOG_LIMIT);
+        loop {
+            let files = archive.list().await?;
+            let index = Index::new(size, files.iter().map(|archived| archived.file));
+            let chain = chain::follow(&index, &[leg], Some(stop));
+            if chain.reach >= stop {
+                return Ok(());
+            }
+            if self.clock.tick() >= deadline {
+                let missing = chain.gaps.first().map(|gap| gap.first).unwrap_or(stop.segment(size));
+                let name = SegmentName {
+                    timeline: leg.timeline,
+                    number: missing,
+                };
+                let missing = name.file(size).to_string();
+                return Err(Error::LogMissing { id, missing });
+            }
+            tokio::time::sleep(LOG_POLL).await;
+        }
     }
 }
 
@@ -351,7 +388,7 @@ async fn server(admin: &Admin) -> Result<Server, Error> {
         },
         version,
         programs: Programs::find(version / 10_000)?,
-        segment_bytes: u64::try_from(segment).unwrap_or(0),
+        segment_size: SegmentSize::new(u64::try_from(segment).unwrap_or(0)).map_err(super::super::archive::Error::from)?,
         tablespaces: rows
             .iter()
             .map(|row| Tablespace {

@@ -69,7 +69,7 @@ impl Feed {
             write_file(&directory.join(name), text.as_bytes(), place.user).map_err(local("writing the log's script"))?;
         }
         for needed in &plan.histories {
-            let bytes = archive.read(&needed.key).await?;
+            let bytes = archive.fetch(&needed.archived, Vec::new()).await?;
             write_file(&directory.join(&needed.name), &bytes, place.user).map_err(local("writing a history file"))?;
         }
         Ok(Self {
@@ -86,7 +86,7 @@ impl Feed {
     /// Fetches every segment of the plan, ahead of the server. Ends when all have been put there.
     pub(super) async fn run(&self, archive: &Archive, segments: &[Needed], place: &Place) -> Result<(), Error> {
         let fetched = stream::iter(segments)
-            .map(|needed| async move { (needed, archive.read(&needed.key).await) })
+            .map(|needed| async move { (needed, archive.fetch(&needed.archived, Vec::new()).await) })
             .buffered(PARALLEL);
         tokio::pin!(fetched);
         let mut there = 0_usize;
