@@ -1,6 +1,26 @@
 //! Point-in-time recovery: the write-ahead log in the repository, base backups, the window between them, and recovery
 //! that is rehearsed.
 
+pub mod archive;
+pub mod base;
+pub mod beat;
 pub mod chain;
+pub mod drill;
+pub mod header;
 pub mod history;
 pub mod name;
+pub mod plan;
+pub mod records;
+pub mod recover;
+mod recovery;
+pub mod retention;
+mod solve;
+mod survey;
+pub mod tar;
+pub mod version;
+pub mod window;
+
+pub use self::archive::Archive;
+pub use self::base::Bases;
+pub(crate) use self::recovery::local;
+pub use self::recovery::{Config, Error, Recovery};

@@ -205,9 +205,13 @@ pub fn choose<'a>(
     if bases.is_empty() {
         return Err(refuse("there is no base backup in the repository".to_owned()));
     }
-    let usable = bases.iter().filter(|base| fit(base, path, &request.goal, stop) == Fit::Usable);
+    let usable = bases
+        .iter()
+        .filter(|base| fit(base, path, &request.goal, stop) == Fit::Usable);
     usable.max_by_key(|base| (base.stop, base.id)).ok_or_else(|| {
-        let late = bases.iter().any(|base| fit(base, path, &request.goal, stop) == Fit::TooLate);
+        let late = bases
+            .iter()
+            .any(|base| fit(base, path, &request.goal, stop) == Fit::TooLate);
         refuse(match late {
             true => "every base backup ended after the target".to_owned(),
             false => format!("no base backup leads to timeline {}", path.timeline),

@@ -111,7 +111,11 @@ impl Scanner {
             self.pending = None;
             return Flow::End;
         }
-        let mut at = if info & LONG_HEADER == 0 { SHORT_PAGE_HEADER } else { LONG_PAGE_HEADER };
+        let mut at = if info & LONG_HEADER == 0 {
+            SHORT_PAGE_HEADER
+        } else {
+            LONG_PAGE_HEADER
+        };
         if info & CONTINUES_RECORD == 0 || info & OVERWRITES_RECORD != 0 {
             self.pending = None;
         }
@@ -151,7 +155,11 @@ impl Scanner {
             self.last = lsn;
             let rest = page.get(at..).unwrap_or_default();
             let Some(record) = rest.get(..length) else {
-                let mut pending = Pending { lsn, prefix: Vec::with_capacity(PREFIX_BYTES), missing: length };
+                let mut pending = Pending {
+                    lsn,
+                    prefix: Vec::with_capacity(PREFIX_BYTES),
+                    missing: length,
+                };
                 pending.take(rest);
                 self.pending = Some(pending);
                 return Flow::Next;
@@ -178,7 +186,8 @@ impl Pending {
 fn first_page(segment: &[u8]) -> Option<(usize, Lsn)> {
     let long = u16_at(segment, 2)? & LONG_HEADER != 0;
     let page_bytes = u32_at(segment, 36)? as usize;
-    let sound = long && u16_at(segment, 0)? != 0 && page_bytes.is_power_of_two() && (1024..=65_536).contains(&page_bytes);
+    let sound =
+        long && u16_at(segment, 0)? != 0 && page_bytes.is_power_of_two() && (1024..=65_536).contains(&page_bytes);
     sound.then_some((page_bytes, Lsn(u64_at(segment, 8)?)))
 }
 
@@ -210,7 +219,10 @@ fn event(record: &[u8]) -> Option<(Timestamp, Event)> {
         (MANAGER_XLOG, _, RESTORE_POINT) => {
             let name = record.get(data_offset(record)?.checked_add(8)?..)?;
             let name = name.get(..NAME_BYTES).unwrap_or(name).split(|byte| *byte == 0).next()?;
-            Some((time(record)?, Event::RestorePoint(String::from_utf8_lossy(name).into_owned())))
+            Some((
+                time(record)?,
+                Event::RestorePoint(String::from_utf8_lossy(name).into_owned()),
+            ))
         }
         _ => None,
     }

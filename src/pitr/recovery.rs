@@ -40,7 +40,9 @@ pub struct Recovery {
 
 impl std::fmt::Debug for Recovery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recovery").field("bases", &self.bases).finish_non_exhaustive()
+        f.debug_struct("Recovery")
+            .field("bases", &self.bases)
+            .finish_non_exhaustive()
     }
 }
 
@@ -102,6 +104,6 @@ impl From<Refusal> for Error {
     }
 }
 
-pub(super) fn local(act: &'static str) -> impl Fn(std::io::Error) -> Error {
+pub(crate) fn local(act: &'static str) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::Local { act, source }
 }

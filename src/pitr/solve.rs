@@ -75,8 +75,15 @@ impl Recovery {
         let mut request = request.clone();
         if request.goal == Goal::Latest {
             let window = self.window_of(survey, timeline).await?;
-            let because = || window.ends_because.clone().unwrap_or_else(|| "there is no base backup with its log".to_owned());
-            let latest = window.latest().ok_or_else(|| refused(format!("nothing can be reached: {}", because())))?;
+            let because = || {
+                window
+                    .ends_because
+                    .clone()
+                    .unwrap_or_else(|| "there is no base backup with its log".to_owned())
+            };
+            let latest = window
+                .latest()
+                .ok_or_else(|| refused(format!("nothing can be reached: {}", because())))?;
             request.goal = Goal::Time(latest);
         }
         let position = match &request.goal {
@@ -119,18 +126,28 @@ impl Recovery {
             ControlFlow::Continue(())
         };
         // All that is there, behind a gap as well: a later base backup may stand there.
-        let scanned = self.scan(survey, &chain.links, visit, |_| ControlFlow::Continue(())).await;
+        let scanned = self
+            .scan(survey, &chain.links, visit, |_| ControlFlow::Continue(()))
+            .await;
         match (found.as_slice(), goal) {
             ([only], _) => Ok(*only),
             ([.., last], Goal::Transaction(_)) => Ok(*last),
             ([], _) => {
-                let damage = scanned.damage.map_or_else(String::new, |(_, error)| format!(" (reading ended early: {error})"));
-                Err(refused(format!("the archived log does not hold the {}{damage}", describe(goal))))
+                let damage = scanned
+                    .damage
+                    .map_or_else(String::new, |(_, error)| format!(" (reading ended early: {error})"));
+                Err(refused(format!(
+                    "the archived log does not hold the {}{damage}",
+                    describe(goal)
+                )))
             }
             (several, _) => {
                 let places: Vec<String> = several.iter().map(ToString::to_string).collect();
                 let places = places.join(", ");
-                Err(refused(format!("the {} was made several times, at {places}: name the position instead", describe(goal))))
+                Err(refused(format!(
+                    "the {} was made several times, at {places}: name the position instead",
+                    describe(goal)
+                )))
             }
         }
     }
@@ -185,7 +202,13 @@ impl Recovery {
         solved: Solved<'_>,
         now: Timestamp,
     ) -> Result<Plan, Error> {
-        let Solved { base, legs, chain, segments, stop } = solved;
+        let Solved {
+            base,
+            legs,
+            chain,
+            segments,
+            stop,
+        } = solved;
         let links = chain.links.get(..segments).unwrap_or_default();
         let needed = |link: &Link| {
             survey.object(link).map(|object| Needed {
@@ -194,9 +217,10 @@ impl Recovery {
             })
         };
         let segments: Vec<Needed> = links.iter().filter_map(needed).collect();
-        let histories = survey.objects.iter().filter(|object| {
-            matches!(object.file, File::History(of) if legs.iter().any(|leg| leg.timeline == of))
-        });
+        let histories = survey
+            .objects
+            .iter()
+            .filter(|object| matches!(object.file, File::History(of) if legs.iter().any(|leg| leg.timeline == of)));
         let histories = histories.map(|object| Needed {
             name: object.file.to_string(),
             archived: object.clone(),
@@ -208,7 +232,10 @@ impl Recovery {
         let checks = vec![
             Check {
                 what: "base backup",
-                found: format!("{} ended at {}, before the target; proven against backup_manifest", base.id, base.stopped_at),
+                found: format!(
+                    "{} ended at {}, before the target; proven against backup_manifest",
+                    base.id, base.stopped_at
+                ),
             },
             Check {
                 what: "log",
@@ -255,8 +282,13 @@ fn unreached(
     let wanted = describe(goal);
     let reason = match scanned.damage {
         Some((at, error)) if error.is_damage() => {
-            let name = links.get(at).map_or_else(String::new, |link| link.name.file(survey.size).to_string());
-            format!("segment {name}, on the way from base backup {} to the {wanted}, cannot be used: {error}", base.id)
+            let name = links
+                .get(at)
+                .map_or_else(String::new, |link| link.name.file(survey.size).to_string());
+            format!(
+                "segment {name}, on the way from base backup {} to the {wanted}, cannot be used: {error}",
+                base.id
+            )
         }
         // Not the log's fault: a missing key, a store that does not answer.
         Some((_, Fault::Archive(error))) => return Err(error.into()),
@@ -266,7 +298,10 @@ fn unreached(
                 let missing = survey.segment_names(gap);
                 format!("{missing} between base backup {} and the {wanted}", base.id)
             }
-            None => format!("the archived log ends at {} without anything later than the {wanted}", chain.reach),
+            None => format!(
+                "the archived log ends at {} without anything later than the {wanted}",
+                chain.reach
+            ),
         },
     };
     let one = jiff::SignedDuration::from_micros(1);

@@ -70,7 +70,9 @@ impl Fault {
                 matches!(source, object_store::Error::NotFound { .. })
             }
             Self::Archive(Archive::Repository(repository::Error::Unseal { source, .. })) => {
-                let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<age::DecryptError>());
+                let inner = source
+                    .get_ref()
+                    .and_then(|inner| inner.downcast_ref::<age::DecryptError>());
                 let no_key = matches!(inner, Some(age::DecryptError::NoMatchingKeys));
                 !no_key && source.raw_os_error().is_none()
             }
@@ -91,7 +93,10 @@ impl Survey {
         if timeline == Timeline(1) {
             return Some(History::first());
         }
-        self.histories.iter().find(|history| history.timeline == timeline).cloned()
+        self.histories
+            .iter()
+            .find(|history| history.timeline == timeline)
+            .cloned()
     }
 
     pub(super) fn follow(&self, legs: &[Leg]) -> Chain {
@@ -121,7 +126,11 @@ impl Survey {
         match (gap.is_disputed, gap.segments()) {
             (true, _) => format!("two different files claim to be segment {}", name(gap.first)),
             (false, 1) => format!("segment {} is missing", name(gap.first)),
-            (false, count) => format!("{count} segments from {} to {} are missing", name(gap.first), name(gap.last)),
+            (false, count) => format!(
+                "{count} segments from {} to {} are missing",
+                name(gap.first),
+                name(gap.last)
+            ),
         }
     }
 }
@@ -207,7 +216,10 @@ impl Recovery {
                 return scanned;
             }
             scanned.segments = scanned.segments.saturating_add(1);
-            (self.bases.progress)("read the log", (scanned.segments as u64).saturating_mul(survey.size.bytes()));
+            (self.bases.progress)(
+                "read the log",
+                (scanned.segments as u64).saturating_mul(survey.size.bytes()),
+            );
             if scanned.stopped || behind(scanner.last).is_break() {
                 scanned.stopped = true;
                 break;
@@ -247,7 +259,11 @@ impl Recovery {
         let mut to = None;
         if chain.reach >= base.stop {
             let links = chain.links.get(..chain.contiguous).unwrap_or_default();
-            for link in links.iter().rev().take_while(|link| link.name.end(survey.size) > base.stop) {
+            for link in links
+                .iter()
+                .rev()
+                .take_while(|link| link.name.end(survey.size) > base.stop)
+            {
                 match self.last_commit(survey, link).await {
                     Ok(None) => {}
                     Ok(found) => {
@@ -273,7 +289,12 @@ impl Recovery {
         let Some(object) = survey.object(link) else {
             return Ok(None);
         };
-        let known = self.marks.lock().unwrap_or_else(PoisonError::into_inner).get(&object.key).copied();
+        let known = self
+            .marks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&object.key)
+            .copied();
         if let Some(known) = known {
             return Ok(known);
         }

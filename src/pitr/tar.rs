@@ -155,7 +155,11 @@ fn parse(header: &[u8]) -> io::Result<Entry> {
     }
     let name = text(field(0, 100))?;
     let prefix = text(field(345, 155))?;
-    let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+    let path = if prefix.is_empty() {
+        name
+    } else {
+        format!("{prefix}/{name}")
+    };
     let kind = match header.get(156) {
         Some(0 | b'0') => Kind::File,
         Some(b'5') => Kind::Directory,
@@ -172,7 +176,10 @@ fn parse(header: &[u8]) -> io::Result<Entry> {
 
 /// The path without `./` and trailing slashes.
 fn relative(path: &str) -> io::Result<String> {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
     if path.starts_with('/') || parts.contains(&"..") || parts.len() > 64 {
         return Err(invalid("a tar member lies outside its directory"));
     }
@@ -194,7 +201,11 @@ fn number(field: &[u8]) -> Option<u64> {
     }
     let digits: Vec<u8> = field.iter().copied().filter(|byte| !matches!(byte, 0 | b' ')).collect();
     let digits = std::str::from_utf8(&digits).ok()?;
-    if digits.is_empty() { Some(0) } else { u64::from_str_radix(digits, 8).ok() }
+    if digits.is_empty() {
+        Some(0)
+    } else {
+        u64::from_str_radix(digits, 8).ok()
+    }
 }
 
 pub(super) fn invalid(text: &str) -> io::Error {

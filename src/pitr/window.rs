@@ -56,7 +56,9 @@ impl Window {
 
     #[must_use]
     pub fn holds(&self, at: Timestamp) -> bool {
-        self.stretches.iter().any(|stretch| stretch.from <= at && at <= stretch.to)
+        self.stretches
+            .iter()
+            .any(|stretch| stretch.from <= at && at <= stretch.to)
     }
 
     /// The nearest instants before and after `at` that can be reached.
@@ -64,13 +66,17 @@ impl Window {
     pub fn nearest(&self, at: Timestamp) -> (Option<Timestamp>, Option<Timestamp>) {
         let before = self.stretches.iter().rev().find(|stretch| stretch.from <= at);
         let after = self.stretches.iter().find(|stretch| at <= stretch.to);
-        (before.map(|stretch| stretch.to.min(at)), after.map(|stretch| stretch.from.max(at)))
+        (
+            before.map(|stretch| stretch.to.min(at)),
+            after.map(|stretch| stretch.from.max(at)),
+        )
     }
 
     /// What would be lost if the server burned at `now`.
     #[must_use]
     pub fn recovery_point(&self, now: Timestamp) -> Option<SignedDuration> {
-        self.latest().map(|latest| now.duration_since(latest).max(SignedDuration::ZERO))
+        self.latest()
+            .map(|latest| now.duration_since(latest).max(SignedDuration::ZERO))
     }
 
     /// How long all stretches are together.
@@ -162,7 +168,10 @@ mod tests {
 
     #[test]
     fn a_gap_ends_a_stretch_and_the_next_base_backup_begins_another() {
-        let window = window(&[reach(1, 10, Some(40), Some("segment 7 is missing")), reach(2, 60, Some(100), None)]);
+        let window = window(&[
+            reach(1, 10, Some(40), Some("segment 7 is missing")),
+            reach(2, 60, Some(100), None),
+        ]);
         assert_eq!(window.holes.len(), 1);
         assert_eq!(window.holes[0].because, "segment 7 is missing");
         assert_eq!(window.ends_because, None);
@@ -176,7 +185,10 @@ mod tests {
 
     #[test]
     fn a_base_backup_whose_log_is_broken_or_idle_reaches_nothing() {
-        let window = window(&[reach(1, 10, None, Some("segment 3 is missing")), reach(2, 20, Some(20), None)]);
+        let window = window(&[
+            reach(1, 10, None, Some("segment 3 is missing")),
+            reach(2, 20, Some(20), None),
+        ]);
         assert_eq!(window.earliest(), None);
         assert_eq!(window.ends_because.as_deref(), Some("segment 3 is missing"));
         assert_eq!(window.at_share(0.5), None);

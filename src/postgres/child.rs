@@ -160,21 +160,22 @@ impl Command {
 #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
 fn lowered(program: &Path, user: Option<User>) -> tokio::process::Command {
     static CHAIN: OnceLock<Vec<OsString>> = OnceLock::new();
-    let mut chain = CHAIN.get_or_init(|| {
-        let mut chain: Vec<OsString> = Vec::new();
-        for (name, args) in [
-            ("setpriv", &["--pdeathsig", "KILL"][..]),
-            ("nice", &["-n", "10"]),
-            ("ionice", &["-c", "2", "-n", "7"]),
-        ] {
-            if let Some(path) = found(name) {
-                chain.push(path.into());
-                chain.extend(args.iter().map(OsString::from));
+    let mut chain = CHAIN
+        .get_or_init(|| {
+            let mut chain: Vec<OsString> = Vec::new();
+            for (name, args) in [
+                ("setpriv", &["--pdeathsig", "KILL"][..]),
+                ("nice", &["-n", "10"]),
+                ("ionice", &["-c", "2", "-n", "7"]),
+            ] {
+                if let Some(path) = found(name) {
+                    chain.push(path.into());
+                    chain.extend(args.iter().map(OsString::from));
+                }
             }
-        }
-        chain
-    })
-    .clone();
+            chain
+        })
+        .clone();
     if let Some(user) = user {
         // Behind the others, since a change of user clears the death signal: hence a second one.
         let args = ["--pdeathsig", "KILL", "--clear-groups", "--reuid"].map(OsString::from);

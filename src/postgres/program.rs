@@ -45,7 +45,9 @@ impl Programs {
             major,
         };
         let found = Self::find(major).ok().filter(|programs| programs.major == major);
-        found.filter(|programs| programs.path("postgres").is_file()).ok_or(missing)
+        found
+            .filter(|programs| programs.path("postgres").is_file())
+            .ok_or(missing)
     }
 
     #[must_use]

@@ -18,6 +18,7 @@ const PORT: u16 = 5432;
 /// The end of its log that an error shows.
 const LOG_BYTES_MAX: u64 = 16 * 1024;
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// How and where one is started.
 #[derive(Debug, Clone)]
@@ -34,12 +35,17 @@ impl Layout {
         self.runtime.join("log")
     }
 
+    /// The options that it was started with, as a shell reads them.
+    #[must_use]
+    pub fn options(&self) -> PathBuf {
+        self.runtime.join("options")
+    }
+
     /// The server's address for `database`.
     ///
     /// # Errors
     /// A directory whose name cannot stand in an address.
-    pub fn target(&self, database: &str) -> Result<Target, Error> {
-        let role = "postgres";
+    pub fn target(&self, role: &str, database: &str) -> Result<Target, Error> {
         Target::local(&self.runtime, PORT, role, database)
     }
 }
@@ -62,7 +68,11 @@ impl Server {
             // The directory is private: whoever reaches the socket may come in.
             std::fs::write(&rules, "local all all trust\n")?;
             hand_over(&rules, layout.user)?;
-            let log = OpenOptions::new().create(true).append(true).mode(0o600).open(layout.log())?;
+            let log = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(layout.log())?;
             hand_over(&layout.log(), layout.user)?;
             Ok(log)
         };
@@ -90,9 +100,14 @@ impl Server {
             ("log_line_prefix", String::new()),
             ("cluster_name", "foregate".to_owned()),
         ];
+        let mut options = String::new();
         for (name, value) in fixed.iter().chain(settings) {
             command = command.arg("-c").arg(format!("{name}={value}"));
+            options.push_str(&format!("-c {} ", quoted(&format!("{name}={value}"))));
         }
+        let path = layout.options();
+        let written = std::fs::write(&path, options).and_then(|()| hand_over(&path, layout.user));
+        written.map_err(Error::Private)?;
         Ok(Self {
             child: Some(command.start()?),
             layout,
@@ -120,16 +135,23 @@ impl Server {
         }
     }
 
+    /// Lets it live on: it is started once more, by `pg_ctl`, as one that does not end with us.
+    ///
+    /// # Errors
+    /// When it does not start again.
+    pub async fn let_go(self, programs: &Programs) -> Result<(), Error> {
+        let layout = self.layout.clone();
+        self.stop().await;
+        start_detached(programs, &layout).await
+    }
+
     /// The end of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
         tail(&self.layout.log()).unwrap_or_default()
     }
 
-    /// Ends it in an orderly way, or by force when that takes too long.
-    ///
-    /// # Errors
-    /// None; it is gone afterwards.
+    /// Ends it in an orderly way, or by force when that takes too long. It is gone afterwards.
     pub async fn stop(mut self) {
         if let Some(mut child) = self.child.take() {
             child.signal(Signal::INT);
@@ -141,11 +163,60 @@ impl Server {
     }
 }
 
+/// Starts a server as it was started last, so that it outlives us.
+///
+/// # Errors
+/// When it does not come up.
+pub async fn start_detached(programs: &Programs, layout: &Layout) -> Result<(), Error> {
+    let options = std::fs::read_to_string(layout.options()).map_err(Error::Private)?;
+    let command = control(programs, layout)
+        .arg("-l")
+        .arg(layout.log().as_os_str())
+        .arg("-o")
+        .arg(options)
+        .arg("-w")
+        .arg("-t")
+        .arg(START_LIMIT.as_secs().to_string())
+        .arg("start");
+    let log = OpenOptions::new()
+        .append(true)
+        .open(layout.log())
+        .map_err(Error::Private)?;
+    // Its outputs would be held open by the server that it leaves behind.
+    command.log_to(log).start()?.finish(START_LIMIT.saturating_mul(2)).await
+}
+
+/// Ends a server that was let go.
+///
+/// # Errors
+/// It did not end, or there is none.
+pub async fn stop_detached(programs: &Programs, layout: &Layout) -> Result<(), Error> {
+    let command = control(programs, layout).arg("-m").arg("fast").arg("-w").arg("stop");
+    command.start()?.finish(STOP_LIMIT.saturating_mul(2)).await
+}
+
+fn control(programs: &Programs, layout: &Layout) -> Command {
+    Command::new(programs.path("pg_ctl"))
+        .arg("-D")
+        .arg(layout.data.as_os_str())
+        .user(layout.user)
+        .environment("LC_ALL", "C".to_owned())
+        .environment("PGTZ", "UTC".to_owned())
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// The lines that say why a server went, without the rest of its log.
 fn complaint(log: &str) -> String {
     let lines: Vec<&str> = log
         .lines()
-        .filter(|line| ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:"].iter().any(|mark| line.contains(mark)))
+        .filter(|line| {
+            ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:"]
+                .iter()
+                .any(|mark| line.contains(mark))
+        })
         .collect();
     match lines.len() {
         0 => log.lines().rev().take(3).collect::<Vec<_>>().join(" | "),

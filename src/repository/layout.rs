@@ -60,6 +60,24 @@ pub fn drill(cluster: &Cluster, id: Ulid) -> String {
     format!("{}/drills/{id}.json", cluster.prefix())
 }
 
+/// The folder of what is kept of them.
+#[must_use]
+pub fn drills(cluster: &Cluster) -> String {
+    format!("{}/drills", cluster.prefix())
+}
+
+/// The folder in which a cluster's archived log stands.
+#[must_use]
+pub fn wal(cluster: &Cluster) -> String {
+    format!("{}/wal", cluster.prefix())
+}
+
+/// The folder in which it stands when which position of a cluster's log was written.
+#[must_use]
+pub fn beats(cluster: &Cluster) -> String {
+    format!("{}/beats", cluster.prefix())
+}
+
 /// The folder of one file-set backup.
 #[must_use]
 pub fn files(id: Ulid) -> String {

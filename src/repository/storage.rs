@@ -20,13 +20,13 @@ const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Longer than any retry schedule of the client, shorter than a night.
 const CALL_TIMEOUT: Duration = Duration::from_secs(180);
 /// More objects than this in one listing is not our repository.
-const LIST_MAX: usize = 1_000_000;
+pub(super) const LIST_MAX: usize = 1_000_000;
 
 /// An open repository; clones share it.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    store: Arc<dyn ObjectStore>,
-    prefix: Path,
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
     /// The directory of a `file://` repository, for free space and locks.
     directory: Option<std::path::PathBuf>,
 }
@@ -88,7 +88,7 @@ impl Repository {
         self.directory.as_deref()
     }
 
-    fn path(&self, key: &str) -> Path {
+    pub(super) fn path(&self, key: &str) -> Path {
         key.split('/')
             .fold(self.prefix.clone(), |path, segment| path.join(segment))
     }
@@ -321,7 +321,7 @@ fn make_private_directory(directory: &std::path::Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     act: &'static str,
     key: &str,
     call: impl Future<Output = object_store::Result<T>>,

@@ -78,13 +78,22 @@ impl BackupManifest {
         }
         let mut files = HashMap::with_capacity(raw.files.len());
         for file in raw.files {
-            let sha256 = file.checksum.as_deref().filter(|_| file.algorithm.as_deref() == Some("SHA256"));
+            let sha256 = file
+                .checksum
+                .as_deref()
+                .filter(|_| file.algorithm.as_deref() == Some("SHA256"));
             let mut hash = [0; 32];
             let decoded = sha256.and_then(|text| hex::decode_to_slice(text, &mut hash).ok());
             let (Some(path), Some(())) = (file.path.or(file.encoded), decoded) else {
                 return Err("backup_manifest lists a file without a path or a SHA-256".to_owned());
             };
-            files.insert(path, File { bytes: file.bytes, sha256: hash });
+            files.insert(
+                path,
+                File {
+                    bytes: file.bytes,
+                    sha256: hash,
+                },
+            );
         }
         let ranges: Vec<Range> = raw
             .ranges

@@ -62,7 +62,9 @@ impl Bases {
             return Err(bad("it names another backup".to_owned()).into());
         }
         let base = Self::describe(folder, manifest);
-        Ok(Some(base.ok_or_else(|| bad("it is not that of a base backup".to_owned()))?))
+        Ok(Some(
+            base.ok_or_else(|| bad("it is not that of a base backup".to_owned()))?,
+        ))
     }
 
     async fn leases(&self) -> Result<BTreeMap<Ulid, jiff::Timestamp>, Error> {

@@ -64,7 +64,13 @@ impl Visitor for Checker {
         let sha256 = std::mem::take(&mut self.hash).finalize().into();
         let path = std::mem::take(&mut self.path);
         if path != "backup_manifest" {
-            self.seen.insert(path, File { bytes: self.bytes, sha256 });
+            self.seen.insert(
+                path,
+                File {
+                    bytes: self.bytes,
+                    sha256,
+                },
+            );
         }
         Ok(())
     }

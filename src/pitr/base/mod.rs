@@ -23,7 +23,7 @@ use crate::repository::manifest::{Manifest, Part, Tablespace};
 use crate::repository::seal::Sealed;
 use crate::repository::{self, Keys, Repository};
 
-pub use self::prune::Pruned;
+pub use self::prune::{Mode, Pruned};
 
 /// Hears how far a run is: the step, and the bytes of it so far.
 pub type Progress = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
@@ -43,7 +43,9 @@ pub struct Bases {
 
 impl std::fmt::Debug for Bases {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bases").field("repository", &self.repository).finish_non_exhaustive()
+        f.debug_struct("Bases")
+            .field("repository", &self.repository)
+            .finish_non_exhaustive()
     }
 }
 
@@ -95,6 +97,27 @@ impl Base {
 }
 
 impl Bases {
+    #[must_use]
+    pub fn new(
+        target: Target,
+        repository: Repository,
+        keys: Arc<Keys>,
+        clock: Clock,
+        progress: Progress,
+        scratch: PathBuf,
+        step_timeout: Duration,
+    ) -> Self {
+        Self {
+            target,
+            repository,
+            keys,
+            clock,
+            progress,
+            scratch,
+            step_timeout,
+        }
+    }
+
     /// The log of `cluster`.
     pub(super) fn archive(&self, cluster: &Cluster) -> Archive {
         Archive::open(self.repository.clone(), Arc::clone(&self.keys), cluster.clone())
@@ -162,11 +185,7 @@ pub enum Error {
     #[error("there is no base backup {0:?} in the repository")]
     Unknown(String),
     #[error("{} has {free} bytes free, {needed} are needed", .directory.display())]
-    Room {
-        directory: PathBuf,
-        free: u64,
-        needed: u64,
-    },
+    Room { directory: PathBuf, free: u64, needed: u64 },
     #[error("{act}")]
     Local {
         act: &'static str,

@@ -208,13 +208,7 @@ impl Bases {
         Ok(Proven { manifest, parts })
     }
 
-    async fn read_back(
-        &self,
-        folder: &str,
-        part: &Part,
-        prefix: String,
-        keys: &Arc<Keys>,
-    ) -> Result<Checker, Error> {
+    async fn read_back(&self, folder: &str, part: &Part, prefix: String, keys: &Arc<Keys>) -> Result<Checker, Error> {
         let key = format!("{folder}/{}", part.object);
         let progress = self.step("verify");
         let reader = Reader::new(Checker::new(prefix));
@@ -286,10 +280,12 @@ impl Bases {
     ) -> Result<Proven, Error> {
         let local = |act| move |source| Error::Local { act, source };
         super::room(&self.scratch, server.bytes)?;
-        let scratch =
-            PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
+        let scratch = PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
         let tars = scratch.path().join("tars");
-        let command = command.arg("--pgdata").arg(tars.as_os_str()).target(&self.target, application)?;
+        let command = command
+            .arg("--pgdata")
+            .arg(tars.as_os_str())
+            .target(&self.target, application)?;
         drop(self.step("base backup"));
         command.start()?.finish(self.step_timeout).await?;
         let manifest = std::fs::read(tars.join("backup_manifest")).map_err(local("reading backup_manifest"))?;
@@ -318,21 +314,21 @@ impl Bases {
         let progress = self.step("store");
         let sealed = self
             .repository
-            .put_sealed(&key, source, Arc::clone(keys), Compression::DEFAULT, || Ok(()), progress)
+            .put_sealed(
+                &key,
+                source,
+                Arc::clone(keys),
+                Compression::DEFAULT,
+                || Ok(()),
+                progress,
+            )
             .await?;
         std::fs::remove_file(&path).map_err(local("removing a tar"))?;
         Ok(part(name, &key, sealed))
     }
 
     /// Waits until every segment of the copy's log is in the archive.
-    async fn prove_log(
-        &self,
-        server: &Server,
-        id: Ulid,
-        timeline: u32,
-        start: Lsn,
-        stop: Lsn,
-    ) -> Result<(), Error> {
+    async fn prove_log(&self, server: &Server, id: Ulid, timeline: u32, start: Lsn, stop: Lsn) -> Result<(), Error> {
         let (cluster, size) = (&server.cluster, server.segment_size);
         let leg = Leg {
             timeline: Timeline(timeline),
@@ -388,7 +384,8 @@ async fn server(admin: &Admin) -> Result<Server, Error> {
         },
         version,
         programs: Programs::find(version / 10_000)?,
-        segment_size: SegmentSize::new(u64::try_from(segment).unwrap_or(0)).map_err(super::super::archive::Error::from)?,
+        segment_size: SegmentSize::new(u64::try_from(segment).unwrap_or(0))
+            .map_err(super::super::archive::Error::from)?,
         tablespaces: rows
             .iter()
             .map(|row| Tablespace {
@@ -406,7 +403,11 @@ async fn stalled(seen: &AtomicU64) {
     while quiet < STALL {
         tokio::time::sleep(STALL_POLL).await;
         let now = seen.load(Ordering::Relaxed);
-        quiet = if now == last { quiet.saturating_add(STALL_POLL) } else { Duration::ZERO };
+        quiet = if now == last {
+            quiet.saturating_add(STALL_POLL)
+        } else {
+            Duration::ZERO
+        };
         last = now;
     }
 }

@@ -225,7 +225,7 @@ proptest! {
             if until <= Lsn(start * quarter) {
                 continue;
             }
-            let chain = super::follow(&Index::new(mib(), files.iter().copied()), &path, Some(until));
+            let chain = follow(&Index::new(mib(), files.iter().copied()), &path, Some(until));
             prop_assert_eq!(chain.reach, at.min(until));
             prop_assert_eq!(chain.gaps.is_empty(), at >= until, "until {}", until);
         }

@@ -60,13 +60,18 @@ impl Feed {
             return Err(Error::Path { path: directory });
         }
         make_directory(&directory, place.user).map_err(local("making the directory of the log"))?;
-        let names = plan.histories.iter().chain(&plan.segments).map(|needed| needed.name.as_str());
+        let names = plan
+            .histories
+            .iter()
+            .chain(&plan.segments)
+            .map(|needed| needed.name.as_str());
         let expected: String = names.flat_map(|name| [name, "\n"]).collect();
         let script = SCRIPT
             .replace("@FROM@", &from)
             .replace("@PID@", &std::process::id().to_string());
         for (name, text) in [("expected", expected), ("get", script)] {
-            write_file(&directory.join(name), text.as_bytes(), place.user).map_err(local("writing the log's script"))?;
+            write_file(&directory.join(name), text.as_bytes(), place.user)
+                .map_err(local("writing the log's script"))?;
         }
         for needed in &plan.histories {
             let bytes = archive.fetch(&needed.archived, Vec::new()).await?;
@@ -92,7 +97,9 @@ impl Feed {
         let mut there = 0_usize;
         while let Some((needed, bytes)) = fetched.next().await {
             let put = match bytes {
-                Ok(bytes) => self.put(&needed.name, &bytes, place).map_err(local("writing a segment")),
+                Ok(bytes) => self
+                    .put(&needed.name, &bytes, place)
+                    .map_err(local("writing a segment")),
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = put {
@@ -127,7 +134,10 @@ impl Feed {
     /// They are taken in order, so it is enough to look at the next ones.
     fn count_taken(&self, segments: &[Needed]) -> usize {
         let mut taken = usize::try_from(self.taken.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
-        while segments.get(taken).is_some_and(|needed| is_there(&self.directory, &needed.name)) {
+        while segments
+            .get(taken)
+            .is_some_and(|needed| is_there(&self.directory, &needed.name))
+        {
             taken = taken.saturating_add(1);
         }
         self.taken.store(taken as u64, Ordering::Relaxed);

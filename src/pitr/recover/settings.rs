@@ -1,8 +1,6 @@
 //! How a recovering server is started. Everything goes by the command line: it outweighs the files that came with the
 //! copy, and nothing has to be cleaned up afterwards.
 
-use std::path::Path;
-
 use jiff::Timestamp;
 
 use crate::pitr::plan::{Goal, Plan};
@@ -73,8 +71,8 @@ pub fn instant(at: Timestamp) -> String {
 }
 
 /// Everything beyond the target.
-pub(super) fn around(restore_command: String, config_file: Option<&Path>) -> Vec<(&'static str, String)> {
-    let mut settings = vec![
+pub(super) fn around(restore_command: String) -> Vec<(&'static str, String)> {
+    vec![
         ("restore_command", restore_command),
         ("hot_standby", "on".to_owned()),
         // Never into production's archive, whatever the files say.
@@ -88,11 +86,7 @@ pub(super) fn around(restore_command: String, config_file: Option<&Path>) -> Vec
         // Recovery writes much and answers nobody yet.
         ("max_wal_size", "4GB".to_owned()),
         ("autovacuum", "off".to_owned()),
-    ];
-    if let Some(file) = config_file {
-        settings.push(("config_file", file.display().to_string()));
-    }
-    settings
+    ]
 }
 
 #[cfg(test)]

@@ -45,7 +45,11 @@ impl Place {
     /// # Errors
     /// Of the system, or a directory with something in it.
     pub fn make(&self, tablespaces: bool) -> io::Result<()> {
-        let wanted = [Some(&self.data), Some(&self.run), tablespaces.then_some(&self.tablespaces)];
+        let wanted = [
+            Some(&self.data),
+            Some(&self.run),
+            tablespaces.then_some(&self.tablespaces),
+        ];
         for directory in wanted.into_iter().flatten() {
             make_directory(directory, self.user)?;
             if std::fs::read_dir(directory)?.next().is_some() {
@@ -60,7 +64,13 @@ impl Place {
     #[must_use]
     pub fn tablespace_map(&self, oids: &[u32]) -> String {
         // The server reads a backslash as the beginning of an escape.
-        let path = |oid: &u32| self.tablespaces.join(oid.to_string()).display().to_string().replace('\\', "\\\\");
+        let path = |oid: &u32| {
+            self.tablespaces
+                .join(oid.to_string())
+                .display()
+                .to_string()
+                .replace('\\', "\\\\")
+        };
         oids.iter().map(|oid| format!("{oid} {}\n", path(oid))).collect()
     }
 }
@@ -110,7 +120,10 @@ impl Unpacker {
     }
 
     fn link(&self, entry: &Entry) -> io::Result<()> {
-        let oid = entry.path.strip_prefix("pg_tblspc/").filter(|oid| oid.bytes().all(|byte| byte.is_ascii_digit()));
+        let oid = entry
+            .path
+            .strip_prefix("pg_tblspc/")
+            .filter(|oid| oid.bytes().all(|byte| byte.is_ascii_digit()));
         let oid = oid.ok_or_else(|| invalid("a link in the tar is none of a tablespace"))?;
         let target = self.tablespaces.join(oid);
         make_directory(&target, self.user)?;
@@ -123,7 +136,11 @@ impl Unpacker {
 impl Visitor for Unpacker {
     fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         // An empty path is the directory itself.
-        let path = if entry.path.is_empty() { self.root.clone() } else { self.root.join(&entry.path) };
+        let path = if entry.path.is_empty() {
+            self.root.clone()
+        } else {
+            self.root.join(&entry.path)
+        };
         match &entry.kind {
             Kind::Directory => make_directory(&path, self.user),
             Kind::Symlink(_) => self.link(entry),

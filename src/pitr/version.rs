@@ -1,0 +1,34 @@
+//! What differs between the major versions of PostgreSQL, in one place.
+
+/// The oldest and the newest that are supported.
+pub const SUPPORTED: std::ops::RangeInclusive<u32> = 13..=18;
+
+/// The major version that writes log pages with this number at their head.
+#[must_use]
+pub fn major_of_page_magic(magic: u16) -> Option<u32> {
+    match magic {
+        0xD106 => Some(13),
+        0xD10D => Some(14),
+        0xD110 => Some(15),
+        0xD113 => Some(16),
+        0xD116 => Some(17),
+        0xD118 => Some(18),
+        _ => None,
+    }
+}
+
+/// Whether recovery has paused at its target, as a query with a boolean.
+#[must_use]
+pub fn paused(major: u32) -> &'static str {
+    match major {
+        // It says so as soon as a pause is asked for; at a target that is the same instant.
+        ..=13 => "SELECT pg_is_wal_replay_paused()",
+        _ => "SELECT pg_get_wal_replay_pause_state() = 'paused'",
+    }
+}
+
+/// Whether `pg_amcheck` comes with the server.
+#[must_use]
+pub fn has_amcheck(major: u32) -> bool {
+    major >= 14
+}
