@@ -51,6 +51,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("proxy", "telemetry"),
     ("admin", "clock"),
     ("admin", "guard"),
+    ("admin", "pitr"),
     ("admin", "secret"),
     ("admin", "store"),
     ("admin", "tasks"),

@@ -3,6 +3,7 @@
 
 mod auth;
 mod problem;
+pub mod recovery_views;
 mod routes;
 mod server;
 #[cfg(test)]

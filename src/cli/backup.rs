@@ -246,7 +246,7 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     })
 }
 
-fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
+pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     use std::io::Read as _;
     let mut text = String::new();
     let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
@@ -257,7 +257,7 @@ fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
 }
 
 /// A bar for a person who watches, nothing for a program.
-fn progress(as_json: bool) -> Progress {
+pub(super) fn progress(as_json: bool) -> Progress {
     if as_json || !std::io::stderr().is_terminal() {
         return Arc::new(|_, _| {});
     }
@@ -273,7 +273,7 @@ fn progress(as_json: bool) -> Progress {
     })
 }
 
-fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub(super) fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     let text = if as_json {
         serde_json::to_string_pretty(value)?
     } else {

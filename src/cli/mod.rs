@@ -4,6 +4,7 @@
 pub mod backup;
 mod check;
 mod demo;
+mod recovery;
 mod run;
 mod token;
 
@@ -36,6 +37,8 @@ enum Command {
     Demo(demo::Options),
     /// Backups of the app's PostgreSQL: make, list, prove, restore, prune. Works while the server is down.
     Backup(backup::Options),
+    /// Point-in-time recovery: base backups, the window, plans, recovery, drills. Works while the server is down.
+    Pitr(recovery::Options),
     /// Make an admin token: prints it once, with the line for the configuration.
     Token(token::Options),
 }
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Check(source) => check::run(&source),
         Command::Demo(options) => demo::run(&options),
         Command::Backup(options) => backup::run(&options).map_err(Error::from),
+        Command::Pitr(options) => recovery::run(&options).map_err(Error::from),
         Command::Token(options) => token::run(&options),
     };
     match done {

@@ -2,6 +2,7 @@
 //! on a private socket. Nothing of it touches what serves, and nothing is archived until it is promoted.
 
 mod feed;
+mod later;
 mod look;
 mod run;
 pub mod settings;
@@ -18,6 +19,7 @@ pub use self::look::{Shown, Table};
 pub use self::run::Running;
 pub use self::unpack::Place;
 use self::unpack::{Unpacker, write_file};
+use super::base::Base;
 use super::name::Lsn;
 use super::plan::{Plan, Refusal};
 use super::tar::Reader;
@@ -83,13 +85,13 @@ impl Recovery {
         let mut phases = Phases::default();
         let clock = self.bases.clock;
         let began = clock.tick();
-        self.unpack(plan, place).await?;
+        self.unpack(&plan.base, plan.disk_bytes, place).await?;
         phases.unpack = clock.tick().saturating_sub(began);
         let began = clock.tick();
         self.verify(&programs, place).await?;
         phases.verify = clock.tick().saturating_sub(began);
         let began = clock.tick();
-        self.adapt(plan, place)?;
+        self.adapt(&plan.base, place)?;
         let mut running = self.start(plan, place, &programs).await?;
         phases.replay = clock.tick().saturating_sub(began);
         running.phases = phases;
@@ -97,13 +99,9 @@ impl Recovery {
     }
 
     /// The parts of the base backup into the place, each hashed on the way.
-    ///
-    /// # Errors
-    /// Of the repository or the disk; damage.
-    pub async fn unpack(&self, plan: &Plan, place: &Place) -> Result<(), Error> {
-        let base = &plan.base;
+    async fn unpack(&self, base: &Base, disk_bytes: u64, place: &Place) -> Result<(), Error> {
         let parent = place.data.parent().unwrap_or(Path::new("/"));
-        base::room(parent, plan.disk_bytes)?;
+        base::room(parent, disk_bytes)?;
         place
             .make(!base.tablespaces.is_empty())
             .map_err(local("making the directories"))?;
@@ -126,17 +124,17 @@ impl Recovery {
             reader.finish().map_err(local("reading the tar"))?;
             before = before.saturating_add(part.plain_bytes);
         }
-        self.unpack_manifest(plan, place).await
+        self.unpack_manifest(base, place).await
     }
 
-    async fn unpack_manifest(&self, plan: &Plan, place: &Place) -> Result<(), Error> {
+    async fn unpack_manifest(&self, base: &Base, place: &Place) -> Result<(), Error> {
         let missing = || Refusal {
-            reason: format!("base backup {} has no backup_manifest", plan.base.id),
+            reason: format!("base backup {} has no backup_manifest", base.id),
             ..Refusal::default()
         };
-        let mut parts = plan.base.parts.iter();
+        let mut parts = base.parts.iter();
         let part = parts.find(|part| part.name == "backup_manifest").ok_or_else(missing)?;
-        let key = format!("{}/{}", plan.base.folder, part.object);
+        let key = format!("{}/{}", base.folder, part.object);
         let (sealed, bytes) = self
             .bases
             .repository
@@ -161,13 +159,13 @@ impl Recovery {
 
     /// What must differ from the server that was copied: where tablespaces stand, that this is a recovery, and that no
     /// old target speaks.
-    fn adapt(&self, plan: &Plan, place: &Place) -> Result<(), Error> {
+    fn adapt(&self, base: &Base, place: &Place) -> Result<(), Error> {
         let write = |name: &str, text: &str| {
             let path = place.data.join(name);
             write_file(&path, text.as_bytes(), place.user).map_err(local("preparing the data directory"))
         };
-        if !plan.base.tablespaces.is_empty() {
-            let oids: Vec<u32> = plan.base.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
+        if !base.tablespaces.is_empty() {
+            let oids: Vec<u32> = base.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
             write("tablespace_map", &place.tablespace_map(&oids))?;
         }
         // Where the distribution keeps it elsewhere, the copy has none, and the server does not start without.

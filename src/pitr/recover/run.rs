@@ -184,27 +184,9 @@ impl Running {
     /// It died, or did not get there.
     pub async fn promote(&mut self) -> Result<(), Error> {
         let admin = self.connect("postgres").await?;
-        admin
-            .batch("resuming at the target", "SELECT pg_wal_replay_resume()")
-            .await?;
-        drop(admin);
-        let promoted = async {
-            loop {
-                self.server.alive()?;
-                if let Ok(admin) = self.connect("postgres").await {
-                    let recovering = "SELECT pg_is_in_recovery()";
-                    if !admin.value::<bool>("asking for the promotion", recovering, &[]).await? {
-                        return Ok::<(), Error>(());
-                    }
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let slow = |_| postgres::Error::Slow {
-            act: "promoting".to_owned(),
-            seconds: PROMOTE_LIMIT.as_secs(),
-        };
-        tokio::time::timeout(PROMOTE_LIMIT, promoted).await.map_err(slow)?
+        let done = resume(&admin).await;
+        self.server.alive()?;
+        done
     }
 
     /// Ends the server.
@@ -220,6 +202,46 @@ impl Running {
         let programs = Programs::server(self.major)?;
         Ok(self.server.let_go(&programs).await?)
     }
+}
+
+/// Waits for the pause at the target.
+pub(super) async fn until_paused(admin: &Admin, major: u32, limit: Duration) -> Result<(), Error> {
+    let paused = async {
+        while !admin
+            .value::<bool>("asking for the pause", version::paused(major), &[])
+            .await?
+        {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok::<(), Error>(())
+    };
+    let slow = |_| postgres::Error::Slow {
+        act: "reaching the target again".to_owned(),
+        seconds: limit.as_secs(),
+    };
+    tokio::time::timeout(limit, paused).await.map_err(slow)?
+}
+
+/// Goes on from the pause to the end of the recovery, and waits for it. The session outlives the promotion; a server
+/// that dies ends it.
+pub(super) async fn resume(admin: &Admin) -> Result<(), Error> {
+    admin
+        .batch("resuming at the target", "SELECT pg_wal_replay_resume()")
+        .await?;
+    let promoted = async {
+        while admin
+            .value::<bool>("asking for the promotion", "SELECT pg_is_in_recovery()", &[])
+            .await?
+        {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok::<(), Error>(())
+    };
+    let slow = |_| postgres::Error::Slow {
+        act: "promoting".to_owned(),
+        seconds: PROMOTE_LIMIT.as_secs(),
+    };
+    tokio::time::timeout(PROMOTE_LIMIT, promoted).await.map_err(slow)?
 }
 
 /// The server itself said no, rather than not being there.
