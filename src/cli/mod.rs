@@ -7,6 +7,7 @@ mod demo;
 mod recovery;
 mod run;
 mod token;
+mod wal;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ enum Command {
     Backup(backup::Options),
     /// Point-in-time recovery: base backups, the window, plans, recovery, drills. Works while the server is down.
     Pitr(recovery::Options),
+    /// The log's archive, as PostgreSQL's archive_command and restore_command use it.
+    Wal(wal::Options),
     /// Make an admin token: prints it once, with the line for the configuration.
     Token(token::Options),
 }
@@ -71,7 +74,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" too; clap knows which stream and code they want.
-            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let code = match error.use_stderr() {
+                false => 0,
+                true if wal::is_get(std::env::args_os()) => wal::EXIT_FAULT,
+                true => EXIT_USAGE,
+            };
             drop(error.print());
             return ExitCode::from(code);
         }
@@ -82,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Backup(options) => backup::run(&options).map_err(Error::from),
         Command::Pitr(options) => recovery::run(&options).map_err(Error::from),
+        Command::Wal(options) => return wal::run(&options),
         Command::Token(options) => token::run(&options),
     };
     match done {
@@ -105,4 +113,16 @@ fn say(text: &str) {
 
 fn complain(text: &str) {
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
 }

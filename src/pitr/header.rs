@@ -79,13 +79,13 @@ mod tests {
     use super::*;
 
     /// As PostgreSQL 15 wrote it at the head of 000000010000000000000001, on x86-64.
-    const FIRST: &str = "10d10700010000000000000100000000000000000000000043e8b5e3a3fd8f6a0000000100200000";
+    const FIRST: &str = "10d102000100000000000001000000000000000000000000d85b23d54f61046b0000000100200000";
 
     #[test]
     fn the_head_of_a_segment_tells_cluster_size_and_place() {
         let header = Header::parse(&hex::decode(FIRST).expect("hexadecimal")).expect("a header");
         assert_eq!(header.cluster.major, 15);
-        assert_eq!(header.cluster.system_identifier, 0x6A8F_FDA3_E3B5_E843_u64.to_string());
+        assert_eq!(header.cluster.system_identifier, 0x6B04_614F_D523_5BD8_u64.to_string());
         assert_eq!(
             (header.size, header.timeline, header.first),
             (SegmentSize::DEFAULT, Timeline(1), Lsn(1 << 24))

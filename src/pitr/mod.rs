@@ -2,13 +2,16 @@
 //! that is rehearsed.
 
 pub mod archive;
+pub mod archiver;
 pub mod base;
 pub mod beat;
 pub mod chain;
 pub mod drill;
+pub mod feed;
 pub mod header;
 pub mod history;
 pub mod instant;
+pub mod metrics;
 pub mod name;
 pub mod plan;
 pub mod records;
@@ -16,6 +19,7 @@ pub mod recover;
 mod recovery;
 pub mod retention;
 pub mod script;
+pub mod socket;
 mod solve;
 mod survey;
 pub mod tar;
@@ -23,6 +27,7 @@ pub mod version;
 pub mod window;
 
 pub use self::archive::Archive;
+pub use self::archiver::Archiver;
 pub use self::base::Bases;
 pub(crate) use self::recovery::local;
 pub use self::recovery::{Config, Error, Recovery};
