@@ -176,6 +176,8 @@ pub enum Error {
     Busy,
     #[error("the server sent nothing for {minutes} minutes: it waits for its log to be archived")]
     Stalled { minutes: u64 },
+    #[error("the server cannot archive {segment}, and a base backup needs its log; its own log says why")]
+    Archiver { segment: String },
     #[error("base backup {id} is not proven: {reason}")]
     Unproven { id: Ulid, reason: String },
     #[error("base backup {id} needs {missing} of the log, and the archive has no such segment")]

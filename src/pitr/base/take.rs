@@ -33,6 +33,8 @@ use crate::repository::{self, Keys};
 const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
 /// The server sent nothing for this long: its archiving is broken, and it waits for that.
 const STALL: Duration = Duration::from_secs(600);
+/// The archiver tries thrice, a second apart, before it rests for a minute.
+const ARCHIVER_PATIENCE: Duration = Duration::from_secs(10);
 const STALL_POLL: Duration = Duration::from_secs(2);
 
 /// The log comes by its own way, and may come later than the copy.
@@ -71,6 +73,7 @@ impl Bases {
         if !locked {
             return Err(Error::Busy);
         }
+        end_sessions(&admin).await?;
         let server = server(&admin).await?;
         self.sweep(&server.cluster).await?;
         let folder = layout::base(&server.cluster, id);
@@ -79,6 +82,8 @@ impl Bases {
             .await;
         if made.is_err() {
             self.erase_folder(&folder).await;
+            // The cause is told below; what is left here, the next run ends.
+            drop(end_sessions(&admin).await);
         }
         made
     }
@@ -119,7 +124,7 @@ impl Bases {
         let proven = if server.tablespaces.is_empty() {
             let command = command.arg("--pgdata=-").stdout_piped();
             let command = command.target(&self.target, application)?;
-            self.stream(folder, command, &keys).await?
+            self.stream(admin, folder, command, &keys).await?
         } else {
             self.spool(server, folder, command, application, &keys).await?
         };
@@ -167,8 +172,8 @@ impl Bases {
     }
 
     /// The one tar, from the program's output into the repository, and back for the proof.
-    async fn stream(&self, folder: &str, command: Command, keys: &Arc<Keys>) -> Result<Proven, Error> {
-        let part = self.store(folder, "base", command, keys).await?;
+    async fn stream(&self, admin: &Admin, folder: &str, command: Command, keys: &Arc<Keys>) -> Result<Proven, Error> {
+        let part = self.store(admin, folder, "base", command, keys).await?;
         let checker = self.read_back(folder, &part, String::new(), keys).await?;
         self.settle(folder, vec![part], checker, keys).await
     }
@@ -225,7 +230,14 @@ impl Bases {
     }
 
     /// The program's output into the repository; its death, or a server that falls silent, leaves no object.
-    async fn store(&self, folder: &str, name: &str, command: Command, keys: &Arc<Keys>) -> Result<Part, Error> {
+    async fn store(
+        &self,
+        admin: &Admin,
+        folder: &str,
+        name: &str,
+        command: Command,
+        keys: &Arc<Keys>,
+    ) -> Result<Part, Error> {
         let mut child = command.start()?;
         let source = child.take_stdout()?;
         let (exited, confirm) = oneshot::channel::<()>();
@@ -246,7 +258,7 @@ impl Bases {
         let finish = async {
             let done = tokio::select! {
                 done = child.finish(self.step_timeout) => done.map_err(Error::from),
-                () = stalled(&seen) => Err(Error::Stalled { minutes: STALL.as_secs() / 60 }),
+                stalled = self.stalled(admin, &seen) => Err(stalled),
             };
             if done.is_ok() {
                 // The receiver is gone only when sealing failed already, which `put` reports.
@@ -267,6 +279,36 @@ impl Bases {
             },
         };
         Ok(part(name, &key, sealed))
+    }
+
+    /// Returns when the server sends nothing any more and is not going to: its archiver fails, or too long a silence.
+    async fn stalled(&self, admin: &Admin, seen: &AtomicU64) -> Error {
+        let (mut last, mut quiet) = (0, Duration::ZERO);
+        loop {
+            tokio::time::sleep(STALL_POLL).await;
+            let now = seen.load(Ordering::Relaxed);
+            quiet = if now == last {
+                quiet.saturating_add(STALL_POLL)
+            } else {
+                Duration::ZERO
+            };
+            last = now;
+            if quiet >= STALL {
+                return Error::Stalled {
+                    minutes: STALL.as_secs() / 60,
+                };
+            }
+            if quiet >= ARCHIVER_PATIENCE {
+                let failing = "SELECT CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') \
+                    AND last_failed_time > now() - interval '90 s' THEN last_failed_wal END FROM pg_stat_archiver";
+                let failing = admin
+                    .value::<Option<String>>("asking for the archiver", failing, &[])
+                    .await;
+                if let Ok(Some(segment)) = failing {
+                    return Error::Archiver { segment };
+                }
+            }
+        }
     }
 
     /// Several tablespaces: the program writes its tars into a private directory, whence they are sealed one by one.
@@ -368,6 +410,15 @@ fn basebackup(server: &Server, id: Ulid) -> Command {
         .arg(format!("--label=foregate {id}"))
 }
 
+/// Ends what runs that died left on the server: a backend that waits for the archive does not notice that its client
+/// has gone. The lock says that none of them is another's.
+async fn end_sessions(admin: &Admin) -> Result<(), Error> {
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+        WHERE application_name LIKE 'foregate base %' AND pid <> pg_backend_pid()";
+    let _: i64 = admin.value("ending what earlier runs left", end, &[]).await?;
+    Ok(())
+}
+
 async fn server(admin: &Admin) -> Result<Server, Error> {
     let version = admin.server_version().await?;
     let tablespaces = "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace \
@@ -395,21 +446,6 @@ async fn server(admin: &Admin) -> Result<Server, Error> {
             .collect(),
         bytes: u64::try_from(bytes).unwrap_or(0),
     })
-}
-
-/// Returns when the count has not moved for the whole of [`STALL`].
-async fn stalled(seen: &AtomicU64) {
-    let (mut last, mut quiet) = (0, Duration::ZERO);
-    while quiet < STALL {
-        tokio::time::sleep(STALL_POLL).await;
-        let now = seen.load(Ordering::Relaxed);
-        quiet = if now == last {
-            quiet.saturating_add(STALL_POLL)
-        } else {
-            Duration::ZERO
-        };
-        last = now;
-    }
 }
 
 fn lsn(id: Ulid, text: &str) -> Result<Lsn, Error> {
