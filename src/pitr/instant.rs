@@ -20,6 +20,8 @@ pub struct Understood {
 pub fn read(text: &str, zone: &TimeZone) -> Result<Understood, String> {
     let text = text.trim();
     if let Ok(at) = text.parse::<Timestamp>() {
+        // PostgreSQL counts in microseconds, and rounds what is finer.
+        let at = Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at);
         return Ok(Understood { at, note: None });
     }
     let civil: DateTime = text.parse().map_err(|_| {

@@ -95,7 +95,9 @@ impl Window {
         for stretch in &self.stretches {
             let length = stretch.to.duration_since(stretch.from);
             if left <= length {
-                return stretch.from.checked_add(left).ok();
+                // PostgreSQL counts in microseconds.
+                let at = stretch.from.checked_add(left).ok()?;
+                return Timestamp::from_microsecond(at.as_microsecond()).ok();
             }
             left = left.saturating_sub(length);
         }
