@@ -39,9 +39,13 @@ const ARROWS: &[(&str, &str)] = &[
     ("app", "telemetry"),
     ("config", "admin"),
     ("config", "guard"),
+    ("config", "pitr"),
+    ("config", "postgres"),
     ("config", "proxy"),
+    ("config", "repository"),
     ("config", "secret"),
     ("config", "store"),
+    ("config", "tasks"),
     ("config", "telemetry"),
     // edges
     ("proxy", "clock"),

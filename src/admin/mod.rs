@@ -24,6 +24,7 @@ pub use server::Listener;
 
 use crate::clock::Clock;
 use crate::guard::Guard;
+use crate::pitr;
 use crate::store::Store;
 use crate::telemetry::health::Board;
 
@@ -76,6 +77,8 @@ impl Role {
 pub struct Parts {
     pub guard: Arc<Guard>,
     pub store: Store,
+    /// `None`: `pitr.enabled` is false, or it could not begin.
+    pub pitr: Option<Arc<pitr::Keeper>>,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,

@@ -41,6 +41,7 @@ impl Admin {
         let parts = Parts {
             guard,
             store,
+            pitr: None,
             board: board.clone(),
             registry,
             clock: Clock::system(),

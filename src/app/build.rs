@@ -12,10 +12,11 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::guard::Guard;
 use crate::guard::blocklist::{Blocklist, Keeper};
+use crate::pitr;
 use crate::proxy::{self, Gate};
 use crate::store::Store;
 use crate::telemetry::access_log;
-use crate::telemetry::health::Board;
+use crate::telemetry::health::{Board, Condition};
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(super) struct Running {
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
+    pub(super) pitr: Option<Arc<pitr::Keeper>>,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
@@ -61,9 +63,11 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         gate: for_gate,
         admin: for_admin,
     } = std::mem::take(&mut inherited.listening);
+    let pitr = pitr(config, clock, &board, &registry);
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
+        pitr: pitr.clone(),
         board: board.clone(),
         registry: registry.clone(),
         clock,
@@ -76,12 +80,36 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         guard,
         blocks,
         admin: Arc::new(admin),
+        pitr,
         board,
         registry,
         clock,
         access_log,
         access_writer,
     })
+}
+
+/// Point-in-time recovery, if it is wanted. A repository that cannot be opened is shown, and stops no traffic.
+fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Keeper>> {
+    let database = config.database.clone().filter(|_| config.pitr.enabled)?;
+    let ground = pitr::keeper::Ground {
+        config: config.pitr.clone(),
+        database,
+        repository: config.repository.clone(),
+        state_dir: config.state_dir.clone(),
+        clock,
+        board: board.clone(),
+        registry: registry.clone(),
+    };
+    match pitr::Keeper::open(ground) {
+        Ok(keeper) => Some(keeper),
+        Err(error) => {
+            let text = format!("not running: {:#}", anyhow::Error::from(error));
+            tracing::error!("point-in-time recovery is {text}");
+            board.set("pitr", Condition::Degraded(text));
+            None
+        }
+    }
 }
 
 /// Networks that no order may block, with the reason that the caller is told.

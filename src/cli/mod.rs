@@ -4,8 +4,10 @@
 pub mod backup;
 mod check;
 mod demo;
+mod pitr;
 mod recovery;
 mod run;
+mod setup;
 mod token;
 mod wal;
 
@@ -38,8 +40,8 @@ enum Command {
     Demo(demo::Options),
     /// Backups of the app's PostgreSQL: make, list, prove, restore, prune. Works while the server is down.
     Backup(backup::Options),
-    /// Point-in-time recovery: base backups, the window, plans, recovery, drills. Works while the server is down.
-    Pitr(recovery::Options),
+    /// Point-in-time recovery: setup, base backups, the window, plans, recovery, drills. Works while the server is down.
+    Pitr(Box<pitr::Options>),
     /// The log's archive, as PostgreSQL's archive_command and restore_command use it.
     Wal(wal::Options),
     /// Make an admin token: prints it once, with the line for the configuration.
@@ -88,7 +90,7 @@ pub fn main() -> ExitCode {
         Command::Check(source) => check::run(&source),
         Command::Demo(options) => demo::run(&options),
         Command::Backup(options) => backup::run(&options).map_err(Error::from),
-        Command::Pitr(options) => recovery::run(&options).map_err(Error::from),
+        Command::Pitr(options) => pitr::run(&options),
         Command::Wal(options) => return wal::run(&options),
         Command::Token(options) => token::run(&options),
     };

@@ -4,7 +4,7 @@ use super::Config;
 use super::effective::{Entry, entries};
 
 /// Keys that take effect at the next start alone: they belong to sockets, threads and stores that live on.
-pub const RESTART_ONLY: [&str; 7] = [
+pub const RESTART_ONLY: [&str; 24] = [
     "state_dir",
     "server.listen",
     "server.redirect_http",
@@ -12,6 +12,23 @@ pub const RESTART_ONLY: [&str; 7] = [
     "store.postgres",
     "store.pool_size",
     "admin.listen",
+    "database.url",
+    "backup.repository",
+    "backup.recipients",
+    "backup.identity",
+    "pitr.enabled",
+    "pitr.wal",
+    "pitr.socket",
+    "pitr.user",
+    "pitr.slot",
+    "pitr.spool_max",
+    "pitr.base_backup",
+    "pitr.window",
+    "pitr.heartbeat",
+    "pitr.patience",
+    "pitr.drill",
+    "pitr.scratch",
+    "pitr.checks",
 ];
 
 /// One key whose meaning differs between two configurations.
@@ -45,7 +62,12 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         .filter_map(|key| {
             let (old_value, new_value) = (find(&before, &key), find(&after, &key));
             // Two different secrets look the same behind their masks.
-            let secret_changed = key == "store.postgres" && old.store.postgres != new.store.postgres;
+            let secret_changed = match key.as_str() {
+                "store.postgres" => old.store.postgres != new.store.postgres,
+                "database.url" => old.database != new.database,
+                "backup.identity" => old.repository.identity != new.repository.identity,
+                _ => false,
+            };
             let with_listen = key == "admin.tls" && old.admin.listen != new.admin.listen;
             let needs_restart = with_listen || RESTART_ONLY.contains(&key.as_str());
             let changed = old_value != new_value || secret_changed;
@@ -93,5 +115,24 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
         keep("admin.tls", old.admin.tls != new.admin.tls);
         new.admin.tls.clone_from(&old.admin.tls);
     }
+    keep_vault(old, &mut new, &mut kept);
     (new, kept)
+}
+
+/// The log is archived by tasks that live on: a new way, slot or repository begins with the next start.
+fn keep_vault(old: &Config, new: &mut Config, kept: &mut Vec<&'static str>) {
+    let changed = changes(old, new);
+    let of_vault = |key: &&str| {
+        ["database.", "backup.", "pitr."]
+            .iter()
+            .any(|section| key.starts_with(section))
+    };
+    kept.extend(
+        RESTART_ONLY
+            .into_iter()
+            .filter(|key| of_vault(key) && changed.iter().any(|change| change.key == *key)),
+    );
+    new.database.clone_from(&old.database);
+    new.repository.clone_from(&old.repository);
+    new.pitr.clone_from(&old.pitr);
 }

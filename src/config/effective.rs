@@ -11,13 +11,16 @@ use toml::{Table, Value};
 use super::Config;
 use super::resolve::blocklist::never_block;
 use super::resolve::headers::HEADERS;
+use super::resolve::pitr::{WAYS, WEEKDAYS};
 use super::values::{show_duration, show_size};
 use crate::admin::{self, Role};
 use crate::guard::limit::{self, Mode, Quota};
+use crate::pitr;
 use crate::proxy::config::{
     Caps, Server, Tls, TlsVersion, Upstream, UpstreamAddress, UpstreamProtocol, UpstreamServer,
 };
 use crate::secret::Secret;
+use crate::tasks::calendar::Schedule;
 use crate::telemetry::{AccessLog, Format};
 
 /// One key with its value, in the order of the example.
@@ -97,6 +100,8 @@ pub(super) fn entries(config: &Config) -> Vec<Entry> {
     );
     out.put("pool_size", count(config.store.pool_size));
     admin(&mut out, &config.admin);
+    vault(&mut out, config);
+    pitr(&mut out, &config.pitr);
     out.section = "log";
     out.put(
         "format",
@@ -300,6 +305,53 @@ fn admin(out: &mut Writer, admin: &admin::Config) {
         "metrics_token",
         admin.metrics_token.map(hex::encode).unwrap_or_default(),
     );
+}
+
+fn vault(out: &mut Writer, config: &Config) {
+    let masked = |secret: Option<&Secret>| secret.map(Secret::to_string).unwrap_or_default();
+    out.section = "database";
+    out.put("url", masked(config.database.as_ref().map(|database| &database.url)));
+    out.section = "backup";
+    out.put("repository", config.repository.url.clone());
+    out.put("recipients", strings(&config.repository.recipients));
+    out.put("identity", masked(config.repository.identity.as_ref()));
+}
+
+fn pitr(out: &mut Writer, pitr: &pitr::config::Config) {
+    out.section = "pitr";
+    out.put("enabled", pitr.enabled);
+    let way = WAYS.iter().find(|(_, way)| *way == pitr.wal);
+    out.put("wal", way.map_or("", |(name, _)| name));
+    out.put("socket", path(&pitr.socket));
+    out.put("user", pitr.user.map(|user| user.to_string()).unwrap_or_default());
+    out.put("slot", pitr.slot.clone());
+    out.put("spool_max", show_size(pitr.spool_max_bytes));
+    out.put("base_backup", schedule(pitr.base_backup));
+    out.put("window", show_duration(pitr.window));
+    out.put("heartbeat", show_duration(pitr.heartbeat));
+    out.put("patience", show_duration(pitr.patience));
+    out.put("drill", schedule(pitr.drill));
+    out.put("scratch", path(&pitr.scratch));
+    let checks = pitr.checks.iter().map(|check| {
+        table([
+            ("sql", check.sql.clone().into()),
+            ("expect", check.expect.clone().into()),
+        ])
+    });
+    out.put("checks", Value::Array(checks.collect()));
+}
+
+fn schedule(schedule: Option<Schedule>) -> String {
+    let clock = |time: jiff::civil::Time| format!("{:02}:{:02}", time.hour(), time.minute());
+    match schedule {
+        None => String::new(),
+        Some(Schedule::Daily(time)) => clock(time),
+        Some(Schedule::Weekly(day, time)) => {
+            let name = WEEKDAYS.iter().find(|(_, weekday)| *weekday == day);
+            format!("{} {}", name.map_or("", |(name, _)| name), clock(time))
+        }
+        Some(Schedule::Monthly(day, time)) => format!("{day} {}", clock(time)),
+    }
 }
 
 fn table<const N: usize>(pairs: [(&str, Value); N]) -> Value {

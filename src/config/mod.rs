@@ -23,7 +23,7 @@ use toml::de::DeTable;
 use self::finding::FINDINGS_MAX;
 pub use self::finding::{Errors, Finding, Findings, Severity, Style};
 use self::raw::{Section, Sink};
-use crate::{admin, guard, proxy, store, telemetry};
+use crate::{admin, guard, pitr, postgres, proxy, repository, store, telemetry};
 
 /// A hand-written file is a few KiB; beyond this it is a mistake or an attack.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
@@ -35,6 +35,10 @@ pub struct Config {
     pub guard: guard::Config,
     pub store: store::Config,
     pub admin: admin::Config,
+    /// The app's database: what is backed up and recovered.
+    pub database: Option<postgres::Config>,
+    pub repository: repository::Config,
+    pub pitr: pitr::config::Config,
     pub log: telemetry::Config,
     /// The embedded store, the development certificate.
     pub state_dir: PathBuf,

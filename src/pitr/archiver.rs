@@ -100,6 +100,10 @@ impl Archiver {
         let answer = match request.act {
             Act::Push => self.push(&request, file).await,
             Act::Get => self.get(&request, file).await,
+            Act::Check => match self.admit(&request.cluster).await {
+                Ok(()) => Answer::Done,
+                Err(why) => Answer::Failed(why),
+            },
         };
         if let Answer::Failed(why) = &answer {
             tracing::warn!(file = %request.file, %why, "the archive did not do what PostgreSQL asked");

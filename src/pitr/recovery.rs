@@ -4,30 +4,49 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::base::{self, Bases};
-use super::drill;
+use super::base::{self, Bases, Progress};
+use super::config::Check;
 use super::plan::Refusal;
 use super::survey::Marks;
 use super::{archive, history};
+use crate::clock::Clock;
 use crate::postgres::{self, Target};
-use crate::repository;
 use crate::repository::layout::Cluster;
+use crate::repository::{self, Keys, Repository};
 
 /// How this part recovers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    pub repository: repository::Config,
     /// `None`: that of the server, or the only one in the repository.
     pub cluster: Option<Cluster>,
     /// Where drills unpack.
     pub scratch: PathBuf,
-    /// Under which account a server runs when we are root.
-    pub account: String,
+    /// Under which account a server runs when we are root; `None`: whose the directory is, or `postgres`.
+    pub account: Option<String>,
     /// The longest that one step may take.
     pub step_timeout: Duration,
     /// How often a transaction is made on an idle server: how far a recovered one may lag behind its target.
     pub heartbeat: Duration,
     /// Asked of every rehearsed recovery.
-    pub checks: Vec<drill::Check>,
+    pub checks: Vec<Check>,
+}
+
+/// What the handle is made of.
+pub struct Ground {
+    pub config: Config,
+    /// The server that is copied, and the application's database on it.
+    pub target: Target,
+    pub clock: Clock,
+    pub progress: Progress,
+}
+
+impl std::fmt::Debug for Ground {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ground")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Plans, recovers and rehearses. One per process.
@@ -47,13 +66,32 @@ impl std::fmt::Debug for Recovery {
 }
 
 impl Recovery {
-    #[must_use]
-    pub fn new(config: Config, bases: Bases) -> Self {
-        Self {
+    /// Opens the repository; nothing is connected to yet.
+    ///
+    /// # Errors
+    /// An address or a key that cannot be used.
+    pub fn open(ground: Ground) -> Result<Self, Error> {
+        let config = ground.config;
+        let stored = &config.repository;
+        let bases = Bases {
+            target: ground.target,
+            repository: Repository::open(&stored.url)?,
+            keys: Arc::new(Keys::new(&stored.recipients, stored.identity.as_ref())?),
+            clock: ground.clock,
+            progress: ground.progress,
+            scratch: config.scratch.clone(),
+            step_timeout: config.step_timeout,
+        };
+        Ok(Self {
             config,
             bases,
             marks: Arc::default(),
-        }
+        })
+    }
+
+    #[must_use]
+    pub fn repository_url(&self) -> &str {
+        &self.config.repository.url
     }
 
     #[must_use]
@@ -71,13 +109,13 @@ impl Recovery {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("refused, nothing was started: {0}")]
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     #[error("the repository holds no base backup and no log")]
     Empty,
     #[error(transparent)]
-    Base(#[from] base::Error),
+    Base(Box<base::Error>),
     #[error(transparent)]
-    Archive(#[from] archive::Error),
+    Archive(Box<archive::Error>),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
@@ -100,7 +138,19 @@ pub enum Error {
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+impl From<base::Error> for Error {
+    fn from(error: base::Error) -> Self {
+        Self::Base(Box::new(error))
+    }
+}
+
+impl From<archive::Error> for Error {
+    fn from(error: archive::Error) -> Self {
+        Self::Archive(Box::new(error))
     }
 }
 

@@ -179,7 +179,7 @@ impl Recovery {
         let links = chain.links.get(..chain.contiguous).unwrap_or_default();
         let scanned = self.scan(survey, links, visit, behind).await;
         if let Some(refusal) = refusal {
-            return Err(Error::Refused(refusal));
+            return Err(refusal.into());
         }
         if let (Goal::Lsn(lsn), true) = (goal, scanned.stopped) {
             stop = Some(Stop {
@@ -190,7 +190,7 @@ impl Recovery {
         }
         match stop {
             Some(stop) => Ok((scanned.segments, stop)),
-            None => Err(Error::Refused(unreached(survey, base, chain, links, goal, scanned)?)),
+            None => Err(unreached(survey, base, chain, links, goal, scanned)?.into()),
         }
     }
 
@@ -332,8 +332,9 @@ fn describe_stop(stop: &Stop) -> String {
 }
 
 fn refused(reason: String) -> Error {
-    Error::Refused(Refusal {
+    Refusal {
         reason,
         ..Refusal::default()
-    })
+    }
+    .into()
 }

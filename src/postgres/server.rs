@@ -244,6 +244,19 @@ pub fn hand_over(path: &Path, user: Option<User>) -> io::Result<()> {
     }
 }
 
+/// When we are root: whose the nearest directory at or above `path` is, unless that is root as well.
+#[must_use]
+pub fn owner(path: &Path) -> Option<User> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let metadata = path.ancestors().find_map(|path| std::fs::metadata(path).ok())?;
+    (metadata.uid() != 0).then(|| User {
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
+}
+
 /// The account under which a server of ours runs: our own, or, when we are root, `name`.
 ///
 /// # Errors

@@ -53,6 +53,17 @@ impl Repository {
         Ok(listing.objects.iter().map(|meta| self.stored(meta)).collect())
     }
 
+    /// Whether nothing stands below `prefix`. Asks for one object, however many there are.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn is_empty(&self, prefix: &str) -> Result<bool, Error> {
+        let path = self.path(prefix);
+        let mut listing = self.store.list(Some(&path));
+        let first = async { listing.next().await.transpose() };
+        within("listing", prefix, first).await.map(|first| first.is_none())
+    }
+
     /// Makes sure that an object which is there survives a power cut: whoever wrote it may have been killed between
     /// giving it its name and syncing the directory. A bucket promises that by itself.
     ///

@@ -3,6 +3,7 @@
 mod ddos;
 mod health;
 mod page;
+mod pitr;
 mod trail;
 
 use std::net::IpAddr;
@@ -96,6 +97,8 @@ pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
     );
     table.add(GET, "/api/infrastructure/config", AtLeast(Viewer), health::config);
     table.add(GET, "/api/infrastructure/audit", AtLeast(Viewer), trail::list);
+    table.add(GET, "/api/infrastructure/pitr/config", AtLeast(Viewer), pitr::config);
+    table.add(GET, "/api/infrastructure/pitr/stats", AtLeast(Viewer), pitr::stats);
     table.finish()
 }
 

@@ -12,7 +12,7 @@ use super::{Place, Verb, Wish, show};
 use crate::admin::recovery_views as views;
 use crate::clock::Clock;
 use crate::pitr::base::{Mode, Pruned};
-use crate::pitr::drill::Check;
+use crate::pitr::config::Check;
 use crate::pitr::plan::{Goal, Plan, Request};
 use crate::pitr::recover::{self, Running};
 use crate::pitr::retention::Policy;
@@ -43,11 +43,12 @@ pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
         Verb::Plan { wish, script, data } => plan(place, wish, script.as_deref(), data.clone()).await,
         Verb::Recover { wish, into, promote } => {
             let (into, when) = (absolute(into)?, if *promote { When::AtOnce } else { When::Told });
-            recover(place, wish, &into, when).await
+            Box::pin(recover(place, wish, &into, when)).await
         }
         Verb::Promote { directory } => {
             let recovery = place.recovery(Vec::new())?;
-            let place_of = recover::Place::beside(&absolute(directory)?, recovery.account()?);
+            let directory = absolute(directory)?;
+            let place_of = recover::Place::beside(&directory, recovery.account(&directory)?);
             recovery.promote(&place_of).await?;
             print(place.json, &json!({"promoted": directory}), || {
                 show::promoted(&place_of)
@@ -60,7 +61,7 @@ pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
                 format!("{base} unpacked into {} and verified", into.display())
             })
         }
-        Verb::Drill { target, checks } => drill(place, target.as_deref(), checks).await,
+        Verb::Drill { target, checks } => Box::pin(drill(place, target.as_deref(), checks)).await,
         Verb::Drills => {
             let drills = place.recovery(Vec::new())?.drills().await?;
             let value = Value::from(drills.iter().map(views::drill).collect::<Vec<_>>());
@@ -97,7 +98,7 @@ async fn plan(place: &Place, wish: &Wish, file: Option<&Path>, data: Option<Stri
     let mut value = views::plan(&plan);
     let identity = place.identity.as_deref().map(absolute).transpose()?;
     let site = script::Site {
-        repository: place.repository.clone(),
+        repository: recovery.repository_url().to_owned(),
         identity: identity.map(|path| path.display().to_string()),
         data,
     };
@@ -121,7 +122,7 @@ async fn recover(place: &Place, wish: &Wish, into: &Path, when: When) -> anyhow:
         super::super::say(&show::plan(&plan, None));
         super::super::say("\n");
     }
-    let beside = recover::Place::beside(into, recovery.account()?);
+    let beside = recover::Place::beside(into, recovery.account(into)?);
     let mut running = recovery.recover(&plan, &beside).await?;
     let shown = running.look().await?;
     let reached = running.reached.clone();
@@ -169,15 +170,13 @@ async fn drill(place: &Place, target: Option<&str>, checks: &[String]) -> anyhow
     let checks = checks.iter().map(|text| {
         let (sql, expected) = text.rsplit_once('=').context("a check is written as SQL=ANSWER")?;
         Ok(Check {
-            name: sql.to_owned(),
-            database: None,
             sql: sql.to_owned(),
-            expected: expected.to_owned(),
+            expect: expected.to_owned(),
         })
     });
     let recovery = place.recovery(checks.collect::<anyhow::Result<_>>()?)?;
     let target = target.map(|text| place.time(text)).transpose()?;
-    let drill = recovery.drill(target).await?;
+    let drill = Box::pin(recovery.drill(target)).await?;
     print(place.json, &views::drill(&drill), || show::drill(&drill))?;
     match drill.failure {
         Some(failure) => bail!("the drill failed: {failure}"),

@@ -5,7 +5,6 @@ mod act;
 mod show;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,25 +13,25 @@ use jiff::tz::TimeZone;
 
 use super::backup::{progress, secret};
 use crate::clock::Clock;
+use crate::pitr::config::Check;
 use crate::pitr::name::{Lsn, Timeline};
 use crate::pitr::plan::{Goal, Request};
-use crate::pitr::{Bases, Config, Recovery, instant};
+use crate::pitr::recovery::{Config, Ground};
+use crate::pitr::{Recovery, instant};
 use crate::postgres::{self, Target};
 use crate::repository::layout::Cluster;
-use crate::repository::{Keys, Repository};
 use crate::secret::Secret;
+use crate::{config, repository};
 
 /// Where everything is.
 #[derive(Debug, Args)]
 pub(super) struct Place {
-    /// Where backups live: file:///directory or s3://bucket/prefix.
-    #[arg(
-        long,
-        global = true,
-        default_value = "file:///var/lib/foregate/backups",
-        value_name = "URL"
-    )]
-    repository: String,
+    /// The configuration file: repository, keys, database and checks stand there. What is given besides outweighs it.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where backups live: file:///directory or s3://bucket/prefix; file:///var/lib/foregate/backups without --config.
+    #[arg(long, global = true, value_name = "URL")]
+    repository: Option<String>,
     /// An age public key that can open new base backups; may be repeated.
     #[arg(long = "recipient", global = true, value_name = "AGE1...")]
     recipients: Vec<String>,
@@ -48,12 +47,12 @@ pub(super) struct Place {
     /// Where drills unpack.
     #[arg(long, global = true, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Under which account the recovered server runs when we are root.
-    #[arg(long, global = true, default_value = "postgres", value_name = "NAME")]
-    account: String,
-    /// In which a time without one is read.
-    #[arg(long, global = true, default_value = "UTC", value_name = "ZONE")]
-    time_zone: String,
+    /// Under which account the recovered server runs when we are root; else whose the directory is, or postgres.
+    #[arg(long, global = true, value_name = "NAME")]
+    account: Option<String>,
+    /// In which a time without one is read; UTC unless the configuration says otherwise.
+    #[arg(long, global = true, value_name = "ZONE")]
+    time_zone: Option<String>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -156,23 +155,14 @@ pub(super) enum Verb {
     },
 }
 
-/// `foregate pitr`.
-#[derive(Debug, Args)]
-pub(super) struct Options {
-    #[command(subcommand)]
-    verb: Verb,
-    #[command(flatten)]
-    place: Place,
-}
-
 /// # Errors
 /// Why it did not do what it was asked.
-pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+pub(super) fn run(verb: &Verb, place: &Place) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(Box::pin(act::act(&options.verb, &options.place)))
+    runtime.block_on(Box::pin(act::act(verb, place)))
 }
 
 impl Place {
@@ -183,20 +173,39 @@ impl Place {
         }
     }
 
+    /// What stands in the file, if there is one.
+    fn file(&self) -> anyhow::Result<Option<config::Config>> {
+        let Some(path) = &self.config else {
+            return Ok(None);
+        };
+        let origin = crate::app::Origin {
+            path: Some(path.clone()),
+            overrides: config::Overrides::default(),
+        };
+        let loaded = super::check::load(&origin).map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(Some(loaded.config))
+    }
+
     /// What talks to the server must know where it is.
     fn needs_server(&self) -> anyhow::Result<()> {
-        self.url()?
-            .map(drop)
-            .context("neither --database-url-file nor DATABASE_URL is set")
+        let known = self.url()?.is_some() || self.file()?.is_some_and(|file| file.database.is_some());
+        anyhow::ensure!(
+            known,
+            "neither --config, --database-url-file nor DATABASE_URL says where the database is"
+        );
+        Ok(())
     }
 
     fn zone(&self) -> anyhow::Result<TimeZone> {
-        TimeZone::get(&self.time_zone).with_context(|| format!("{:?} is not a time zone", self.time_zone))
+        let name = self.time_zone.as_deref().unwrap_or("UTC");
+        TimeZone::get(name).with_context(|| format!("{name:?} is not a time zone"))
     }
 
-    fn recovery(&self, checks: Vec<crate::pitr::drill::Check>) -> anyhow::Result<Recovery> {
-        let target = match self.url()? {
-            Some(url) => Target::parse(&postgres::Config { url })?,
+    fn recovery(&self, mut checks: Vec<Check>) -> anyhow::Result<Recovery> {
+        let file = self.file()?;
+        let url = self.url()?.map(|url| postgres::Config { url });
+        let target = match url.or_else(|| file.as_ref().and_then(|file| file.database.clone())) {
+            Some(database) => Target::parse(&database)?,
             // The server is gone; what is recovered has its usual superuser.
             None => Target::local(
                 std::path::Path::new("/var/run/postgresql"),
@@ -205,32 +214,49 @@ impl Place {
                 "postgres",
             )?,
         };
-        let identity = self.identity.as_deref().map(secret).transpose()?;
-        let keys = Keys::new(&self.recipients, identity.as_ref())?;
+        let mut stored = match &file {
+            Some(file) => file.repository.clone(),
+            None => repository::Config {
+                url: "file:///var/lib/foregate/backups".to_owned(),
+                recipients: Vec::new(),
+                identity: None,
+            },
+        };
+        if let Some(url) = &self.repository {
+            stored.url.clone_from(url);
+        }
+        if !self.recipients.is_empty() {
+            stored.recipients.clone_from(&self.recipients);
+        }
+        if let Some(identity) = &self.identity {
+            stored.identity = Some(secret(identity)?);
+        }
         let cluster = match &self.cluster {
             Some(text) => Some(Cluster::parse(text).with_context(|| format!("{text:?} is not a cluster"))?),
             None => None,
         };
-        let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        let step_timeout = Duration::from_hours(12);
-        let bases = Bases::new(
+        let pitr = file.map(|file| file.pitr);
+        checks.extend(pitr.iter().flat_map(|pitr| pitr.checks.clone()));
+        let scratch = self
+            .scratch
+            .clone()
+            .or_else(|| pitr.as_ref().map(|pitr| pitr.scratch.clone()));
+        let scratch = scratch.unwrap_or_else(std::env::temp_dir);
+        let ground = Ground {
             target,
-            Repository::open(&self.repository)?,
-            Arc::new(keys),
-            Clock::system(),
-            progress(self.json),
-            scratch.clone(),
-            step_timeout,
-        );
-        let config = Config {
-            cluster,
-            scratch,
-            account: self.account.clone(),
-            step_timeout,
-            heartbeat: Duration::from_secs(15),
-            checks,
+            clock: Clock::system(),
+            progress: progress(self.json),
+            config: Config {
+                repository: stored,
+                cluster,
+                scratch,
+                account: self.account.clone(),
+                step_timeout: Duration::from_hours(12),
+                heartbeat: pitr.map_or(Duration::from_secs(15), |pitr| pitr.heartbeat),
+                checks,
+            },
         };
-        Ok(Recovery::new(config, bases))
+        Ok(Recovery::open(ground)?)
     }
 
     fn time(&self, text: &str) -> anyhow::Result<jiff::Timestamp> {

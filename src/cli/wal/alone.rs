@@ -73,6 +73,13 @@ pub(super) fn push(options: &Alone, request: &Request, source: OpenFile) -> anyh
     Ok(())
 }
 
+/// Whether the repository can be listed.
+pub(super) fn check(options: &Alone, request: &Request) -> anyhow::Result<()> {
+    let archive = options.archive(request)?;
+    runtime()?.block_on(archive.beats(jiff::Timestamp::MAX))?;
+    Ok(())
+}
+
 pub(super) fn get(options: &Alone, request: &Request, sink: &Unfinished) -> anyhow::Result<Found> {
     let archive = options.archive(request)?;
     let is_worth_it = request.file.is_log() && !options.no_prefetch;
@@ -166,7 +173,7 @@ pub(super) fn feed(socket: Option<&Path>, options: &Alone) -> anyhow::Result<()>
 }
 
 async fn answer(feed: &Feed, request: &Request, file: OpenFile) -> Answer {
-    if request.act == Act::Push {
+    if request.act != Act::Get {
         return Answer::Failed("this helper only feeds a recovery".to_owned());
     }
     match feed.get(request.file, file).await {

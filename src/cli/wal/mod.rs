@@ -56,6 +56,8 @@ enum Command {
         /// Where to put it, PostgreSQL's %p.
         path: PathBuf,
     },
+    /// Would a push from here be taken? Run in the data directory, as PostgreSQL runs its commands.
+    Check,
     /// Fetch ahead for a recovery while the server is down; `get` starts it by itself, and it ends by itself.
     #[command(hide = true)]
     Feed,
@@ -74,10 +76,11 @@ pub(super) fn run(options: &Options) -> ExitCode {
             Found::Yes => 0,
             Found::No => EXIT_ABSENT,
         }),
+        Command::Check => check(options).map(|()| 0),
         Command::Feed => alone::feed(options.socket.as_deref(), &options.alone).map(|()| 0),
     }));
     let fault = match options.command {
-        Command::Push { .. } => EXIT_AGAIN,
+        Command::Push { .. } | Command::Check => EXIT_AGAIN,
         _ => EXIT_FAULT,
     };
     match done {
@@ -113,6 +116,24 @@ fn push(options: &Options, path: &Path) -> anyhow::Result<()> {
             }
             alone::push(&options.alone, &request, source)
         }
+    }
+}
+
+/// What `foregate pitr setup` lets PostgreSQL itself run, to see that its archiver can.
+fn check(options: &Options) -> anyhow::Result<()> {
+    let cluster = place::cluster(Path::new("pg_wal/x"), options.alone.cluster.as_deref(), None)?;
+    let any = std::fs::File::open(std::env::current_exe()?)?;
+    let request = Request {
+        act: Act::Check,
+        file: File::History(crate::pitr::name::Timeline(1)),
+        cluster,
+    };
+    match server(options, &request, &any) {
+        Asked::Answered(Answer::Failed(why)) => anyhow::bail!("the server would not archive: {why}"),
+        Asked::Answered(_) => Ok(()),
+        Asked::Broken(error) => Err(error).context("the server did not answer"),
+        Asked::Unreachable(_) if options.alone.is_given() => alone::check(&options.alone, &request),
+        Asked::Unreachable(error) => Err(error).context("the server is not there"),
     }
 }
 

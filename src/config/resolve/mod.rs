@@ -8,10 +8,12 @@ pub(super) mod blocklist;
 pub(super) mod headers;
 mod limits;
 mod log;
+pub(super) mod pitr;
 mod server;
 mod store;
 mod tls;
 mod upstream;
+mod vault;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,15 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let security_headers = headers::headers(root.section("headers"));
     let store = store::store(root.section("store"), base, &state_dir, &mut files);
     let admin = admin::admin(root.section("admin"), base);
+    let database = vault::database(root.section("database"), base, &mut files);
+    let repository = vault::repository(root.section("backup"), base, &state_dir, &mut files);
+    let pitr = pitr::pitr(root.section("pitr"), base, &state_dir);
+    if pitr.enabled
+        && database.is_none()
+        && let Some(node) = root.section("pitr").get("enabled")
+    {
+        node.error("needs `database.url`", "as url = { env = \"DATABASE_URL\" }".to_owned());
+    }
     let log = log::log(root.section("log"), base);
     check_admin_address(&mut root, &server, admin.listen);
     root.finish();
@@ -66,6 +77,9 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
         },
         store,
         admin,
+        database,
+        repository,
+        pitr,
         log,
         state_dir,
     };

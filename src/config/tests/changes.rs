@@ -56,6 +56,22 @@ listen = "0.0.0.0:9000"
 tls = { cert = "/a.pem", key = "/b.pem", client_ca = "/c.pem" }
 tokens = [{ name = "ops", role = "operator", sha256 = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff" }]
 metrics_token = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100"
+[backup]
+repository = "s3://bucket/prefix"
+recipients = ["age1x"]
+[pitr]
+wal = "stream"
+socket = "/run/wal.sock"
+user = "106"
+slot = "other"
+spool_max = "1GiB"
+base_backup = "03:00"
+window = "14d"
+heartbeat = "30s"
+patience = "10m"
+drill = ""
+scratch = "/srv/drill"
+checks = [{ sql = "SELECT 'a'", expect = "a" }]
 [log]
 format = "text"
 access_log = "/var/log/access.log"
@@ -79,8 +95,8 @@ fn effective_configuration_parses_to_the_same_meaning() {
 fn change_of_any_key_is_seen_and_named() {
     let (old, new) = (good("").config, good(UNUSUAL).config);
     let changes = diff::changes(&old, &new);
-    // All but the defaults that `UNUSUAL` leaves alone: four headers, and `store.postgres`.
-    assert_eq!(changes.len(), effective::entries(&new).len() - 5, "{changes:#?}");
+    // All but the defaults that `UNUSUAL` leaves alone: four headers, three secrets, and `pitr.enabled`, which needs one.
+    assert_eq!(changes.len(), effective::entries(&new).len() - 8, "{changes:#?}");
     assert_eq!(diff::changes(&new, &new), []);
 }
 
@@ -96,6 +112,20 @@ fn keys_that_need_a_restart_keep_their_old_value_and_are_named() {
         "store.pool_size",
         "admin.listen",
         "admin.tls",
+        "backup.repository",
+        "backup.recipients",
+        "pitr.wal",
+        "pitr.socket",
+        "pitr.user",
+        "pitr.slot",
+        "pitr.spool_max",
+        "pitr.base_backup",
+        "pitr.window",
+        "pitr.heartbeat",
+        "pitr.patience",
+        "pitr.drill",
+        "pitr.scratch",
+        "pitr.checks",
     ];
     assert_eq!(kept, expected);
     let remaining = diff::changes(&merged, &new);

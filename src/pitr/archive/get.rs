@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Archive, Archived, Error, Found};
 use crate::pitr::name::File;
+use crate::repository::layout;
 
 impl Archive {
     /// Puts the archived file `name` at `into`, whole and proven, or leaves `into` as it is.
@@ -31,13 +32,17 @@ impl Archive {
     /// The object to use for `file`: itself, or the partial file of that segment.
     ///
     /// # Errors
-    /// Of the repository, or two different files of that name.
+    /// Of the repository, or two different files of that name. Or an archive without any file: one that is not mounted
+    /// or wrongly named must not look like the end of the log.
     pub async fn locate(&self, file: File) -> Result<Option<Archived>, Error> {
         let mut found = self.find(&file).await?;
         if let (File::Segment(stem), true) = (file, found.is_empty()) {
             found = self.find(&File::Partial(stem)).await?;
         }
         match found.len() {
+            0 if self.repository.is_empty(&layout::wal(&self.cluster)).await? => {
+                Err(Error::Empty(self.cluster.prefix()))
+            }
             0 | 1 => Ok(found.pop()),
             _ => Err(Error::Disputed { file }),
         }

@@ -92,6 +92,8 @@ pub enum Error {
     Different { file: File },
     #[error("two different files are archived as {file}: neither can be believed")]
     Disputed { file: File },
+    #[error("the repository holds no log at all of cluster {0}: is it the right one, and mounted?")]
+    Empty(String),
     #[error("{key} does not hold what its name says")]
     Damaged { key: String },
     #[error(transparent)]

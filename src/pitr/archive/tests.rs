@@ -205,8 +205,23 @@ async fn two_who_send_different_files_at_once_are_never_both_believed() {
         let (one, other) = tokio::join!(bed.archive.push(&name, &paths[0]), bed.archive.push(&name, &paths[1]));
         let accepted = [&one, &other].iter().filter(|done| done.is_ok()).count();
         assert!(accepted <= 1, "{one:?} {other:?}");
-        assert_eq!(bed.get(&name).await.expect("asked").is_some(), accepted == 1);
+        let listed = bed.archive.list().await.expect("a list");
+        let there = listed
+            .iter()
+            .filter(|archived| archived.file.to_string() == name)
+            .count();
+        assert_eq!(there, accepted);
     }
+}
+
+#[tokio::test]
+async fn an_archive_without_any_log_is_a_fault_and_not_the_end_of_the_log() {
+    let bed = bed();
+    assert!(matches!(bed.get(FIRST).await, Err(Error::Empty(_))));
+    bed.push("00000002.history", b"1\t0/1000060\twhy\n")
+        .await
+        .expect("pushed");
+    assert_eq!(bed.get(FIRST).await.expect("asked"), None);
 }
 
 #[tokio::test]

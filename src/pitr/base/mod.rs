@@ -97,27 +97,6 @@ impl Base {
 }
 
 impl Bases {
-    #[must_use]
-    pub fn new(
-        target: Target,
-        repository: Repository,
-        keys: Arc<Keys>,
-        clock: Clock,
-        progress: Progress,
-        scratch: PathBuf,
-        step_timeout: Duration,
-    ) -> Self {
-        Self {
-            target,
-            repository,
-            keys,
-            clock,
-            progress,
-            scratch,
-            step_timeout,
-        }
-    }
-
     /// The log of `cluster`.
     pub(super) fn archive(&self, cluster: &Cluster) -> Archive {
         Archive::open(self.repository.clone(), Arc::clone(&self.keys), cluster.clone())

@@ -62,6 +62,17 @@ impl Index {
         self.entries.range(first..=last).next_back().map(|(name, _)| *name)
     }
 
+    /// The first segment of `timeline` that ends behind `from`, whole or partial.
+    #[must_use]
+    pub fn first_since(&self, timeline: Timeline, from: Lsn) -> Option<SegmentName> {
+        let first = SegmentName::at(timeline, from, self.size);
+        let last = SegmentName {
+            number: u64::MAX,
+            ..first
+        };
+        self.entries.range(first..=last).next().map(|(name, _)| *name)
+    }
+
     fn link(&self, name: SegmentName) -> Option<Link> {
         let entry = self.entries.get(&name).filter(|entry| !entry.is_disputed)?;
         let stem = name.file(self.size);

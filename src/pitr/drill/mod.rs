@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use ulid::Ulid;
 
+use super::config::Check;
 use super::plan::{Goal, Plan, Rates, Request};
 use super::recover::{Phases, Place, Reached, Running};
 use super::{Error, Recovery, local, version};
@@ -18,17 +19,6 @@ use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::postgres::server::hand_over;
-
-/// A question with its answer, asked of a recovered database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
-    pub name: String,
-    /// `None`: the application's.
-    pub database: Option<String>,
-    /// Its first column of its first row is compared.
-    pub sql: String,
-    pub expected: String,
-}
 
 /// What a drill looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +81,7 @@ impl Recovery {
             findings: Vec::new(),
             failure: None,
         };
-        if let Err(error) = self.rehearse(&mut drill).await {
+        if let Err(error) = Box::pin(self.rehearse(&mut drill)).await {
             drill.failure = Some(chain(&error));
         } else if let Some(failed) = drill.findings.iter().find(|finding| !finding.passed) {
             drill.failure = Some(format!("{}: {}", failed.what, failed.found));
@@ -121,7 +111,9 @@ impl Recovery {
         drill.unpacked_bytes = plan.base.unpacked_bytes();
         drill.replayed_bytes = plan.replay_bytes;
         self.sweep_scratch().await;
-        let user = self.account()?;
+        let user = self.account(&self.config.scratch)?;
+        let made = std::fs::DirBuilder::new().recursive(true).create(&self.config.scratch);
+        made.map_err(local("making the scratch directory"))?;
         // Gone, with all that is in it, when this returns.
         let scratch =
             PrivateDirectory::new(&self.config.scratch, SCRATCH).map_err(local("making the scratch directory"))?;
@@ -268,9 +260,8 @@ fn rates(drills: &[Drill]) -> Option<Rates> {
 
 /// The newest heartbeat of `database`; `None`: there is no such table, or nothing in it.
 async fn newest_heartbeat(running: &mut Running, database: &str) -> Result<Option<Timestamp>, Error> {
-    let admin = match running.connect(database).await {
-        Ok(admin) => admin,
-        Err(_) => return Ok(None),
+    let Ok(admin) = running.connect(database).await else {
+        return Ok(None);
     };
     let exists = "SELECT to_regclass('foregate.heartbeat') IS NOT NULL";
     if !admin.value::<bool>("looking for the heartbeat", exists, &[]).await? {
@@ -282,24 +273,24 @@ async fn newest_heartbeat(running: &mut Running, database: &str) -> Result<Optio
 }
 
 async fn ask(check: &Check, running: &mut Running) -> Result<Finding, Error> {
-    let database = check.database.clone().unwrap_or_else(|| running.database().to_owned());
+    let database = running.database().to_owned();
     let admin = running.connect(&database).await?;
-    let answer = admin.text(&format!("asking {:?}", check.name), &check.sql).await;
+    let answer = admin.text(&format!("asking {:?}", check.sql), &check.sql).await;
     Ok(match answer {
         Ok(answer) => {
             let answer = answer.unwrap_or_default();
             Finding {
-                what: check.name.clone(),
-                passed: answer == check.expected,
-                found: if answer == check.expected {
+                what: check.sql.clone(),
+                passed: answer == check.expect,
+                found: if answer == check.expect {
                     answer
                 } else {
-                    format!("{answer:?} instead of {:?}", check.expected)
+                    format!("{answer:?} instead of {:?}", check.expect)
                 },
             }
         }
         Err(error) => Finding {
-            what: check.name.clone(),
+            what: check.sql.clone(),
             passed: false,
             found: chain(&error),
         },

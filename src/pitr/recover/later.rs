@@ -66,7 +66,7 @@ impl Recovery {
         let base = bases.iter().find(|base| base.id == id);
         let base = base.ok_or_else(|| base::Error::Unknown(id.to_string()))?;
         let programs = Programs::server(cluster.major)?;
-        let place = Place::beside(into, self.account()?);
+        let place = Place::beside(into, self.account(into)?);
         self.unpack(base, base.unpacked_bytes(), &place).await?;
         self.verify(&programs, &place).await?;
         self.adapt(base, &place)?;

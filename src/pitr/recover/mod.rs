@@ -59,12 +59,18 @@ pub struct Reached {
 }
 
 impl Recovery {
-    /// The account for a server of ours.
+    /// The account for a server of ours on a directory at or below `path`.
     ///
     /// # Errors
     /// We are root, and there is none.
-    pub fn account(&self) -> Result<Option<User>, Error> {
-        Ok(server::account(&self.config.account)?)
+    pub fn account(&self, path: &Path) -> Result<Option<User>, Error> {
+        if let Some(name) = &self.config.account {
+            return Ok(server::account(name)?);
+        }
+        match server::owner(path) {
+            Some(owner) => Ok(Some(owner)),
+            None => Ok(server::account("postgres")?),
+        }
     }
 
     /// Carries `plan` out into `place`, up to the pause at the target.

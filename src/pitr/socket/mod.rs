@@ -28,6 +28,8 @@ pub struct Request {
 pub enum Act {
     Push,
     Get,
+    /// Would a push of this cluster's log be taken? The file is not looked at.
+    Check,
 }
 
 /// What the server says.
@@ -46,6 +48,7 @@ impl fmt::Display for Request {
         let act = match self.act {
             Act::Push => "push",
             Act::Get => "get",
+            Act::Check => "check",
         };
         writeln!(f, "{GREETING} {act} {} {}", self.file, self.cluster.prefix())
     }
@@ -62,6 +65,7 @@ impl FromStr for Request {
         let act = match *act {
             "push" => Act::Push,
             "get" => Act::Get,
+            "check" => Act::Check,
             other => return Err(format!("{other:?} is no request")),
         };
         let file = file.parse().map_err(|error: super::name::Error| error.to_string())?;
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn requests_and_answers_survive_the_wire() {
-        for act in [Act::Push, Act::Get] {
+        for act in [Act::Push, Act::Get, Act::Check] {
             let request = Request {
                 act,
                 file: "000000010000000000000001.partial".parse().expect("a name"),

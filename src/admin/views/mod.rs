@@ -1,5 +1,7 @@
 //! Wire types: what the API reads and writes. camelCase, times RFC 3339 UTC, sizes in bytes, durations in seconds.
 
+pub(in crate::admin) mod pitr;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,130 @@
+//! Looking at the archiver, the slot and the archive now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Keeper;
+use crate::pitr::archiver::chain;
+use crate::pitr::inventory::take;
+use crate::pitr::setup::Way;
+use crate::pitr::watch::{self, Seen, Verdict};
+use crate::postgres::{self, Admin};
+use crate::repository::layout::Cluster;
+
+const WATCH_EVERY: Duration = Duration::from_secs(15);
+/// A listing of the whole archive: a second for a hundred thousand segments on a disk, a minute in a bucket.
+const COUNT_EVERY: Duration = Duration::from_secs(600);
+/// Before the first connection it is not known whose archive to count.
+const COUNT_FIRST: Duration = Duration::from_secs(5);
+
+impl Keeper {
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut admin: Option<Admin> = None;
+        let mut ticks = tokio::time::interval(WATCH_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.look(&mut admin).await {
+                Ok(seen) => self.judge(seen),
+                Err(error) => {
+                    admin = None;
+                    self.note(
+                        "database",
+                        Some(format!("the database cannot be asked: {}", chain(&error))),
+                    );
+                }
+            }
+        }
+    }
+
+    async fn look(&self, admin: &mut Option<Admin>) -> Result<Seen, postgres::Error> {
+        let connected = match admin.take() {
+            Some(admin) => admin,
+            None => {
+                let admin = self.connect().await?;
+                self.archiver.remember(&Cluster {
+                    system_identifier: admin.system_identifier().await?,
+                    major: admin.server_version().await? / 10_000,
+                });
+                admin
+            }
+        };
+        let slot = (self.config.wal == Way::Stream).then_some(self.config.slot.as_str());
+        let seen = watch::look(&connected, slot).await?;
+        *admin = Some(connected);
+        Ok(seen)
+    }
+
+    fn judge(&self, seen: Seen) {
+        let metrics = self.metrics();
+        metrics
+            .ready_files
+            .set(i64::try_from(seen.ready_files).unwrap_or(i64::MAX));
+        metrics.ready_age.set(seen.ready_age.as_secs_f64());
+        let retained = match &seen.slot {
+            Some(slot) if slot.is_lost => -1,
+            Some(slot) => i64::try_from(slot.retained_bytes).unwrap_or(i64::MAX),
+            None => 0,
+        };
+        metrics.slot_retained.set(retained);
+        let verdict = match self.config.wal {
+            Way::ArchiveCommand => watch::judge_archiver(&seen, self.config.patience),
+            Way::Stream => watch::judge_slot(&seen, &self.config.slot),
+        };
+        self.note("database", None);
+        self.note(
+            "archiver",
+            match verdict {
+                Verdict::Good => None,
+                Verdict::Bad(text) => Some(text),
+            },
+        );
+        self.lock().seen = Some(seen);
+    }
+
+    pub(super) async fn count(self: Arc<Self>) {
+        loop {
+            let counted = self.count_once().await;
+            let pause = match counted {
+                Ok(true) => COUNT_EVERY,
+                Ok(false) => COUNT_FIRST,
+                Err(error) => {
+                    self.note("archive", Some(format!("the archive cannot be counted: {error}")));
+                    WATCH_EVERY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// `false`: it is not known yet whose archive to count.
+    async fn count_once(&self) -> Result<bool, String> {
+        let Some(archive) = self.archive() else {
+            return Ok(false);
+        };
+        let admin = self.connect().await.map_err(|error| chain(&error))?;
+        let size = watch::segment_size(&admin).await.map_err(|error| chain(&error))?;
+        drop(admin);
+        let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
+        let missing = inventory
+            .gaps
+            .iter()
+            .map(crate::pitr::chain::Gap::segments)
+            .sum::<u64>();
+        let metrics = self.metrics();
+        metrics
+            .archive_bytes
+            .set(i64::try_from(inventory.stored_bytes).unwrap_or(i64::MAX));
+        metrics
+            .archive_segments
+            .set(i64::try_from(inventory.segments).unwrap_or(i64::MAX));
+        metrics.gap_segments.set(i64::try_from(missing).unwrap_or(i64::MAX));
+        self.note(
+            "archive",
+            (missing > 0)
+                .then(|| format!("{missing} segments of the log are missing in the archive: take a base backup")),
+        );
+        self.lock().inventory = Some(inventory);
+        Ok(true)
+    }
+}
