@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers soak deps fmt lint doc deny deb
+.PHONY: help run test bench bench-peers soak drills deps fmt lint doc deny deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -43,6 +43,9 @@ bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 
 soak: ## the long tests: those that `make test` leaves out
 	$(CARGO) test --locked --test it -- --ignored --nocapture
+
+drills: ## recover twenty instants of a cluster under load, right to the transaction
+	$(CARGO) test --locked --test pitr -- --ignored --nocapture
 
 deny: ## licences, bans and sources of the dependencies; needs cargo-deny
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \

@@ -6,6 +6,7 @@
 
 mod record;
 
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -110,13 +111,14 @@ impl Recovery {
         drill.base = Some(plan.base.id);
         drill.unpacked_bytes = plan.base.unpacked_bytes();
         drill.replayed_bytes = plan.replay_bytes;
-        self.sweep_scratch().await;
+        self.sweep_scratch();
         let user = self.account(&self.config.scratch)?;
         let made = std::fs::DirBuilder::new().recursive(true).create(&self.config.scratch);
         made.map_err(local("making the scratch directory"))?;
         // Gone, with all that is in it, when this returns.
         let scratch =
             PrivateDirectory::new(&self.config.scratch, SCRATCH).map_err(local("making the scratch directory"))?;
+        let _held = hold(scratch.path()).map_err(local("locking the scratch directory"))?;
         hand_over(scratch.path(), user).map_err(local("making the scratch directory"))?;
         let place = Place::beside(&scratch.path().join("data"), user);
         let mut running = self.recover(&plan, &place).await?;
@@ -210,29 +212,27 @@ impl Recovery {
         Ok(rates(&drills))
     }
 
-    /// Removes what killed drills left, their servers first.
-    async fn sweep_scratch(&self) {
+    /// Removes what killed drills left. Their servers died with them; a drill that runs holds a lock.
+    fn sweep_scratch(&self) {
         let entries = std::fs::read_dir(&self.config.scratch).into_iter().flatten().flatten();
         for entry in entries {
             let name = entry.file_name();
             let id = name
                 .to_str()
                 .and_then(|name| name.strip_prefix("foregate-")?.strip_prefix(SCRATCH)?.strip_prefix('-'));
-            let Some(id) = id.and_then(|id| Ulid::from_string(id).ok()) else {
-                continue;
-            };
-            let age = self
-                .bases
-                .clock
-                .wall()
-                .as_millisecond()
-                .saturating_sub(i64::try_from(id.timestamp_ms()).unwrap_or(0));
-            if age > i64::try_from(self.config.step_timeout.as_millis()).unwrap_or(i64::MAX) {
-                // Its server died with its foregate. What cannot be removed is tried again by the next drill.
+            if id.is_some_and(|id| Ulid::from_string(id).is_ok()) && hold(&entry.path()).is_ok() {
+                // What cannot be removed is tried again by the next drill.
                 drop(std::fs::remove_dir_all(entry.path()));
             }
         }
     }
+}
+
+/// Locks a scratch directory for as long as the result lives; fails where another process holds it.
+fn hold(directory: &Path) -> std::io::Result<std::fs::File> {
+    let file = std::fs::File::open(directory)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
 }
 
 /// The scratch directories' stem.

@@ -108,9 +108,7 @@ impl Recovery {
     async fn unpack(&self, base: &Base, disk_bytes: u64, place: &Place) -> Result<(), Error> {
         let parent = place.data.parent().unwrap_or(Path::new("/"));
         base::room(parent, disk_bytes)?;
-        place
-            .make(!base.tablespaces.is_empty())
-            .map_err(local("making the directories"))?;
+        place.make(&oids(base)).map_err(local("making the directories"))?;
         let progress = Arc::new(self.bases.step("unpack"));
         let mut before = 0;
         for part in base.parts.iter().filter(|part| part.name != "backup_manifest") {
@@ -130,6 +128,7 @@ impl Recovery {
             reader.finish().map_err(local("reading the tar"))?;
             before = before.saturating_add(part.plain_bytes);
         }
+        place.link(&oids(base)).map_err(local("linking the tablespaces"))?;
         self.unpack_manifest(base, place).await
     }
 
@@ -171,8 +170,7 @@ impl Recovery {
             write_file(&path, text.as_bytes(), place.user).map_err(local("preparing the data directory"))
         };
         if !base.tablespaces.is_empty() {
-            let oids: Vec<u32> = base.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
-            write("tablespace_map", &place.tablespace_map(&oids))?;
+            write("tablespace_map", &place.tablespace_map(&oids(base)))?;
         }
         // Where the distribution keeps it elsewhere, the copy has none, and the server does not start without.
         if !place.data.join("postgresql.conf").exists() {
@@ -219,4 +217,8 @@ impl Recovery {
         let text = read.await.map_err(|_| crate::repository::Error::Worker)?;
         text.map_err(local("reading pg_controldata"))
     }
+}
+
+fn oids(base: &Base) -> Vec<u32> {
+    base.tablespaces.iter().map(|tablespace| tablespace.oid).collect()
 }

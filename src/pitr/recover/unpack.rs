@@ -44,17 +44,32 @@ impl Place {
     ///
     /// # Errors
     /// Of the system, or a directory with something in it.
-    pub fn make(&self, tablespaces: bool) -> io::Result<()> {
+    pub fn make(&self, tablespaces: &[u32]) -> io::Result<()> {
         let wanted = [
             Some(&self.data),
             Some(&self.run),
-            tablespaces.then_some(&self.tablespaces),
+            (!tablespaces.is_empty()).then_some(&self.tablespaces),
         ];
         for directory in wanted.into_iter().flatten() {
             make_directory(directory, self.user)?;
             if std::fs::read_dir(directory)?.next().is_some() {
                 let text = format!("{} is not empty", directory.display());
                 return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, text));
+            }
+        }
+        for oid in tablespaces {
+            make_directory(&self.tablespaces.join(oid.to_string()), self.user)?;
+        }
+        Ok(())
+    }
+
+    /// Links the tablespaces into the data directory: the tar has a map of them, and no links.
+    pub(super) fn link(&self, tablespaces: &[u32]) -> io::Result<()> {
+        for oid in tablespaces {
+            let link = self.data.join("pg_tblspc").join(oid.to_string());
+            if std::fs::symlink_metadata(&link).is_err() {
+                std::os::unix::fs::symlink(self.tablespaces.join(oid.to_string()), &link)?;
+                hand_over(&link, self.user)?;
             }
         }
         Ok(())
