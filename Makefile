@@ -45,7 +45,7 @@ soak: ## the long tests: those that `make test` leaves out
 	$(CARGO) test --locked --test it -- --ignored --nocapture
 
 drills: ## recover twenty instants of a cluster under load, right to the transaction
-	$(CARGO) test --locked --test pitr -- --ignored --nocapture
+	$(CARGO) test --locked --test recovery -- --ignored --nocapture
 
 deny: ## licences, bans and sources of the dependencies; needs cargo-deny
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \

@@ -125,21 +125,24 @@ impl Archiver {
             .await;
         match pushed {
             Ok(pushed) => {
-                let now = self.parts.clock.now();
-                metrics.pushed(pushed, bytes, now.tick.saturating_sub(begun), now.wall);
-                *lock(&self.last) = Some(Last {
-                    file: request.file,
-                    at: now.wall,
-                });
-                if pushed == Pushed::Already {
-                    tracing::info!(file = %request.file, "archived already, and identical");
-                }
+                self.archived(request.file, pushed, bytes, begun);
                 Answer::Done
             }
             Err(error) => {
                 metrics.push_failures.inc();
                 Answer::Failed(chain(&error))
             }
+        }
+    }
+
+    /// Counts a file that is durable now; `begun` is when it arrived.
+    pub(super) fn archived(&self, file: File, pushed: Pushed, bytes: u64, begun: Duration) {
+        let now = self.parts.clock.now();
+        let took = now.tick.saturating_sub(begun);
+        self.parts.metrics.pushed(pushed, bytes, took, now.wall);
+        *lock(&self.last) = Some(Last { file, at: now.wall });
+        if pushed == Pushed::Already {
+            tracing::info!(%file, "archived already, and identical");
         }
     }
 

@@ -112,26 +112,32 @@ impl Config {
         Ok(child.finish(RUN_MAX).await?)
     }
 
-    /// Archives what is finished in the spool, and removes what is archived and not needed to resume. Returns how many
-    /// files were new to the archive.
+    /// Archives what is finished in the spool, and removes what is archived and not needed to resume. `done` is what
+    /// earlier calls of this run have archived; `tell` hears of each file, with its length.
     ///
     /// # Errors
     /// Of spool or archive; what was not archived stays.
-    pub async fn drain(&self, archive: &Archive) -> Result<usize, Error> {
+    pub async fn drain(
+        &self,
+        archive: &Archive,
+        done: &mut BTreeSet<File>,
+        tell: impl Fn(File, Pushed, u64),
+    ) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
-        let mut new = 0;
-        for (file, _) in finished(&there) {
-            let path = self.spool.join(file.to_string());
-            if archive.push(&file.to_string(), &path).await? == Pushed::New {
-                new += 1;
-            }
-        }
+        done.retain(|file| there.contains(file));
         for (file, is_needed) in finished(&there) {
+            let path = self.spool.join(file.to_string());
+            if !done.contains(&file) {
+                let bytes = self.spooled(std::fs::metadata(&path))?.len();
+                let pushed = archive.push(&file.to_string(), &path).await?;
+                tell(file, pushed, bytes);
+                done.insert(file);
+            }
             if !is_needed {
-                self.spooled(std::fs::remove_file(self.spool.join(file.to_string())))?;
+                self.spooled(std::fs::remove_file(&path))?;
             }
         }
-        Ok(new)
+        Ok(())
     }
 
     /// How much waits in the spool.

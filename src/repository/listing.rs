@@ -1,6 +1,9 @@
 //! What is there, with sizes and times, and making sure that it stays.
 
+use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
+use std::time::SystemTime;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
@@ -64,6 +67,23 @@ impl Repository {
         within("listing", prefix, first).await.map(|first| first.is_none())
     }
 
+    /// Removes what a writer that was killed left unfinished below `prefix`, if it has not been touched since `before`.
+    /// Only a directory has such files (`name#1`, which no listing shows); a bucket's own rules clean up its uploads.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn sweep_unfinished(&self, prefix: &str, before: Timestamp) -> Result<usize, Error> {
+        let Some(directory) = self.directory() else {
+            return Ok(0);
+        };
+        let folder = directory.join(prefix);
+        let swept = tokio::task::spawn_blocking(move || sweep(&folder, before.into()));
+        swept.await.map_err(|_| Error::Worker)?.map_err(|source| Error::Sync {
+            key: prefix.to_owned(),
+            source,
+        })
+    }
+
     /// Makes sure that an object which is there survives a power cut: whoever wrote it may have been killed between
     /// giving it its name and syncing the directory. A bucket promises that by itself.
     ///
@@ -87,5 +107,62 @@ impl Repository {
             key: key.to_owned(),
             source,
         })
+    }
+}
+
+fn sweep(folder: &Path, before: SystemTime) -> io::Result<usize> {
+    let mut swept = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if is_unfinished(&entry.file_name()) && entry.metadata()?.modified()? < before {
+                std::fs::remove_file(entry.path())?;
+                swept += 1;
+            }
+        }
+    }
+    Ok(swept)
+}
+
+/// As `object_store` names what it has not finished.
+fn is_unfinished(name: &OsStr) -> bool {
+    let number = name
+        .to_str()
+        .and_then(|name| name.rsplit_once('#'))
+        .map(|(_, number)| number);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_is_unfinished_and_old_is_swept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = Repository::open(&format!("file://{}", directory.path().display())).expect("a repository");
+        repository.create("a/b/whole", vec![1]).await.expect("written");
+        for name in ["whole#1", "other#12", "with#sign"] {
+            std::fs::write(directory.path().join("a/b").join(name), "x").expect("written");
+        }
+        let sweep = |prefix, before| repository.sweep_unfinished(prefix, before);
+        assert_eq!(
+            sweep("a", Timestamp::UNIX_EPOCH).await.expect("swept"),
+            0,
+            "nothing is that old"
+        );
+        assert_eq!(sweep("elsewhere", Timestamp::MAX).await.expect("swept"), 0);
+        let later: Timestamp = "2400-01-01T00:00:00Z".parse().expect("a time");
+        assert_eq!(sweep("a", later).await.expect("swept"), 2);
+        assert!(directory.path().join("a/b/whole").exists() && directory.path().join("a/b/with#sign").exists());
+        assert!(!repository.is_empty("a").await.expect("asked"));
+        assert!(repository.is_empty("c").await.expect("asked"));
     }
 }

@@ -70,14 +70,9 @@ pub(super) fn is_get(mut arguments: impl Iterator<Item = std::ffi::OsString>) ->
 
 /// Runs the command. Nothing leaves here but the codes above, panics included.
 pub(super) fn run(options: &Options) -> ExitCode {
-    let done = catch_unwind(AssertUnwindSafe(|| match &options.command {
-        Command::Push { path } => push(options, path).map(|()| 0),
-        Command::Get { name, path } => get(options, name, path).map(|found| match found {
-            Found::Yes => 0,
-            Found::No => EXIT_ABSENT,
-        }),
-        Command::Check => check(options).map(|()| 0),
-        Command::Feed => alone::feed(options.socket.as_deref(), &options.alone).map(|()| 0),
+    // The complaint as well: an error's text comes from many hands.
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        carry_out(options).map_err(|error| complain(&format!("foregate: {error:#}\n")))
     }));
     let fault = match options.command {
         Command::Push { .. } | Command::Check => EXIT_AGAIN,
@@ -85,13 +80,23 @@ pub(super) fn run(options: &Options) -> ExitCode {
     };
     match done {
         Ok(Ok(code)) => ExitCode::from(code),
-        Ok(Err(error)) => {
-            complain(&format!("foregate: {error:#}\n"));
-            ExitCode::from(fault)
-        }
-        // The panic has been reported by the hook.
-        Err(_) => ExitCode::from(fault),
+        // A panic has been reported by its hook.
+        Ok(Err(())) | Err(_) => ExitCode::from(fault),
     }
+}
+
+fn carry_out(options: &Options) -> anyhow::Result<u8> {
+    match &options.command {
+        Command::Push { path } => push(options, path)?,
+        Command::Get { name, path } => {
+            if get(options, name, path)? == Found::No {
+                return Ok(EXIT_ABSENT);
+            }
+        }
+        Command::Check => check(options)?,
+        Command::Feed => alone::feed(options.socket.as_deref(), &options.alone)?,
+    }
+    Ok(0)
 }
 
 fn push(options: &Options, path: &Path) -> anyhow::Result<()> {

@@ -52,6 +52,8 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let pitr = pitr::pitr(root.section("pitr"), base, &state_dir);
     if pitr.enabled
         && database.is_none()
+        // One that is written and wrong has been reported.
+        && !root.section("database").was_written("url")
         && let Some(node) = root.section("pitr").get("enabled")
     {
         node.error("needs `database.url`", "as url = { env = \"DATABASE_URL\" }".to_owned());

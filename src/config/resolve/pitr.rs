@@ -47,8 +47,13 @@ pub(super) fn pitr(mut section: Section<'_>, base: &Path, state_dir: &Path) -> C
     let heartbeat = section
         .read("heartbeat", Duration::from_secs(15), duration(Duration::ZERO..=DAY))
         .value;
-    let minute = Duration::from_secs(60);
-    let patience = section.read("patience", minute * 5, duration(minute..=DAY)).value;
+    let patience = section
+        .read(
+            "patience",
+            Duration::from_secs(300),
+            duration(Duration::from_secs(1)..=DAY),
+        )
+        .value;
     let drill = section.read("drill", weekly(Weekday::Monday, 9), schedule).value;
     let scratch = section.read("scratch", None, beside).value;
     let checks = section.read("checks", Vec::new(), list(check));

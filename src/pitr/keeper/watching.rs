@@ -3,24 +3,35 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use super::Keeper;
+use crate::pitr::archive::Archive;
 use crate::pitr::archiver::chain;
 use crate::pitr::inventory::take;
 use crate::pitr::setup::Way;
 use crate::pitr::watch::{self, Seen, Verdict};
 use crate::postgres::{self, Admin};
-use crate::repository::layout::Cluster;
+use crate::repository::layout::{self, Cluster};
 
 const WATCH_EVERY: Duration = Duration::from_secs(15);
-/// A listing of the whole archive: a second for a hundred thousand segments on a disk, a minute in a bucket.
-const COUNT_EVERY: Duration = Duration::from_secs(600);
+const WATCH_EVERY_MIN: Duration = Duration::from_secs(1);
+/// A listing of the whole archive takes a second for a hundred thousand segments on a disk, a minute in a bucket: so
+/// it is done at this share of the time, within these bounds.
+const COUNT_PAUSES: u32 = 50;
+const COUNT_EVERY_MIN: Duration = Duration::from_secs(15);
+const COUNT_EVERY_MAX: Duration = Duration::from_secs(600);
+/// No push takes that long.
+const UNFINISHED_AGE: SignedDuration = SignedDuration::from_hours(1);
 /// Before the first connection it is not known whose archive to count.
 const COUNT_FIRST: Duration = Duration::from_secs(5);
 
 impl Keeper {
     pub(super) async fn watch(self: Arc<Self>) {
         let mut admin: Option<Admin> = None;
-        let mut ticks = tokio::time::interval(WATCH_EVERY);
+        // Often enough to see that patience is at an end.
+        let every = (self.config.patience / 4).clamp(WATCH_EVERY_MIN, WATCH_EVERY);
+        let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -84,9 +95,13 @@ impl Keeper {
 
     pub(super) async fn count(self: Arc<Self>) {
         loop {
+            let begun = self.clock.tick();
             let counted = self.count_once().await;
+            let took = self.clock.tick().saturating_sub(begun);
             let pause = match counted {
-                Ok(true) => COUNT_EVERY,
+                Ok(true) => took
+                    .saturating_mul(COUNT_PAUSES)
+                    .clamp(COUNT_EVERY_MIN, COUNT_EVERY_MAX),
                 Ok(false) => COUNT_FIRST,
                 Err(error) => {
                     self.note("archive", Some(format!("the archive cannot be counted: {error}")));
@@ -94,6 +109,16 @@ impl Keeper {
                 }
             };
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn sweep(&self, archive: &Archive) {
+        let before = self.clock.wall().checked_sub(UNFINISHED_AGE).unwrap_or_default();
+        let folder = layout::wal(archive.cluster());
+        match archive.repository().sweep_unfinished(&folder, before).await {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "removed what an earlier process left unfinished in the archive"),
+            Err(error) => tracing::warn!(error = chain(&error), "the archive cannot be swept"),
         }
     }
 
@@ -105,6 +130,7 @@ impl Keeper {
         let admin = self.connect().await.map_err(|error| chain(&error))?;
         let size = watch::segment_size(&admin).await.map_err(|error| chain(&error))?;
         drop(admin);
+        self.sweep(&archive).await;
         let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
         let missing = inventory
             .gaps
