@@ -79,6 +79,8 @@ pub struct Parts {
     pub store: Store,
     /// `None`: `pitr.enabled` is false, or it could not begin.
     pub pitr: Option<Arc<pitr::Keeper>>,
+    /// `None`: as above.
+    pub recovery: Option<Arc<pitr::Routine>>,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,

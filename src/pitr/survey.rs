@@ -194,8 +194,9 @@ impl Recovery {
             damage: None,
         };
         let mut scanner = Scanner::default();
-        let segments = stream::iter(links)
-            .map(|link| async move { (link, survey.read(link).await) })
+        // Owned, not borrowed, so that this may be awaited on any thread.
+        let segments = stream::iter(links.to_vec())
+            .map(|link: Link| async move { (link, survey.read(&link).await) })
             .buffered(PARALLEL);
         tokio::pin!(segments);
         while let Some((link, bytes)) = segments.next().await {

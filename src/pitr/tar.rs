@@ -211,3 +211,110 @@ fn number(field: &[u8]) -> Option<u64> {
 pub(super) fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Heard {
+        entries: Vec<Entry>,
+        data: Vec<u8>,
+        ends: usize,
+    }
+
+    impl Visitor for Heard {
+        fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+            self.entries.push(entry.clone());
+            Ok(())
+        }
+
+        fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+            self.data.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn end(&mut self) -> io::Result<()> {
+            self.ends += 1;
+            Ok(())
+        }
+    }
+
+    fn header(path: &str, bytes: usize, kind: u8) -> Vec<u8> {
+        let mut header = vec![0; BLOCK];
+        header[..path.len()].copy_from_slice(path.as_bytes());
+        header[100..107].copy_from_slice(b"0000600");
+        header[124..135].copy_from_slice(format!("{bytes:011o}").as_bytes());
+        header[156] = kind;
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        header
+    }
+
+    fn archive() -> Vec<u8> {
+        let mut bytes = header("./base/", 0, b'5');
+        bytes.extend(header("base/1", 700, b'0'));
+        bytes.extend([7; 700]);
+        bytes.extend([0; 1024 - 700]);
+        bytes.extend(header("empty", 0, b'0'));
+        bytes
+    }
+
+    fn read(bytes: &[u8], step: usize) -> io::Result<Heard> {
+        let mut reader = Reader::new(Heard::default());
+        for chunk in bytes.chunks(step) {
+            reader.write_all(chunk)?;
+        }
+        reader.finish()
+    }
+
+    #[test]
+    fn members_are_read_however_the_bytes_arrive() {
+        for step in [1, 7, 512, 513, 4096] {
+            for end in [0, 1024] {
+                let mut bytes = archive();
+                bytes.extend(vec![0; end]);
+                let heard = read(&bytes, step).expect("a sound archive");
+                let paths: Vec<&str> = heard.entries.iter().map(|entry| entry.path.as_str()).collect();
+                assert_eq!(paths, ["base", "base/1", "empty"]);
+                assert_eq!((heard.data.len(), heard.ends), (700, 2), "step {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_archive_and_a_changed_header_are_found_out() {
+        let bytes = archive();
+        for cut in [100, 600, 1300, bytes.len() - 1] {
+            assert!(read(&bytes[..cut], 512).is_err(), "cut at {cut}");
+        }
+        let mut flipped = archive();
+        flipped[3] ^= 1;
+        assert!(read(&flipped, 512).is_err());
+    }
+
+    #[test]
+    fn no_member_lies_outside_its_directory() {
+        for path in ["/etc/passwd", "../up", "a/../../b"] {
+            assert!(read(&header(path, 0, b'0'), 512).is_err(), "{path}");
+        }
+        assert!(read(&header("device", 0, b'3'), 512).is_err());
+    }
+
+    #[test]
+    fn a_large_size_is_read_in_base_256() {
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]), Some(3 << 32));
+        assert_eq!(number(b"00000001274\0"), Some(700));
+        assert_eq!(number(b"8"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+            drop(read(&bytes, 300));
+        }
+    }
+}

@@ -1,5 +1,10 @@
 //! Recovery of real clusters under a write load: right to the transaction, or refused before anything starts.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a test that finds another shape than it wants shall fail"
+)]
+
 mod support;
 
 use std::path::Path;

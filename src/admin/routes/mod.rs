@@ -4,6 +4,7 @@ mod ddos;
 mod health;
 mod page;
 mod pitr;
+mod recovery;
 mod trail;
 
 use std::net::IpAddr;
@@ -61,12 +62,12 @@ struct Table {
     entries: Vec<Entry>,
 }
 
+const GET: (MethodFilter, &str) = (MethodFilter::GET, "GET");
+const POST: (MethodFilter, &str) = (MethodFilter::POST, "POST");
+
 pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
     use Access::{AtLeast, Metrics, Open};
     use Role::{Operator, Viewer};
-    const GET: (MethodFilter, &str) = (MethodFilter::GET, "GET");
-    const POST: (MethodFilter, &str) = (MethodFilter::POST, "POST");
-
     let mut table = Table {
         state: Arc::clone(state),
         router: Router::new(),
@@ -99,7 +100,19 @@ pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
     table.add(GET, "/api/infrastructure/audit", AtLeast(Viewer), trail::list);
     table.add(GET, "/api/infrastructure/pitr/config", AtLeast(Viewer), pitr::config);
     table.add(GET, "/api/infrastructure/pitr/stats", AtLeast(Viewer), pitr::stats);
+    add_recovery(&mut table);
     table.finish()
+}
+
+/// Looking is for everyone who may see; ordering work on the database server is not.
+fn add_recovery(table: &mut Table) {
+    let (see, order) = (Access::AtLeast(Role::Viewer), Access::AtLeast(Role::Operator));
+    table.add(GET, "/api/infrastructure/pitr/window", see, recovery::window);
+    table.add(GET, "/api/infrastructure/pitr/base-backups", see, recovery::bases);
+    table.add(GET, "/api/infrastructure/pitr/drills", see, recovery::drills);
+    table.add(POST, "/api/infrastructure/pitr/base-backup", order, recovery::take_base);
+    table.add(POST, "/api/infrastructure/pitr/drill", order, recovery::drill);
+    table.add(POST, "/api/infrastructure/pitr/recover", order, recovery::recover);
 }
 
 impl Table {

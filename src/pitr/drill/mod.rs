@@ -14,7 +14,7 @@ use ulid::Ulid;
 
 use super::config::Check;
 use super::plan::{Goal, Plan, Rates, Request};
-use super::recover::{Phases, Place, Reached, Running};
+use super::recover::{Phases, Place, Running};
 use super::{Error, Recovery, local, version};
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
@@ -307,7 +307,7 @@ fn random_share() -> f64 {
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
@@ -315,10 +315,4 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = inner.source();
     }
     text
-}
-
-/// What a paused recovery says of itself, for those who only read.
-#[must_use]
-pub fn summary(reached: &Reached) -> String {
-    format!("{} ({})", reached.said, reached.lsn)
 }

@@ -90,8 +90,11 @@ impl Feed {
 
     /// Fetches every segment of the plan, ahead of the server. Ends when all have been put there.
     pub(super) async fn run(&self, archive: &Archive, segments: &[Needed], place: &Place) -> Result<(), Error> {
-        let fetched = stream::iter(segments)
-            .map(|needed| async move { (needed, archive.fetch(&needed.archived, Vec::new()).await) })
+        let fetched = stream::iter(segments.to_vec())
+            .map(|needed: Needed| async move {
+                let bytes = archive.fetch(&needed.archived, Vec::new()).await;
+                (needed, bytes)
+            })
             .buffered(PARALLEL);
         tokio::pin!(fetched);
         let mut there = 0_usize;
