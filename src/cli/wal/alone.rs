@@ -18,9 +18,9 @@ use crate::pitr::archive::Found;
 use crate::pitr::archiver::chain;
 use crate::pitr::feed::Feed;
 use crate::pitr::socket::client::{Asked, ask};
-use crate::pitr::socket::server::{Config, Listener};
+use crate::pitr::socket::server::{self, Listener};
 use crate::pitr::socket::{Act, Answer, Request};
-use crate::repository::{Keys, Repository};
+use crate::repository::{Config, Keys, Repository};
 
 /// A recovery that asked for nothing for so long has ended.
 const FEED_IDLE: Duration = Duration::from_secs(30);
@@ -31,6 +31,9 @@ pub(super) struct Alone {
     /// Without the server: file:///directory or s3://bucket/prefix.
     #[arg(long, global = true, value_name = "URL")]
     repository: Option<String>,
+    /// Without the server: the configuration file that names repository and keys.
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["repository", "recipients", "identity"])]
+    config: Option<PathBuf>,
     /// An age public key that can open what is archived; may be repeated.
     #[arg(long = "recipient", global = true, value_name = "AGE1...")]
     recipients: Vec<String>,
@@ -47,7 +50,7 @@ pub(super) struct Alone {
 
 impl Alone {
     pub(super) fn is_given(&self) -> bool {
-        self.repository.is_some()
+        self.repository.is_some() || self.config.is_some()
     }
 
     fn archive(&self, request: &Request) -> anyhow::Result<Archive> {
@@ -55,10 +58,25 @@ impl Alone {
     }
 
     fn open(&self, cluster: crate::repository::layout::Cluster) -> anyhow::Result<Archive> {
-        let url = self.repository.as_deref().context("--repository is missing")?;
-        let identity = self.identity.as_deref().map(crate::cli::backup::secret).transpose()?;
-        let keys = Keys::new(&self.recipients, identity.as_ref())?;
-        Ok(Archive::open(Repository::open(url)?, Arc::new(keys), cluster))
+        let config = self.config()?;
+        let keys = Keys::new(&config.recipients, config.identity.as_ref())?;
+        Ok(Archive::open(Repository::open(&config.url)?, Arc::new(keys), cluster))
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        if let Some(path) = &self.config {
+            let loaded = crate::config::Config::load(Some(path), &crate::config::Overrides::default());
+            let report = |errors| crate::config::report(&errors, crate::config::Style::Plain);
+            return Ok(loaded
+                .map_err(|errors| anyhow::anyhow!(report(errors)))?
+                .config
+                .repository);
+        }
+        Ok(Config {
+            url: self.repository.clone().context("--repository is missing")?,
+            recipients: self.recipients.clone(),
+            identity: self.identity.as_deref().map(crate::cli::backup::secret).transpose()?,
+        })
     }
 }
 
@@ -117,7 +135,10 @@ fn helper_socket(options: &Alone, request: &Request) -> Option<PathBuf> {
         return None;
     }
     let mut hash = Sha256::new();
-    hash.update(format!("{:?}{:?}", options.repository, options.identity));
+    hash.update(format!(
+        "{:?}{:?}{:?}",
+        options.repository, options.identity, options.config
+    ));
     hash.update(request.cluster.prefix());
     let name = hex::encode(hash.finalize().get(..8)?);
     Some(directory.join(name))
@@ -137,6 +158,9 @@ fn start_helper(options: &Alone, request: &Request, socket: &Path) {
     if let Some(url) = &options.repository {
         command.arg("--repository").arg(url);
     }
+    if let Some(config) = &options.config {
+        command.arg("--config").arg(config);
+    }
     if let Some(identity) = &options.identity {
         command.arg("--identity").arg(identity);
     }
@@ -151,7 +175,7 @@ pub(super) fn feed(socket: Option<&Path>, options: &Alone) -> anyhow::Result<()>
         .context("--socket or --of is missing")?;
     let feed = Arc::new(Feed::new(options.open(super::named_cluster(cluster)?)?));
     runtime()?.block_on(async {
-        let config = Config {
+        let config = server::Config {
             path: socket.to_owned(),
             user: None,
         };

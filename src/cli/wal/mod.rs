@@ -117,7 +117,8 @@ fn push(options: &Options, path: &Path) -> anyhow::Result<()> {
         }
         Asked::Unreachable(error) => {
             if !options.alone.is_given() {
-                return Err(error).context("the server is not there, and no --repository to archive to without it");
+                return Err(error)
+                    .context("the server is not there, and no --repository or --config to archive to without it");
             }
             alone::push(&options.alone, &request, source)
         }
@@ -161,7 +162,7 @@ fn get(options: &Options, name: &str, path: &Path) -> anyhow::Result<Found> {
             Asked::Answered(Answer::Failed(why)) => anyhow::bail!("{file} cannot be fetched: {why}"),
             Asked::Broken(error) => return Err(error).context("the server did not answer"),
             Asked::Unreachable(error) => {
-                return Err(error).context("the server is not there, and no --repository is given");
+                return Err(error).context("the server is not there, and neither --repository nor --config is given");
             }
         }
     };

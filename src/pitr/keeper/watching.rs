@@ -18,7 +18,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(15);
 const WATCH_EVERY_MIN: Duration = Duration::from_secs(1);
 /// A listing of the whole archive takes a second for a hundred thousand segments on a disk, a minute in a bucket: so
 /// it is done at this share of the time, within these bounds.
-const COUNT_PAUSES: u32 = 50;
+const COUNT_PAUSES: u32 = 20;
 const COUNT_EVERY_MIN: Duration = Duration::from_secs(15);
 const COUNT_EVERY_MAX: Duration = Duration::from_secs(600);
 /// No push takes that long.
@@ -95,14 +95,12 @@ impl Keeper {
 
     pub(super) async fn count(self: Arc<Self>) {
         loop {
-            let begun = self.clock.tick();
             let counted = self.count_once().await;
-            let took = self.clock.tick().saturating_sub(begun);
             let pause = match counted {
-                Ok(true) => took
+                Ok(Some(took)) => took
                     .saturating_mul(COUNT_PAUSES)
                     .clamp(COUNT_EVERY_MIN, COUNT_EVERY_MAX),
-                Ok(false) => COUNT_FIRST,
+                Ok(None) => COUNT_FIRST,
                 Err(error) => {
                     self.note("archive", Some(format!("the archive cannot be counted: {error}")));
                     WATCH_EVERY
@@ -122,16 +120,18 @@ impl Keeper {
         }
     }
 
-    /// `false`: it is not known yet whose archive to count.
-    async fn count_once(&self) -> Result<bool, String> {
+    /// How long the listing took; `None`: it is not known yet whose archive to count.
+    async fn count_once(&self) -> Result<Option<Duration>, String> {
         let Some(archive) = self.archive() else {
-            return Ok(false);
+            return Ok(None);
         };
         let admin = self.connect().await.map_err(|error| chain(&error))?;
         let size = watch::segment_size(&admin).await.map_err(|error| chain(&error))?;
         drop(admin);
         self.sweep(&archive).await;
+        let begun = self.clock.tick();
         let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
+        let took = self.clock.tick().saturating_sub(begun);
         let missing = inventory
             .gaps
             .iter()
@@ -151,6 +151,6 @@ impl Keeper {
                 .then(|| format!("{missing} segments of the log are missing in the archive: take a base backup")),
         );
         self.lock().inventory = Some(inventory);
-        Ok(true)
+        Ok(Some(took))
     }
 }
