@@ -184,29 +184,28 @@ impl Routine {
 
     async fn serve(self: Arc<Self>, name: &'static str) {
         let kind = if name == BASE { &self.base } else { &self.drill };
-        let mut rest = Duration::ZERO;
+        let (mut rest, mut ordered) = (Duration::ZERO, false);
         loop {
             if name == BASE {
                 self.look().await;
             }
-            let ordered = tokio::select! {
+            let due = self.due(kind);
+            if ordered || (due.is_some() && rest.is_zero()) {
+                kind.busy.store(true, Ordering::Relaxed);
+                let done = if name == BASE {
+                    self.take(due).await
+                } else {
+                    self.rehearse().await
+                };
+                kind.busy.store(false, Ordering::Relaxed);
+                rest = if done { Duration::ZERO } else { RETRY_AFTER };
+                self.look().await;
+            }
+            ordered = tokio::select! {
                 () = kind.poke.notified() => true,
                 () = tokio::time::sleep(LOOK_EVERY) => false,
             };
             rest = rest.saturating_sub(LOOK_EVERY);
-            let due = self.due(kind);
-            if !ordered && (due.is_none() || !rest.is_zero()) {
-                continue;
-            }
-            kind.busy.store(true, Ordering::Relaxed);
-            let done = if name == BASE {
-                self.take(due).await
-            } else {
-                self.rehearse().await
-            };
-            kind.busy.store(false, Ordering::Relaxed);
-            rest = if done { Duration::ZERO } else { RETRY_AFTER };
-            self.look().await;
         }
     }
 
