@@ -41,7 +41,7 @@ bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked
 	PEERS_PAGE=benches/README.md $(CARGO) bench --locked --profile fast --bench peers
 
-bench-pitr: ## the log's archive beside pgBackRest's; needs root
+bench-pitr: ## the log's archive and base backups beside pgBackRest's; needs root
 	$(CARGO) bench --locked --profile fast --bench pitr
 
 soak: ## the long tests: those that `make test` leaves out

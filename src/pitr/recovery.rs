@@ -124,6 +124,8 @@ pub enum Error {
     History(#[from] history::Error),
     #[error("{} cannot be named to PostgreSQL: it holds a quote, a backslash or a percent sign", .path.display())]
     Path { path: PathBuf },
+    #[error("{} is too long a path for a socket: {bytes} bytes, {limit} can be", .path.display())]
+    Long { path: PathBuf, bytes: usize, limit: usize },
     #[error("recovery did not stop where the plan says: {0}")]
     Astray(String),
     #[error("the drill found: {0}")]

@@ -28,6 +28,9 @@ use crate::postgres::child::{Command, User};
 use crate::postgres::program::Programs;
 use crate::postgres::server;
 
+/// A socket's whole path has at most 107 bytes; `/.s.PGSQL.5432.lock` is ours.
+const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - 19;
+
 /// How long each part of a recovery took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Phases {
@@ -106,6 +109,14 @@ impl Recovery {
 
     /// The parts of the base backup into the place, each hashed on the way.
     async fn unpack(&self, base: &Base, disk_bytes: u64, place: &Place) -> Result<(), Error> {
+        let bytes = place.run.as_os_str().len();
+        if bytes > SOCKET_DIRECTORY_BYTES_MAX {
+            return Err(Error::Long {
+                path: place.run.clone(),
+                bytes,
+                limit: SOCKET_DIRECTORY_BYTES_MAX,
+            });
+        }
         let parent = place.data.parent().unwrap_or(Path::new("/"));
         base::room(parent, disk_bytes)?;
         place.make(&oids(base)).map_err(local("making the directories"))?;
