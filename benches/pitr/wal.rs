@@ -121,7 +121,7 @@ fn alone(cluster: &Cluster, names: &[String]) -> Row {
 }
 
 /// As `postgres`, in the data directory: what PostgreSQL's shell would start.
-fn timed(cluster: &Cluster, words: &[String]) -> Duration {
+pub(crate) fn timed(cluster: &Cluster, words: &[String]) -> Duration {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let begun = Instant::now();
     let output = output("setpriv", &as_postgres(&words), &cluster.data());
@@ -179,7 +179,7 @@ fn durable_write(cluster: &Cluster, names: &[String]) -> Duration {
     median(&took)
 }
 
-fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -> Option<Vec<String>> {
+pub(crate) fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -> Option<Vec<String>> {
     if !Path::new("/usr/bin/pgbackrest").exists() {
         return None;
     }
@@ -217,7 +217,7 @@ fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -> Option<Ve
     Some(words)
 }
 
-fn verb(words: &[String], verb: &str) -> Vec<String> {
+pub(crate) fn verb(words: &[String], verb: &str) -> Vec<String> {
     let mut words = words.to_vec();
     words.push(verb.to_owned());
     words
@@ -258,7 +258,7 @@ fn theirs_ahead(cluster: &Cluster, names: &[String]) -> Row {
     }
 }
 
-fn bytes(folder: &Path) -> u64 {
+pub(crate) fn bytes(folder: &Path) -> u64 {
     let files: Vec<PathBuf> = crate::support::files(folder);
     files
         .iter()

@@ -3,6 +3,7 @@
 
 mod auth;
 mod problem;
+pub mod recovery_views;
 mod routes;
 mod server;
 #[cfg(test)]
@@ -79,6 +80,8 @@ pub struct Parts {
     pub store: Store,
     /// `None`: `pitr.enabled` is false, or it could not begin.
     pub pitr: Option<Arc<pitr::Keeper>>,
+    /// `None`: as above.
+    pub recovery: Option<Arc<pitr::Routine>>,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,

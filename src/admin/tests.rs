@@ -43,6 +43,7 @@ impl Admin {
             guard,
             store,
             pitr: None,
+            recovery: None,
             board: board.clone(),
             registry,
             clock: Clock::system(),

@@ -30,6 +30,7 @@ pub(super) struct Running {
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
     pub(super) pitr: Option<Arc<pitr::Keeper>>,
+    pub(super) recovery: Option<Arc<pitr::Routine>>,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
@@ -77,10 +78,12 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
     let stop_vault = CancellationToken::new();
     drop(beside.spawn(vault.clone().run(stop_vault.clone())));
     let pitr = pitr(config, clock, &board, &registry);
+    let recovery = recovery(config, clock, &board, &registry);
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
         pitr: pitr.clone(),
+        recovery: recovery.clone(),
         board: board.clone(),
         registry: registry.clone(),
         clock,
@@ -94,6 +97,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         blocks,
         admin: Arc::new(admin),
         pitr,
+        recovery,
         board,
         registry,
         clock,
@@ -148,6 +152,29 @@ fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Op
             let text = format!("not running: {:#}", anyhow::Error::from(error));
             tracing::error!("point-in-time recovery is {text}");
             board.set("pitr", Condition::Degraded(text));
+            None
+        }
+    }
+}
+
+/// Base backups, window and drills, if point-in-time recovery is wanted; as above.
+fn recovery(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Routine>> {
+    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
+    let parts = pitr::routine::Parts {
+        config: config.pitr.clone(),
+        database,
+        repository: config.backup.repository.clone(),
+        time_zone: config.backup.plan.zone.clone(),
+        clock,
+        board: board.clone(),
+        registry: registry.clone(),
+    };
+    match pitr::Routine::open(parts) {
+        Ok(routine) => Some(routine),
+        Err(error) => {
+            let text = format!("not running: {:#}", anyhow::Error::from(error));
+            tracing::error!("recovery is {text}");
+            board.set("recovery", Condition::Degraded(text));
             None
         }
     }

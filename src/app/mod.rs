@@ -62,7 +62,11 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     let stop_admin = CancellationToken::new();
     let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
-    let pitr = start_pitr(&running, &stop_pitr);
+    let mut pitr = start_pitr(&running, &stop_pitr);
+    if let Some(routine) = &running.recovery {
+        let mut tasks = routine.start(&stop_pitr);
+        pitr.spawn(async move { while tasks.join_next().await.is_some() {} });
+    }
     announce::ready(&running)?;
     inherited.ready();
     let sockets = listening(&running)?;

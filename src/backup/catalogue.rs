@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ulid::Ulid;
 
 use super::{Error, Vault};
+use crate::repository::layout::Cluster;
 use crate::repository::manifest::{self, Lease, Level, Manifest, Tombstone, Verification};
 use crate::repository::{self, layout};
 
@@ -50,7 +51,7 @@ impl Vault {
         let mut entries = Vec::new();
         let mut unreadable = Vec::new();
         let mut notes: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let keys = self.repository.list("").await?;
+        let keys = self.keys().await?;
         for (key, _) in &keys {
             if let Some((folder, _)) = key.rsplit_once("/verify-") {
                 notes.entry(folder.to_owned()).or_default().push(key.clone());
@@ -68,6 +69,20 @@ impl Vault {
         }
         entries.sort_by_key(|entry| entry.manifest.started_at);
         Ok((entries, unreadable))
+    }
+
+    /// The objects of the vault, without those of point-in-time recovery beside them, which may be very many.
+    pub(super) async fn keys(&self) -> Result<Vec<(String, u64)>, Error> {
+        let mut keys = Vec::new();
+        for folder in self.repository.folders().await? {
+            let ours = match Cluster::parse(&folder) {
+                Some(cluster) => layout::dumps(&cluster),
+                None if matches!(folder.as_str(), "files" | "leases" | "tombstones") => folder,
+                None => continue,
+            };
+            keys.extend(self.repository.list(&ours).await?);
+        }
+        Ok(keys)
     }
 
     async fn read_entry(

@@ -1,5 +1,7 @@
 //! Deleting: tombstone, grace, then the manifest, the data, and the tombstone last.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use ulid::Ulid;
 
@@ -8,6 +10,9 @@ use super::verify::to_json;
 use super::{Entry, Error, Vault};
 use crate::repository::layout;
 use crate::repository::manifest::Tombstone;
+
+/// Longer than any run: its steps have limits of their own.
+const LONGEST_RUN: Duration = Duration::from_hours(48);
 
 /// What a clean-up decided and did.
 #[derive(Debug, Clone)]
@@ -65,13 +70,14 @@ impl Vault {
         }
         if mode == Mode::Act {
             self.resume_erasing(&entries).await?;
+            self.sweep_unfinished(&entries, now).await?;
         }
         Ok(pruned)
     }
 
     /// Finishes deletions that a crash cut short: a tombstone whose manifest is gone already.
     async fn resume_erasing(&self, entries: &[Entry]) -> Result<(), Error> {
-        let keys = self.repository.list("").await?;
+        let keys = self.keys().await?;
         for (tombstone, _) in &keys {
             let id = tombstone
                 .strip_prefix("tombstones/")
@@ -87,6 +93,21 @@ impl Vault {
                 self.repository.delete(key).await?;
             }
             self.repository.delete(tombstone).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what runs left that died before their manifest: no backup, and never one, since no run lasts that long.
+    async fn sweep_unfinished(&self, entries: &[Entry], now: Timestamp) -> Result<(), Error> {
+        for (key, _) in self.keys().await? {
+            let Some((folder, id)) = layout::folder_of_object(&key) else {
+                continue;
+            };
+            let is_backup = entries.iter().any(|entry| entry.folder == folder);
+            if !is_backup && is_abandoned(id, now) {
+                tracing::info!(key, "removing what an unfinished run left");
+                self.repository.delete(&key).await?;
+            }
         }
         Ok(())
     }
@@ -133,6 +154,17 @@ impl Vault {
     }
 }
 
+/// Whether a run of this id, which holds the time of its start, must have ended.
+fn is_abandoned(id: Ulid, now: Timestamp) -> bool {
+    let started = i64::try_from(id.timestamp_ms())
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    started.is_some_and(|started| {
+        let age = now.duration_since(started);
+        !age.is_negative() && age.unsigned_abs() > LONGEST_RUN
+    })
+}
+
 fn is_leased(entry: &Entry, now: Timestamp) -> bool {
     entry.leases.iter().any(|lease| lease.expires_at > now)
 }
@@ -144,5 +176,20 @@ fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
         labels: entry.manifest.labels.clone(),
         good: entry.is_good(),
         leased: is_leased(entry, now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_older_than_any_run_is_abandoned() {
+        let now = Timestamp::from_second(1_790_000_000).expect("in range");
+        let started = |hours: u64| Ulid::from_parts(1_790_000_000_000 - hours * 3_600_000, 1);
+        assert!(!is_abandoned(started(47), now));
+        assert!(is_abandoned(started(49), now));
+        let future = Ulid::from_parts(1_790_000_000_000 + 1_000_000_000, 1);
+        assert!(!is_abandoned(future, now), "the clock jumped back");
     }
 }

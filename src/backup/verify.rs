@@ -41,7 +41,9 @@ impl Vault {
     ) -> Result<(), Error> {
         let major = match &manifest.content {
             Content::Database { server_version, .. } => server_version / 10_000,
-            Content::Files { .. } => return Err(Error::Refused("a file set holds no dump".to_owned())),
+            Content::Base { .. } | Content::Files { .. } => {
+                return Err(Error::Refused("this backup holds no dump".to_owned()));
+            }
         };
         let programs = Programs::find(major)?;
         let mut child = Command::new(programs.path("pg_restore"))

@@ -215,6 +215,7 @@ fn state(entry: &Entry) -> &'static str {
 fn content(manifest: &Manifest) -> String {
     match &manifest.content {
         Content::Database { database, .. } => format!("database {database}"),
+        Content::Base { timeline, .. } => format!("base on timeline {timeline}"),
         Content::Files { name, .. } => format!("files {name}"),
     }
 }
@@ -276,7 +277,7 @@ pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
 }
 
 /// A bar for a person who watches, nothing for a program.
-fn progress(as_json: bool) -> Progress {
+pub(super) fn progress(as_json: bool) -> Progress {
     if as_json || !std::io::stderr().is_terminal() {
         return Arc::new(|_, _| {});
     }
@@ -292,7 +293,7 @@ fn progress(as_json: bool) -> Progress {
     })
 }
 
-fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub(super) fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     let text = if as_json {
         serde_json::to_string_pretty(value)?
     } else {

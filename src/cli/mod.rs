@@ -5,6 +5,7 @@ pub mod backup;
 mod check;
 mod demo;
 mod pitr;
+mod recovery;
 mod run;
 mod setup;
 mod token;
@@ -39,8 +40,8 @@ enum Command {
     Demo(demo::Options),
     /// Backups of the app's PostgreSQL: make, list, prove, restore, prune. Works while the server is down.
     Backup(backup::Options),
-    /// Point-in-time recovery.
-    Pitr(pitr::Options),
+    /// Point-in-time recovery: setup, base backups, the window, plans, recovery, drills. Works while the server is down.
+    Pitr(Box<pitr::Options>),
     /// The log's archive, as PostgreSQL's archive_command and restore_command use it.
     Wal(wal::Options),
     /// Make an admin token: prints it once, with the line for the configuration.

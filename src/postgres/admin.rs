@@ -81,6 +81,29 @@ impl Admin {
         row.try_get(0).map_err(failed)
     }
 
+    /// The first column of the first row as text, whatever its type; the last statement's, if there are several.
+    ///
+    /// # Errors
+    /// Of the server, or after a minute and a half.
+    pub async fn text(&self, act: &str, sql: &str) -> Result<Option<String>, Error> {
+        use tokio_postgres::SimpleQueryMessage;
+        let limit = Duration::from_secs(90);
+        let Ok(done) = tokio::time::timeout(limit, self.client.simple_query(sql)).await else {
+            return Err(Error::Slow {
+                act: act.to_owned(),
+                seconds: limit.as_secs(),
+            });
+        };
+        let messages = done.map_err(|source| Error::Query {
+            act: act.to_owned(),
+            source,
+        })?;
+        Ok(messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
+            _ => None,
+        }))
+    }
+
     /// Statements without results. A transaction must stand in `sql` itself.
     ///
     /// # Errors

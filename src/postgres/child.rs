@@ -25,8 +25,18 @@ pub struct Command {
     environment: Vec<(&'static str, String)>,
     stdin: Stdio,
     stdout: Stdio,
+    /// Takes both outputs; else standard error is kept for the complaint.
+    log: Option<std::fs::File>,
+    user: Option<User>,
     password: Option<String>,
     private: Option<PrivateDirectory>,
+}
+
+/// An account of the system, which a program runs as instead of ours: PostgreSQL's server refuses to run as root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
 }
 
 impl Command {
@@ -38,6 +48,8 @@ impl Command {
             environment: Vec::new(),
             stdin: Stdio::null(),
             stdout: Stdio::null(),
+            log: None,
+            user: None,
             password: None,
             private: None,
         }
@@ -61,12 +73,33 @@ impl Command {
         self
     }
 
+    /// Both outputs go to `file`.
+    #[must_use]
+    pub fn log_to(mut self, file: std::fs::File) -> Self {
+        self.log = Some(file);
+        self
+    }
+
+    /// Runs as `user`; needs to be root.
+    #[must_use]
+    pub fn user(mut self, user: Option<User>) -> Self {
+        self.user = user;
+        self
+    }
+
+    /// Sets a variable of the otherwise empty environment.
+    #[must_use]
+    pub fn environment(mut self, name: &'static str, value: String) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
     /// Talks to `target` as `application`, the name by which a later start finds its backends.
     ///
     /// # Errors
     /// When no private directory for the password can be made.
     pub fn target(mut self, target: &Target, application: &str) -> Result<Self, Error> {
-        self.environment = target.environment(application);
+        self.environment.extend(target.environment(application));
         if let Some(password) = target.password() {
             let private = PrivateDirectory::new(&std::env::temp_dir(), "pass").map_err(Error::Private)?;
             let file = private.write_passfile(&password).map_err(Error::Private)?;
@@ -85,20 +118,25 @@ impl Command {
             .program
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let mut command = lowered(&self.program);
+        let start = |source| Error::Start {
+            program: name.clone(),
+            source,
+        };
+        let mut command = lowered(&self.program, self.user);
+        let (stdout, stderr) = match self.log {
+            None => (self.stdout, Stdio::piped()),
+            Some(file) => (Stdio::from(file.try_clone().map_err(start)?), Stdio::from(file)),
+        };
         command
             .args(&self.args)
             .env_clear()
             .envs(self.environment)
             .stdin(self.stdin)
-            .stdout(self.stdout)
-            .stderr(Stdio::piped())
+            .stdout(stdout)
+            .stderr(stderr)
+            .current_dir("/")
             .process_group(0)
             .kill_on_drop(true);
-        let start = |source| Error::Start {
-            program: name.clone(),
-            source,
-        };
         let mut child = command.spawn().map_err(start)?;
         let mut stderr = JoinSet::new();
         if let Some(pipe) = child.stderr.take() {
@@ -120,29 +158,31 @@ impl Command {
 /// `program` behind the system's own `setpriv`, `nice` and `ionice` where they are: each replaces itself by the next.
 /// (Between fork and exec the same calls would need `unsafe`.)
 #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
-fn lowered(program: &Path) -> tokio::process::Command {
+fn lowered(program: &Path, user: Option<User>) -> tokio::process::Command {
     static CHAIN: OnceLock<Vec<OsString>> = OnceLock::new();
-    let chain = CHAIN.get_or_init(|| {
-        let found = |name: &str| {
-            let directories = ["/usr/bin", "/bin", "/usr/sbin"];
-            directories
-                .iter()
-                .map(|directory| Path::new(directory).join(name))
-                .find(|path| path.is_file())
-        };
-        let mut chain: Vec<OsString> = Vec::new();
-        for (name, args) in [
-            ("setpriv", &["--pdeathsig", "KILL"][..]),
-            ("nice", &["-n", "10"]),
-            ("ionice", &["-c", "2", "-n", "7"]),
-        ] {
-            if let Some(path) = found(name) {
-                chain.push(path.into());
-                chain.extend(args.iter().map(OsString::from));
+    let mut chain = CHAIN
+        .get_or_init(|| {
+            let mut chain: Vec<OsString> = Vec::new();
+            for (name, args) in [
+                ("setpriv", &["--pdeathsig", "KILL"][..]),
+                ("nice", &["-n", "10"]),
+                ("ionice", &["-c", "2", "-n", "7"]),
+            ] {
+                if let Some(path) = found(name) {
+                    chain.push(path.into());
+                    chain.extend(args.iter().map(OsString::from));
+                }
             }
-        }
-        chain
-    });
+            chain
+        })
+        .clone();
+    if let Some(user) = user {
+        // Behind the others, since a change of user clears the death signal: hence a second one.
+        let args = ["--pdeathsig", "KILL", "--clear-groups", "--reuid"].map(OsString::from);
+        chain.extend(found("setpriv").map(OsString::from));
+        chain.extend(args);
+        chain.extend([user.uid.to_string(), "--regid".to_owned(), user.gid.to_string()].map(OsString::from));
+    }
     match chain.split_first() {
         None => tokio::process::Command::new(program),
         Some((first, rest)) => {
@@ -151,6 +191,14 @@ fn lowered(program: &Path) -> tokio::process::Command {
             command
         }
     }
+}
+
+fn found(name: &str) -> Option<PathBuf> {
+    let directories = ["/usr/bin", "/bin", "/usr/sbin"];
+    directories
+        .iter()
+        .map(|directory| Path::new(directory).join(name))
+        .find(|path| path.is_file())
 }
 
 /// The major version that `program --version` tells.
@@ -204,6 +252,28 @@ impl Child {
             program: self.program.clone(),
             source,
         })
+    }
+
+    /// Whether the program has ended, and how.
+    pub fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(status.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// Asks the program itself, not its group, to end.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        if let Some(process) = self.group {
+            // It may be gone; then it has ended, which the next look at it tells.
+            rustix::process::kill_process(process, signal).ok();
+        }
+    }
+
+    /// Waits for the end, whatever it is, at most for `limit`. `false`: it still runs.
+    pub async fn wait(&mut self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.child.wait()).await.is_ok()
     }
 
     /// Waits for exit status 0, at most for `limit`.

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod child;
 pub mod program;
 pub mod secrets;
+pub mod server;
 
 use std::time::Duration;
 
@@ -36,6 +37,26 @@ impl Target {
         }
         parsed.connect_timeout(Duration::from_secs(10));
         Ok(Self { config: parsed })
+    }
+
+    /// A server of our own, by the directory of its socket.
+    ///
+    /// # Errors
+    /// A directory that no address can hold.
+    pub fn local(socket: &std::path::Path, port: u16, role: &str, database: &str) -> Result<Self, Error> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(socket)
+            .port(port)
+            .user(role)
+            .dbname(database)
+            .connect_timeout(Duration::from_secs(10));
+        Ok(Self { config })
+    }
+
+    #[must_use]
+    pub fn role(&self) -> &str {
+        self.config.get_user().unwrap_or_default()
     }
 
     #[must_use]
@@ -116,6 +137,8 @@ pub enum Error {
         status: String,
         stderr: String,
     },
+    #[error("PostgreSQL's server does not run as root, and there is no account {name:?} to run it as")]
+    Account { name: String },
     #[error("preparing a private directory")]
     Private(#[source] std::io::Error),
     #[error("the server's TLS cannot be used: {0}")]

@@ -35,6 +35,21 @@ impl Programs {
             })
     }
 
+    /// The server's own programs: of the very same major version, since they work on its files.
+    ///
+    /// # Errors
+    /// None is installed.
+    pub fn server(major: u32) -> Result<Self, Error> {
+        let missing = Error::NoProgram {
+            program: "postgres",
+            major,
+        };
+        let found = Self::find(major).ok().filter(|programs| programs.major == major);
+        found
+            .filter(|programs| programs.path("postgres").is_file())
+            .ok_or(missing)
+    }
+
     #[must_use]
     pub fn path(&self, program: &str) -> PathBuf {
         self.directory.join(program)

@@ -16,10 +16,60 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// The cluster whose folder has this name.
+    #[must_use]
+    pub fn parse(folder: &str) -> Option<Self> {
+        let (identifier, major) = folder.split_once('-')?;
+        let plain = !identifier.is_empty() && identifier.bytes().all(|byte| byte.is_ascii_digit());
+        Some(Self {
+            system_identifier: plain.then(|| identifier.to_owned())?,
+            major: major.parse().ok()?,
+        })
+    }
+}
+
+/// The folder in which a cluster's dumps stand.
+#[must_use]
+pub fn dumps(cluster: &Cluster) -> String {
+    format!("{}/dumps", cluster.prefix())
+}
+
 /// The folder of one dump.
 #[must_use]
 pub fn dump(cluster: &Cluster, id: Ulid) -> String {
     format!("{}/dumps/{id}", cluster.prefix())
+}
+
+/// The folder in which a cluster's base backups stand.
+#[must_use]
+pub fn bases(cluster: &Cluster) -> String {
+    format!("{}/bases", cluster.prefix())
+}
+
+/// The folder of one base backup.
+#[must_use]
+pub fn base(cluster: &Cluster, id: Ulid) -> String {
+    format!("{}/{id}", bases(cluster))
+}
+
+/// The note that a base backup is to be deleted. It stands with its cluster: whoever cleans up dumps takes a note
+/// among theirs without a dump for a deletion that was cut short.
+#[must_use]
+pub fn base_tombstone(cluster: &Cluster, id: Ulid) -> String {
+    format!("{}/tombstones/{id}.json", cluster.prefix())
+}
+
+/// What is kept of a cluster's drills.
+#[must_use]
+pub fn drill(cluster: &Cluster, id: Ulid) -> String {
+    format!("{}/drills/{id}.json", cluster.prefix())
+}
+
+/// The folder of what is kept of them.
+#[must_use]
+pub fn drills(cluster: &Cluster) -> String {
+    format!("{}/drills", cluster.prefix())
 }
 
 /// The folder in which a cluster's archived log stands.
@@ -68,6 +118,16 @@ pub fn lease(id: Ulid, holder: Ulid) -> String {
 #[must_use]
 pub fn folder_of_manifest(key: &str) -> Option<(&str, Ulid)> {
     let folder = key.strip_suffix("/manifest.json")?;
+    let (parent, id) = folder.rsplit_once('/')?;
+    let known = parent == "files" || parent.ends_with("/dumps");
+    let id = Ulid::from_string(id).ok()?;
+    known.then_some((folder, id))
+}
+
+/// The folder and id of any object of a backup, whether its manifest is there or not.
+#[must_use]
+pub fn folder_of_object(key: &str) -> Option<(&str, Ulid)> {
+    let (folder, _) = key.rsplit_once('/')?;
     let (parent, id) = folder.rsplit_once('/')?;
     let known = parent == "files" || parent.ends_with("/dumps");
     let id = Ulid::from_string(id).ok()?;

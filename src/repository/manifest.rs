@@ -46,12 +46,36 @@ pub enum Content {
         tables: BTreeMap<String, u64>,
         database_bytes: u64,
     },
+    /// A physical copy of the whole cluster, worth something only with its log.
+    #[serde(rename_all = "camelCase")]
+    Base {
+        system_identifier: String,
+        server_version: u32,
+        client_version: String,
+        timeline: u32,
+        /// As the server writes it: `0/4000028`.
+        start_lsn: String,
+        stop_lsn: String,
+        /// By the server's clock, once the copy had ended: no earlier instant can be reached from it.
+        stopped_at: Timestamp,
+        segment_bytes: u64,
+        tablespaces: Vec<Tablespace>,
+    },
     #[serde(rename_all = "camelCase")]
     Files {
         name: String,
         paths: Vec<String>,
         entries: u64,
     },
+}
+
+/// A directory of the cluster outside its data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tablespace {
+    pub oid: u32,
+    /// Where it stood on the server.
+    pub location: String,
 }
 
 /// How far a backup has been proven.
@@ -70,7 +94,7 @@ pub enum Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Part {
-    /// `dump`, `globals` or `files`.
+    /// `dump`, `globals`, `files`; of a base backup `base`, a tablespace's OID, `backup_manifest`.
     pub name: String,
     /// The object's name in the backup's folder.
     pub object: String,

@@ -172,6 +172,16 @@ impl Repository {
         within("listing", prefix, listing).await
     }
 
+    /// The names of the folders at the top: one per cluster, and those that all share.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn folders(&self) -> Result<Vec<String>, Error> {
+        let listing = within("listing", "", self.store.list_with_delimiter(Some(&self.prefix))).await?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        Ok(listing.common_prefixes.iter().filter_map(name).collect())
+    }
+
     /// Deletes an object; one that is gone already is no error.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ mod ddos;
 mod health;
 mod page;
 mod pitr;
+mod recovery;
 mod trail;
 
 use std::net::IpAddr;
@@ -106,6 +107,7 @@ pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
     table.add(GET, "/api/infrastructure/audit", AtLeast(Viewer), trail::list);
     table.add(GET, "/api/infrastructure/pitr/config", AtLeast(Viewer), pitr::config);
     table.add(GET, "/api/infrastructure/pitr/stats", AtLeast(Viewer), pitr::stats);
+    add_recovery(&mut table);
     table.finish()
 }
 
@@ -151,6 +153,17 @@ fn backup_routes(table: &mut Table) {
         AtLeast(Admin),
         backups::delete,
     );
+}
+
+/// Looking is for everyone who may see; ordering work on the database server is not.
+fn add_recovery(table: &mut Table) {
+    let (see, order) = (Access::AtLeast(Role::Viewer), Access::AtLeast(Role::Operator));
+    table.add(GET, "/api/infrastructure/pitr/window", see, recovery::window);
+    table.add(GET, "/api/infrastructure/pitr/base-backups", see, recovery::bases);
+    table.add(GET, "/api/infrastructure/pitr/drills", see, recovery::drills);
+    table.add(POST, "/api/infrastructure/pitr/base-backup", order, recovery::take_base);
+    table.add(POST, "/api/infrastructure/pitr/drill", order, recovery::drill);
+    table.add(POST, "/api/infrastructure/pitr/recover", order, recovery::recover);
 }
 
 impl Table {

@@ -11,7 +11,7 @@ use crate::repository::manifest::{Content, Level};
 #[serde(rename_all = "camelCase")]
 pub(in crate::admin) struct Backup {
     id: String,
-    /// `database` or `files`.
+    /// `database`, `files` or `base`.
     content: &'static str,
     /// Of the database, or of the file set.
     name: String,
@@ -41,14 +41,15 @@ impl Backup {
                 database,
                 server_version,
                 ..
-            } => ("database", database, Some(server_version)),
-            Content::Files { name, .. } => ("files", name, None),
+            } => ("database", database.clone(), Some(server_version)),
+            Content::Files { name, .. } => ("files", name.clone(), None),
+            Content::Base { system_identifier, .. } => ("base", system_identifier.clone(), None),
         };
         let took = manifest.finished_at.duration_since(manifest.started_at);
         Self {
             id: manifest.id.to_string(),
             content,
-            name: name.clone(),
+            name,
             labels: manifest.labels.clone(),
             started_at: manifest.started_at.to_string(),
             finished_at: manifest.finished_at.to_string(),

@@ -109,6 +109,8 @@ fn labels(entry: &Entry) -> Vec<String> {
     match &entry.manifest.content {
         Content::Database { .. } => entry.manifest.labels.clone(),
         Content::Files { name, .. } => vec![format!("files:{name}")],
+        // Those of point-in-time recovery have a schedule and a retention of their own.
+        Content::Base { .. } => Vec::new(),
     }
 }
 

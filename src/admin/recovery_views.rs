@@ -1,0 +1,146 @@
+//! Recovery on the wire: plans, windows, base backups and drills as JSON, for the API and the command line alike.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::pitr::base::Base;
+use crate::pitr::drill::Drill;
+use crate::pitr::plan::{Goal, Plan, Refusal};
+use crate::pitr::retention::Decision;
+use crate::pitr::window::Window;
+
+#[must_use]
+pub fn base(base: &Base) -> Value {
+    json!({
+        "id": base.id,
+        "path": base.folder,
+        "cluster": base.cluster.prefix(),
+        "timeline": base.timeline.0,
+        "startLsn": base.start.to_string(),
+        "stopLsn": base.stop.to_string(),
+        "startedAt": base.started_at,
+        "stoppedAt": base.stopped_at,
+        "segmentBytes": base.segment_size.bytes(),
+        "serverVersion": base.server_version,
+        "labels": base.labels,
+        "unpackedBytes": base.unpacked_bytes(),
+        "storedBytes": base.stored_bytes(),
+        "encrypted": base.encrypted,
+        "tablespaces": base.tablespaces,
+        "deletedAt": base.deleted_at,
+    })
+}
+
+#[must_use]
+pub fn window(window: &Window, now: Timestamp) -> Value {
+    let stretches: Vec<Value> = window
+        .stretches
+        .iter()
+        .map(|stretch| json!({"from": stretch.from, "to": stretch.to}))
+        .collect();
+    let holes: Vec<Value> = window
+        .holes
+        .iter()
+        .map(|hole| json!({"from": hole.from, "to": hole.to, "because": hole.because}))
+        .collect();
+    json!({
+        "earliest": window.earliest(),
+        "latest": window.latest(),
+        "recoveryPointSeconds": window.recovery_point(now).map(|point| point.as_secs_f64()),
+        "stretches": stretches,
+        "gaps": holes,
+        "endsBecause": window.ends_because,
+    })
+}
+
+#[must_use]
+pub fn goal(goal: &Goal) -> Value {
+    match goal {
+        Goal::Time(at) => json!({"time": at}),
+        Goal::Lsn(lsn) => json!({"lsn": lsn.to_string()}),
+        Goal::Name(name) => json!({"name": name}),
+        Goal::Transaction(xid) => json!({"transaction": xid}),
+        Goal::Latest => json!({"latest": true}),
+    }
+}
+
+#[must_use]
+pub fn plan(plan: &Plan) -> Value {
+    let path: Vec<Value> = plan
+        .path
+        .iter()
+        .map(|leg| {
+            let end = leg.end.map(|end| end.to_string());
+            json!({"timeline": leg.timeline.0, "begin": leg.begin.to_string(), "end": end})
+        })
+        .collect();
+    let checks: Vec<Value> = plan
+        .checks
+        .iter()
+        .map(|check| json!({"what": check.what, "found": check.found}))
+        .collect();
+    let names = [plan.segments.first(), plan.segments.last()].map(|needed| needed.map(|needed| needed.name.clone()));
+    json!({
+        "id": plan.id,
+        "madeAt": plan.made_at,
+        "cluster": plan.cluster.prefix(),
+        "target": goal(&plan.goal),
+        "stop": {
+            "lsn": plan.stop.lsn.to_string(),
+            "at": plan.stop.at,
+            "transaction": plan.stop.transaction,
+        },
+        "baseBackup": base(&plan.base),
+        "timeline": plan.timeline.0,
+        "path": path,
+        "segments": {
+            "count": plan.segments.len(),
+            "first": names[0],
+            "last": names[1],
+            "storedBytes": plan.log_stored_bytes(),
+        },
+        "replayBytes": plan.replay_bytes,
+        "diskBytes": plan.disk_bytes,
+        "expectedSeconds": plan.expected.map(|expected| expected.as_secs_f64()),
+        "checks": checks,
+    })
+}
+
+#[must_use]
+pub fn refusal(refusal: &Refusal) -> Value {
+    json!({"reason": refusal.reason, "nearestBefore": refusal.before, "nearestAfter": refusal.after})
+}
+
+#[must_use]
+pub fn drill(drill: &Drill) -> Value {
+    let findings: Vec<Value> = drill
+        .findings
+        .iter()
+        .map(|finding| json!({"what": finding.what, "passed": finding.passed, "found": finding.found}))
+        .collect();
+    json!({
+        "id": drill.id,
+        "at": drill.at,
+        "passed": drill.passed(),
+        "failure": drill.failure,
+        "target": drill.target,
+        "baseBackup": drill.base,
+        "recoveryTimeSeconds": drill.recovery_time().as_secs_f64(),
+        "recoveryPointSeconds": drill.recovery_point.map(|point| point.as_secs_f64()),
+        "phases": {
+            "unpackSeconds": drill.phases.unpack.as_secs_f64(),
+            "verifySeconds": drill.phases.verify.as_secs_f64(),
+            "replaySeconds": drill.phases.replay.as_secs_f64(),
+            "promoteSeconds": drill.phases.promote.as_secs_f64(),
+            "checkSeconds": drill.check.as_secs_f64(),
+        },
+        "unpackedBytes": drill.unpacked_bytes,
+        "replayedBytes": drill.replayed_bytes,
+        "findings": findings,
+    })
+}
+
+#[must_use]
+pub fn decision(decision: &Decision) -> Value {
+    json!({"id": decision.id, "keep": decision.keep, "reasons": decision.reasons})
+}

@@ -1,0 +1,191 @@
+//! Recovery: the window, base backups, plans with their script, drills. What runs long is ordered here and read later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ulid::Ulid;
+
+use super::super::State;
+use super::super::auth::Caller;
+use super::super::problem::Error;
+use super::super::recovery_views as views;
+use super::Shared;
+use super::trail::record;
+use crate::pitr::name::{Lsn, Timeline};
+use crate::pitr::plan::{Goal, Plan, Request};
+use crate::pitr::{self, Routine, instant, script};
+
+/// Within what a request may take; a plan over much log is for the command line.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(25);
+/// PostgreSQL's restore points have shorter names.
+const NAME_CHARS_MAX: usize = 63;
+
+/// What a plan is wanted for. One of the targets; none: the latest instant.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Order {
+    /// A base backup's id or path; without it, the plan chooses.
+    backup_path: Option<String>,
+    target_timestamp: Option<String>,
+    target_lsn: Option<String>,
+    target_name: Option<String>,
+    target_transaction: Option<u32>,
+    timeline: Option<u32>,
+    /// The data directory that the script replaces.
+    data_directory: Option<String>,
+}
+
+pub(super) async fn window(state: Shared) -> Result<Json<Value>, Error> {
+    let known = routine(&state)?.known();
+    let mut value = views::window(&known.window, state.parts.clock.wall());
+    if let Value::Object(object) = &mut value {
+        object.insert("lookedAt".to_owned(), json!(known.looked_at));
+    }
+    Ok(Json(value))
+}
+
+pub(super) async fn bases(state: Shared) -> Result<Json<Value>, Error> {
+    let known = routine(&state)?.known();
+    let bases: Vec<Value> = known.bases.iter().rev().map(views::base).collect();
+    Ok(Json(
+        json!({"baseBackups": bases, "running": known.base_running, "lookedAt": known.looked_at}),
+    ))
+}
+
+pub(super) async fn drills(state: Shared) -> Result<Json<Value>, Error> {
+    let known = routine(&state)?.known();
+    let drills: Vec<Value> = known.drills.iter().map(views::drill).collect();
+    Ok(Json(
+        json!({"drills": drills, "running": known.drill_running, "lookedAt": known.looked_at}),
+    ))
+}
+
+pub(super) async fn take_base(state: Shared, caller: Caller) -> Result<(StatusCode, Json<Value>), Error> {
+    let ordered = routine(&state)?.order_base_backup();
+    ordered_run(&state, &caller, "base-backup", ordered).await
+}
+
+pub(super) async fn drill(state: Shared, caller: Caller) -> Result<(StatusCode, Json<Value>), Error> {
+    let ordered = routine(&state)?.order_drill();
+    ordered_run(&state, &caller, "drill", ordered).await
+}
+
+/// Acknowledges an order; one that runs already serves the second caller as well.
+async fn ordered_run(
+    state: &State,
+    caller: &Caller,
+    what: &str,
+    ordered: bool,
+) -> Result<(StatusCode, Json<Value>), Error> {
+    let result = if ordered { "ordered" } else { "running already" };
+    record(state, caller, what, "pitr", result).await;
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(json!({"ordered": ordered, "result": result})),
+    ))
+}
+
+/// Makes a plan and its script; carries nothing out.
+pub(super) async fn recover(
+    axum::extract::State(state): Shared,
+    caller: Caller,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Error> {
+    let order = order(body)?;
+    let routine = Arc::clone(routine(&state)?);
+    let subject = order.target_timestamp.clone().unwrap_or_else(|| "latest".to_owned());
+    let done = tokio::time::timeout(PLAN_TIMEOUT, Box::pin(planned(&routine, &order))).await;
+    let done = done.unwrap_or_else(|_| {
+        Err(Error::Unavailable(
+            "reading the log takes longer than a request may: use `foregate pitr plan` on the command line".to_owned(),
+        ))
+    });
+    let result = done.as_ref().map_or_else(ToString::to_string, |_| "ok".to_owned());
+    let subject: String = subject.chars().filter(|c| !c.is_control()).take(80).collect();
+    record(&state, &caller, "recovery plan", &subject, &result).await;
+    done.map(Json)
+}
+
+async fn planned(routine: &Routine, order: &Order) -> Result<Value, Error> {
+    let (goal, note) = goal(routine, order)?;
+    let request = Request {
+        goal,
+        base: order.backup_path.as_deref().map(base_id).transpose()?,
+        timeline: order.timeline.map(Timeline),
+    };
+    let plan: Plan = routine.recovery().plan(&request).await.map_err(|error| match error {
+        pitr::Error::Refused(refusal) => Error::Invalid(refusal.to_string()),
+        other => {
+            tracing::warn!(error = %other, "a recovery could not be planned");
+            Error::Unavailable(format!("no plan could be made: {other}"))
+        }
+    })?;
+    let site = script::Site {
+        repository: routine.recovery().repository_url().to_owned(),
+        identity: None,
+        data: order.data_directory.clone(),
+    };
+    Ok(json!({"plan": views::plan(&plan), "script": script::write(&plan, &site), "note": note}))
+}
+
+fn goal(routine: &Routine, order: &Order) -> Result<(Goal, Option<String>), Error> {
+    let given = [
+        order.target_timestamp.is_some(),
+        order.target_lsn.is_some(),
+        order.target_name.is_some(),
+        order.target_transaction.is_some(),
+    ];
+    if given.iter().filter(|given| **given).count() > 1 {
+        return Err(Error::Invalid("name one target".to_owned()));
+    }
+    if let Some(text) = &order.target_timestamp {
+        let understood = instant::read(text, routine.time_zone()).map_err(Error::Invalid)?;
+        return Ok((Goal::Time(understood.at), understood.note));
+    }
+    let goal = if let Some(text) = &order.target_lsn {
+        let lsn: Lsn = text.parse().map_err(|error| Error::Invalid(format!("{error}")))?;
+        Goal::Lsn(lsn)
+    } else if let Some(name) = &order.target_name {
+        if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control) {
+            return Err(Error::Invalid("targetName is no name of a restore point".to_owned()));
+        }
+        Goal::Name(name.clone())
+    } else {
+        order.target_transaction.map_or(Goal::Latest, Goal::Transaction)
+    };
+    Ok((goal, None))
+}
+
+/// The id at the end of a path, or alone.
+fn base_id(path: &str) -> Result<Ulid, Error> {
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    Ulid::from_string(name).map_err(|_| Error::Invalid("backupPath does not end in a base backup's id".to_owned()))
+}
+
+fn order(body: Result<Bytes, BytesRejection>) -> Result<Order, Error> {
+    let bytes = body.map_err(|_| Error::TooLarge)?;
+    if bytes.is_empty() {
+        return Err(Error::NotJson);
+    }
+    let order: Order = serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Error::Invalid(error.to_string()),
+        _ => Error::NotJson,
+    })?;
+    let bad = |text: &Option<String>| text.as_ref().is_some_and(|text| text.chars().any(char::is_control));
+    if bad(&order.data_directory) || order.data_directory.as_ref().is_some_and(|path| !path.starts_with('/')) {
+        return Err(Error::Invalid("dataDirectory must be an absolute path".to_owned()));
+    }
+    Ok(order)
+}
+
+fn routine(state: &State) -> Result<&Arc<Routine>, Error> {
+    let routine = state.parts.recovery.as_ref();
+    routine
+        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or could not begin: see /health".to_owned()))
+}

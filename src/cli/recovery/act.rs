@@ -1,0 +1,218 @@
+//! What each verb does.
+
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use super::super::backup::print;
+use super::{Place, Verb, Wish, show};
+use crate::admin::recovery_views as views;
+use crate::clock::Clock;
+use crate::pitr::base::{Mode, Pruned};
+use crate::pitr::config::Check;
+use crate::pitr::plan::{Goal, Plan, Request};
+use crate::pitr::recover::{self, Running};
+use crate::pitr::retention::Policy;
+use crate::pitr::{Recovery, script};
+
+pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
+    match verb {
+        Verb::BaseBackup { labels } => {
+            place.needs_server()?;
+            let manifest = place
+                .recovery(Vec::new())?
+                .bases()
+                .take(labels.clone(), Vec::new())
+                .await?;
+            print(place.json, &serde_json::to_value(&manifest)?, || show::taken(&manifest))
+        }
+        Verb::BaseBackups => {
+            let recovery = place.recovery(Vec::new())?;
+            let bases = recovery.bases().list(&recovery.cluster().await?).await?;
+            let value = Value::from(bases.iter().map(views::base).collect::<Vec<_>>());
+            print(place.json, &value, || show::bases(&bases))
+        }
+        Verb::Window => {
+            let window = place.recovery(Vec::new())?.window().await?;
+            let now = Clock::system().wall();
+            print(place.json, &views::window(&window, now), || show::window(&window, now))
+        }
+        Verb::Plan { wish, script, data } => plan(place, wish, script.as_deref(), data.clone()).await,
+        Verb::Recover { wish, into, promote } => {
+            let (into, when) = (absolute(into)?, if *promote { When::AtOnce } else { When::Told });
+            Box::pin(recover(place, wish, &into, when)).await
+        }
+        Verb::Promote { directory } => {
+            let recovery = place.recovery(Vec::new())?;
+            let directory = absolute(directory)?;
+            let place_of = recover::Place::beside(&directory, recovery.account(&directory)?);
+            recovery.promote(&place_of).await?;
+            print(place.json, &json!({"promoted": directory}), || {
+                show::promoted(&place_of)
+            })
+        }
+        Verb::Unpack { base, into } => {
+            let recovery = place.recovery(Vec::new())?;
+            recovery.unpack_only(*base, &absolute(into)?).await?;
+            print(place.json, &json!({"baseBackup": base, "into": into}), || {
+                format!("{base} unpacked into {} and verified", into.display())
+            })
+        }
+        Verb::Drill { target, checks } => Box::pin(drill(place, target.as_deref(), checks)).await,
+        Verb::Drills => {
+            let drills = place.recovery(Vec::new())?.drills().await?;
+            let value = Value::from(drills.iter().map(views::drill).collect::<Vec<_>>());
+            print(place.json, &value, || show::drills(&drills))
+        }
+        Verb::Prune { window, dry_run } => prune(place, *window, if *dry_run { Mode::DryRun } else { Mode::Act }).await,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    AtOnce,
+    Told,
+}
+
+fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is not a path", path.display()))
+}
+
+async fn planned(recovery: &Recovery, request: &Request, as_json: bool) -> anyhow::Result<Plan> {
+    match recovery.plan(request).await {
+        Ok(plan) => Ok(plan),
+        Err(crate::pitr::Error::Refused(refusal)) if as_json => {
+            print(true, &json!({"refused": views::refusal(&refusal)}), String::new)?;
+            bail!("refused: {refusal}")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn plan(place: &Place, wish: &Wish, file: Option<&Path>, data: Option<String>) -> anyhow::Result<()> {
+    let recovery = place.recovery(Vec::new())?;
+    let plan = planned(&recovery, &wish.request(place)?, place.json).await?;
+    let mut value = views::plan(&plan);
+    let identity = place.identity.as_deref().map(absolute).transpose()?;
+    let site = script::Site {
+        repository: recovery.repository_url().to_owned(),
+        identity: identity.map(|path| path.display().to_string()),
+        data,
+    };
+    if let Some(file) = file {
+        let text = script::write(&plan, &site);
+        let mut open = std::fs::OpenOptions::new();
+        let open = open.write(true).create_new(true).mode(0o700).open(file);
+        let mut open = open.with_context(|| format!("making {}", file.display()))?;
+        std::io::Write::write_all(&mut open, text.as_bytes())?;
+        if let Value::Object(object) = &mut value {
+            object.insert("script".to_owned(), json!(file));
+        }
+    }
+    print(place.json, &value, || show::plan(&plan, file))
+}
+
+async fn recover(place: &Place, wish: &Wish, into: &Path, when: When) -> anyhow::Result<()> {
+    let recovery = place.recovery(Vec::new())?;
+    let plan = planned(&recovery, &wish.request(place)?, place.json).await?;
+    if !place.json {
+        super::super::say(&show::plan(&plan, None));
+        super::super::say("\n");
+    }
+    let beside = recover::Place::beside(into, recovery.account(into)?);
+    let mut running = recovery.recover(&plan, &beside).await?;
+    let shown = running.look().await?;
+    let reached = running.reached.clone();
+    let phases = running.phases;
+    if when == When::AtOnce {
+        running.promote().await?;
+    }
+    let role = running.role().to_owned();
+    let_go(running, when).await?;
+    let value = json!({
+        "plan": views::plan(&plan),
+        "into": into,
+        "socket": beside.run,
+        "said": reached.said,
+        "lsn": reached.lsn.to_string(),
+        "lastTransactionAt": reached.last_commit,
+        "promoted": when == When::AtOnce,
+        "seconds": phases.total().as_secs_f64(),
+        "tables": shown.as_ref().map(|shown| {
+            shown.tables.iter().map(|table| json!({"name": table.name, "rows": table.rows})).collect::<Vec<_>>()
+        }),
+    });
+    print(place.json, &value, || {
+        let state = show::State {
+            reached: &reached,
+            phases: &phases,
+            shown: shown.as_ref(),
+            promoted: when == When::AtOnce,
+            role: &role,
+        };
+        show::recovered(&beside, &state)
+    })
+}
+
+/// A promoted server is stopped, so that its operator starts it in his own way; a paused one waits.
+async fn let_go(running: Running, when: When) -> anyhow::Result<()> {
+    match when {
+        When::AtOnce => running.stop().await,
+        When::Told => running.let_go().await?,
+    }
+    Ok(())
+}
+
+async fn drill(place: &Place, target: Option<&str>, checks: &[String]) -> anyhow::Result<()> {
+    let checks = checks.iter().map(|text| {
+        let (sql, expected) = text.rsplit_once('=').context("a check is written as SQL=ANSWER")?;
+        Ok(Check {
+            sql: sql.to_owned(),
+            expect: expected.to_owned(),
+        })
+    });
+    let recovery = place.recovery(checks.collect::<anyhow::Result<_>>()?)?;
+    let target = target.map(|text| place.time(text)).transpose()?;
+    let drill = Box::pin(recovery.drill(target)).await?;
+    print(place.json, &views::drill(&drill), || show::drill(&drill))?;
+    match drill.failure {
+        Some(failure) => bail!("the drill failed: {failure}"),
+        None => Ok(()),
+    }
+}
+
+async fn prune(place: &Place, days: u64, mode: Mode) -> anyhow::Result<()> {
+    let recovery = place.recovery(Vec::new())?;
+    let cluster = recovery.cluster().await?;
+    let day = Duration::from_hours(24);
+    let window = day.saturating_mul(u32::try_from(days).unwrap_or(u32::MAX));
+    let policy = Policy {
+        window,
+        ..Policy::default()
+    };
+    let pruned: Pruned = recovery.bases().prune(&cluster, &policy, mode).await?;
+    let value = json!({
+        "decisions": pruned.decisions.iter().map(views::decision).collect::<Vec<_>>(),
+        "marked": pruned.marked,
+        "deleted": pruned.deleted,
+        "segments": pruned.segments,
+        "segmentBytes": pruned.segment_bytes,
+        "dryRun": mode == Mode::DryRun,
+    });
+    print(place.json, &value, || show::pruned(&pruned))
+}
+
+/// Kept here so that a target without a database reads well.
+#[must_use]
+pub(super) fn describe(goal: &Goal) -> String {
+    match goal {
+        Goal::Time(at) => at.to_string(),
+        Goal::Lsn(lsn) => format!("position {lsn}"),
+        Goal::Name(name) => format!("restore point {name:?}"),
+        Goal::Transaction(xid) => format!("transaction {xid}"),
+        Goal::Latest => "the latest instant".to_owned(),
+    }
+}

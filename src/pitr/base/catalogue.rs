@@ -1,0 +1,112 @@
+//! The list of base backups, read from the repository each time: it is the truth, and small.
+
+use std::collections::BTreeMap;
+
+use ulid::Ulid;
+
+use super::{Base, Bases, Error};
+use crate::repository::layout::{self, Cluster};
+use crate::repository::manifest::{self, Lease, Manifest, Tombstone};
+use crate::repository::{self};
+
+const NOTE_BYTES_MAX: u64 = 64 * 1024;
+/// How long a base backup is leased to a recovery: longer than any.
+const LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+
+impl Bases {
+    /// The clusters of the repository that have base backups or a log.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn clusters(&self) -> Result<Vec<Cluster>, Error> {
+        let folders = self.repository.folders().await?;
+        Ok(folders.iter().filter_map(|folder| Cluster::parse(folder)).collect())
+    }
+
+    /// The base backups of `cluster`, oldest first. A manifest that cannot be read is an error: it may be the one that
+    /// a plan or a clean-up depends on.
+    ///
+    /// # Errors
+    /// Of the store, or a manifest that cannot be read.
+    pub async fn list(&self, cluster: &Cluster) -> Result<Vec<Base>, Error> {
+        let mut bases = Vec::new();
+        let leases = self.leases().await?;
+        for (key, _) in self.repository.list(&layout::bases(cluster)).await? {
+            let Some(folder) = key.strip_suffix("/manifest.json") else {
+                continue;
+            };
+            let Some(mut base) = self.read(&key, folder).await? else {
+                continue;
+            };
+            let tombstone: Option<Tombstone> = self.note(&layout::base_tombstone(cluster, base.id)).await?;
+            base.deleted_at = tombstone.map(|tombstone| tombstone.at);
+            base.leased_until = leases.get(&base.id).copied();
+            bases.push(base);
+        }
+        bases.sort_by_key(|base| (base.stopped_at, base.id));
+        Ok(bases)
+    }
+
+    /// `None`: it was deleted in this instant.
+    async fn read(&self, key: &str, folder: &str) -> Result<Option<Base>, Error> {
+        let bad = |reason: String| repository::Error::Manifest {
+            key: key.to_owned(),
+            reason,
+        };
+        let Some(bytes) = self.repository.read(key, manifest::BYTES_MAX).await? else {
+            return Ok(None);
+        };
+        let manifest = Manifest::parse(&bytes).map_err(bad)?;
+        let named = folder.rsplit('/').next().and_then(|name| Ulid::from_string(name).ok());
+        if named != Some(manifest.id) {
+            return Err(bad("it names another backup".to_owned()).into());
+        }
+        let base = Self::describe(folder, manifest);
+        Ok(Some(
+            base.ok_or_else(|| bad("it is not that of a base backup".to_owned()))?,
+        ))
+    }
+
+    async fn leases(&self) -> Result<BTreeMap<Ulid, jiff::Timestamp>, Error> {
+        let mut until = BTreeMap::new();
+        for (key, _) in self.repository.list("leases").await? {
+            if let Some(lease) = self.note::<Lease>(&key).await? {
+                let latest = until.entry(lease.id).or_insert(lease.expires_at);
+                *latest = lease.expires_at.max(*latest);
+            }
+        }
+        Ok(until)
+    }
+
+    pub(super) async fn note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        let Some(bytes) = self.repository.read(key, NOTE_BYTES_MAX).await? else {
+            return Ok(None);
+        };
+        let parsed = serde_json::from_slice(&bytes).map_err(|error| repository::Error::Manifest {
+            key: key.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Some(parsed))
+    }
+
+    /// Keeps a base backup, and thereby its log, from being deleted. Returns the key to give it back by.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn lease(&self, id: Ulid) -> Result<String, Error> {
+        let holder = Ulid::generate();
+        let expires_at = self.clock.wall().saturating_add(LEASE).unwrap_or(jiff::Timestamp::MAX);
+        let key = layout::lease(id, holder);
+        let json = serde_json::to_vec_pretty(&Lease { id, holder, expires_at }).unwrap_or_default();
+        self.repository.create(&key, json).await?;
+        Ok(key)
+    }
+
+    /// Gives a lease back.
+    ///
+    /// # Errors
+    /// Of the store; the lease then ends by itself.
+    pub async fn release(&self, lease: &str) -> Result<(), Error> {
+        Ok(self.repository.delete(lease).await?)
+    }
+}

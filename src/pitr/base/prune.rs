@@ -1,0 +1,139 @@
+//! Deleting base backups and the log that no kept one needs: tombstone, grace, then the manifest, the data, the
+//! tombstone last; and only then the log. History files stay for ever: they are small, and explain the rest.
+
+use ulid::Ulid;
+
+use super::{Base, Bases, Error};
+use crate::pitr::history::History;
+use crate::pitr::name::{File, Timeline};
+use crate::pitr::retention::{self, Decision, Policy};
+use crate::repository::layout::{self, Cluster};
+use crate::repository::manifest::Tombstone;
+
+/// What a clean-up decided and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    pub decisions: Vec<Decision>,
+    /// Marked in this run; they go once the grace is over.
+    pub marked: Vec<Ulid>,
+    pub deleted: Vec<Ulid>,
+    /// Segments of the log that went.
+    pub segments: u64,
+    pub segment_bytes: u64,
+}
+
+/// Whether a clean-up acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Act,
+    DryRun,
+}
+
+impl Bases {
+    /// Applies retention to the base backups and the log of `cluster`.
+    ///
+    /// # Errors
+    /// Of the store; a manifest or a history that cannot be read stops it.
+    pub async fn prune(&self, cluster: &Cluster, policy: &Policy, mode: Mode) -> Result<Pruned, Error> {
+        let now = self.clock.wall();
+        let bases = self.list(cluster).await?;
+        let decisions = retention::plan(&bases, policy, now);
+        let mut pruned = Pruned {
+            decisions,
+            marked: Vec::new(),
+            deleted: Vec::new(),
+            segments: 0,
+            segment_bytes: 0,
+        };
+        let mut remaining = Vec::new();
+        for (base, decision) in bases.iter().zip(&pruned.decisions) {
+            let is_over = |at| {
+                let age = now.duration_since(at);
+                !age.is_negative() && age.unsigned_abs() >= policy.grace
+            };
+            match base.deleted_at {
+                None if !decision.keep => {
+                    pruned.marked.push(base.id);
+                    if mode == Mode::Act {
+                        self.mark(cluster, base.id, decision.reasons.join("; ")).await?;
+                    }
+                }
+                Some(at) if is_over(at) && !base.is_leased(now) => {
+                    pruned.deleted.push(base.id);
+                    if mode == Mode::Act {
+                        self.erase(cluster, base).await?;
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            remaining.push(base.clone());
+        }
+        // Without any base backup the log is all there is.
+        if !remaining.is_empty() {
+            self.prune_log(cluster, &remaining, policy, mode, &mut pruned).await?;
+        }
+        Ok(pruned)
+    }
+
+    async fn prune_log(
+        &self,
+        cluster: &Cluster,
+        bases: &[Base],
+        policy: &Policy,
+        mode: Mode,
+        pruned: &mut Pruned,
+    ) -> Result<(), Error> {
+        let Some(size) = bases.last().map(|base| base.segment_size) else {
+            return Ok(());
+        };
+        let holds = retention::holds(bases, policy, self.clock.wall());
+        let archive = self.archive(cluster);
+        let files = archive.list().await?;
+        let mut histories = std::collections::BTreeMap::<Timeline, Option<History>>::new();
+        for archived in &files {
+            let timeline = archived.file.timeline();
+            if let std::collections::btree_map::Entry::Vacant(vacant) = histories.entry(timeline) {
+                vacant.insert(archive.history(timeline).await?);
+            }
+        }
+        for archived in files {
+            let (File::Segment(stem) | File::Partial(stem) | File::Backup(stem, _)) = archived.file else {
+                continue;
+            };
+            let history = histories.get(&stem.timeline).and_then(Option::as_ref);
+            let goes = stem
+                .name(size)
+                .is_some_and(|name| !retention::is_needed(name, history, &holds, size));
+            if goes {
+                pruned.segments = pruned.segments.saturating_add(u64::from(archived.file.is_log()));
+                pruned.segment_bytes = pruned.segment_bytes.saturating_add(archived.stored_bytes);
+                if mode == Mode::Act {
+                    self.repository.delete(&archived.key).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn mark(&self, cluster: &Cluster, id: Ulid, reason: String) -> Result<(), Error> {
+        let at = self.clock.wall();
+        let json = serde_json::to_vec_pretty(&Tombstone { id, at, reason }).unwrap_or_default();
+        self.repository
+            .create(&layout::base_tombstone(cluster, id), json)
+            .await?;
+        Ok(())
+    }
+
+    /// The manifest goes first: a base backup without its parts must not be listed; the next one taken sweeps the rest.
+    async fn erase(&self, cluster: &Cluster, base: &Base) -> Result<(), Error> {
+        self.repository.delete(&layout::manifest(&base.folder)).await?;
+        for (key, _) in self.repository.list(&base.folder).await? {
+            self.repository.delete(&key).await?;
+        }
+        Ok(self
+            .repository
+            .delete(&layout::base_tombstone(cluster, base.id))
+            .await?)
+    }
+}

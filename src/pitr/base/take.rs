@@ -1,0 +1,467 @@
+//! Taking a base backup.
+//!
+//! One tablespace: `pg_basebackup` writes its tar into our pipe, and nothing touches a disk of ours. Several: it insists
+//! on an empty directory, so its tars are spooled, with the room checked first. It is told not to send the log
+//! (`--wal-method=none`): the log comes by the archive, and the server waits until what the copy needs is there.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use ulid::Ulid;
+
+use super::backup_manifest::BackupManifest;
+use super::check::{self, Checker};
+use super::{Bases, Error};
+use crate::pitr::chain::{self, Index};
+use crate::pitr::history::Leg;
+use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
+use crate::pitr::tar::Reader;
+use crate::postgres::Admin;
+use crate::postgres::child::Command;
+use crate::postgres::program::Programs;
+use crate::postgres::secrets::PrivateDirectory;
+use crate::repository::layout::{self, Cluster};
+use crate::repository::manifest::{self, Content, Level, Manifest, Part, Tablespace};
+use crate::repository::seal::{Compression, Sealed};
+use crate::repository::{self, Keys};
+
+/// "foregate" and "base" as a number: one base backup of a server at a time, wherever it is asked for.
+const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
+/// The server sent nothing for this long: its archiving is broken, and it waits for that.
+const STALL: Duration = Duration::from_secs(600);
+/// The archiver tries thrice, a second apart, before it rests for a minute.
+const ARCHIVER_PATIENCE: Duration = Duration::from_secs(10);
+const STALL_POLL: Duration = Duration::from_secs(2);
+
+/// The log comes by its own way, and may come later than the copy.
+const LOG_LIMIT: Duration = Duration::from_secs(120);
+const LOG_POLL: Duration = Duration::from_millis(200);
+
+/// The server as it was found.
+struct Server {
+    cluster: Cluster,
+    version: u32,
+    programs: Programs,
+    segment_size: SegmentSize,
+    tablespaces: Vec<Tablespace>,
+    /// Of all databases: what several tablespaces need as scratch.
+    bytes: u64,
+}
+
+/// What the parts turned out to hold.
+struct Proven {
+    manifest: BackupManifest,
+    parts: Vec<Part>,
+}
+
+impl Bases {
+    /// Takes one base backup. Nothing is published unless it was read back whole and its log is in the archive.
+    ///
+    /// # Errors
+    /// Why there is no new base backup.
+    pub async fn take(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Manifest, Error> {
+        let id = Ulid::generate();
+        let application = format!("foregate base {id}");
+        let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
+        let locked: bool = admin
+            .value("taking the lock", "SELECT pg_try_advisory_lock($1)", &[&ADVISORY_LOCK])
+            .await?;
+        if !locked {
+            return Err(Error::Busy);
+        }
+        end_sessions(&admin).await?;
+        let server = server(&admin).await?;
+        self.sweep(&server.cluster).await?;
+        let folder = layout::base(&server.cluster, id);
+        let made = self
+            .make(&admin, &server, id, &folder, &application, labels, schedule_keys)
+            .await;
+        if made.is_err() {
+            self.erase_folder(&folder).await;
+            // The cause is told below; what is left here, the next run ends.
+            drop(end_sessions(&admin).await);
+        }
+        made
+    }
+
+    /// Removes what killed runs left: parts without a manifest. The lock says that nobody is writing them.
+    async fn sweep(&self, cluster: &Cluster) -> Result<(), Error> {
+        let keys = self.repository.list(&layout::bases(cluster)).await?;
+        for (key, _) in &keys {
+            let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let manifest = layout::manifest(folder);
+            if !keys.iter().any(|(other, _)| *other == manifest) {
+                self.repository.delete(key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn erase_folder(&self, folder: &str) {
+        for (key, _) in self.repository.list(folder).await.unwrap_or_default() {
+            // What remains is no backup, since it has no manifest, and the next run sweeps it.
+            drop(self.repository.delete(&key).await);
+        }
+    }
+
+    async fn make(
+        &self,
+        admin: &Admin,
+        server: &Server,
+        id: Ulid,
+        folder: &str,
+        application: &str,
+        labels: Vec<String>,
+        schedule_keys: Vec<String>,
+    ) -> Result<Manifest, Error> {
+        let started_at = self.clock.wall();
+        let keys = Arc::new(self.keys.with_witness());
+        let command = basebackup(server, id);
+        let proven = if server.tablespaces.is_empty() {
+            let command = command.arg("--pgdata=-").stdout_piped();
+            let command = command.target(&self.target, application)?;
+            self.stream(admin, folder, command, &keys).await?
+        } else {
+            self.spool(server, folder, command, application, &keys).await?
+        };
+        // Later than the last change that the copy can hold; a target before it is refused.
+        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        let micros: i64 = admin.value("reading the server's clock", now, &[]).await?;
+        let (first, last) = proven.manifest.span().ok_or_else(|| Error::Unproven {
+            id,
+            reason: "backup_manifest names no log".to_owned(),
+        })?;
+        let (start, stop) = (lsn(id, &first.start)?, lsn(id, &last.end)?);
+        let content = Content::Base {
+            system_identifier: server.cluster.system_identifier.clone(),
+            server_version: server.version,
+            client_version: server.programs.major.to_string(),
+            timeline: last.timeline,
+            start_lsn: start.to_string(),
+            stop_lsn: stop.to_string(),
+            stopped_at: jiff::Timestamp::from_microsecond(micros).unwrap_or(started_at),
+            segment_bytes: server.segment_size.bytes(),
+            tablespaces: server.tablespaces.clone(),
+        };
+        let manifest = Manifest {
+            format: manifest::FORMAT,
+            id,
+            content,
+            labels,
+            schedule_keys,
+            started_at,
+            finished_at: self.clock.wall(),
+            verified: Level::L2,
+            parts: proven.parts,
+            recipients: self.keys.recipients(),
+            foregate: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.prove_log(server, id, last.timeline, start, stop).await?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Unproven {
+            id,
+            reason: error.to_string(),
+        })?;
+        if !self.repository.create(&layout::manifest(folder), json).await? {
+            return Err(Error::Vanished { id });
+        }
+        Ok(manifest)
+    }
+
+    /// The one tar, from the program's output into the repository, and back for the proof.
+    async fn stream(&self, admin: &Admin, folder: &str, command: Command, keys: &Arc<Keys>) -> Result<Proven, Error> {
+        let part = self.store(admin, folder, "base", command, keys).await?;
+        let checker = self.read_back(folder, &part, String::new(), keys).await?;
+        self.settle(folder, vec![part], checker, keys).await
+    }
+
+    /// Compares what was read back with `backup_manifest`, and stores that beside it.
+    async fn settle(
+        &self,
+        folder: &str,
+        mut parts: Vec<Part>,
+        checker: Checker,
+        keys: &Arc<Keys>,
+    ) -> Result<Proven, Error> {
+        let damaged = |what: String| {
+            Error::Repository(repository::Error::Damaged {
+                key: folder.to_owned(),
+                what,
+            })
+        };
+        let manifest = BackupManifest::parse(&checker.manifest).map_err(damaged)?;
+        if let Some(difference) = check::difference(&manifest, &checker.seen) {
+            return Err(damaged(difference));
+        }
+        let name = "backup_manifest";
+        let key = layout::part(folder, name, keys.encrypts());
+        let source = io::Cursor::new(checker.manifest);
+        let sealed = self
+            .repository
+            .put_sealed(&key, source, Arc::clone(keys), Compression::DEFAULT, || Ok(()), |_| {})
+            .await?;
+        let part = part(name, &key, sealed);
+        let read = self
+            .repository
+            .get_sealed(&key, io::sink(), Arc::clone(keys), |_| {})
+            .await?;
+        super::compare(&key, &part, &read.0)?;
+        parts.push(part);
+        Ok(Proven { manifest, parts })
+    }
+
+    async fn read_back(&self, folder: &str, part: &Part, prefix: String, keys: &Arc<Keys>) -> Result<Checker, Error> {
+        let key = format!("{folder}/{}", part.object);
+        let progress = self.step("verify");
+        let reader = Reader::new(Checker::new(prefix));
+        let (sealed, reader) = self
+            .repository
+            .get_sealed(&key, reader, Arc::clone(keys), progress)
+            .await?;
+        super::compare(&key, part, &sealed)?;
+        let cut = |error: io::Error| repository::Error::Damaged {
+            key: key.clone(),
+            what: error.to_string(),
+        };
+        Ok(reader.finish().map_err(cut)?)
+    }
+
+    /// The program's output into the repository; its death, or a server that falls silent, leaves no object.
+    async fn store(
+        &self,
+        admin: &Admin,
+        folder: &str,
+        name: &str,
+        command: Command,
+        keys: &Arc<Keys>,
+    ) -> Result<Part, Error> {
+        let mut child = command.start()?;
+        let source = child.take_stdout()?;
+        let (exited, confirm) = oneshot::channel::<()>();
+        let confirm = move || {
+            let died = |_| io::Error::other("the program failed");
+            confirm.blocking_recv().map_err(died)
+        };
+        let key = layout::part(folder, &format!("{name}.tar"), keys.encrypts());
+        let seen = Arc::new(AtomicU64::new(0));
+        let (progress, counted) = (self.step("base backup"), Arc::clone(&seen));
+        let progress = move |bytes| {
+            counted.store(bytes, Ordering::Relaxed);
+            progress(bytes);
+        };
+        let put = self
+            .repository
+            .put_sealed(&key, source, Arc::clone(keys), Compression::DEFAULT, confirm, progress);
+        let finish = async {
+            let done = tokio::select! {
+                done = child.finish(self.step_timeout) => done.map_err(Error::from),
+                stalled = self.stalled(admin, &seen) => Err(stalled),
+            };
+            if done.is_ok() {
+                // The receiver is gone only when sealing failed already, which `put` reports.
+                exited.send(()).ok();
+            } else {
+                drop(exited);
+            }
+            done
+        };
+        tokio::pin!(put);
+        tokio::pin!(finish);
+        let sealed = tokio::select! {
+            done = &mut finish => { let stored = put.await; done?; stored? }
+            stored = &mut put => match stored {
+                Ok(sealed) => sealed,
+                Err(error @ repository::Error::Seal { .. }) => { finish.await?; return Err(error.into()) }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(part(name, &key, sealed))
+    }
+
+    /// Returns when the server sends nothing any more and is not going to: its archiver fails, or too long a silence.
+    async fn stalled(&self, admin: &Admin, seen: &AtomicU64) -> Error {
+        let (mut last, mut quiet) = (0, Duration::ZERO);
+        loop {
+            tokio::time::sleep(STALL_POLL).await;
+            let now = seen.load(Ordering::Relaxed);
+            quiet = if now == last {
+                quiet.saturating_add(STALL_POLL)
+            } else {
+                Duration::ZERO
+            };
+            last = now;
+            if quiet >= STALL {
+                return Error::Stalled {
+                    minutes: STALL.as_secs() / 60,
+                };
+            }
+            if quiet >= ARCHIVER_PATIENCE {
+                let failing = "SELECT CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') \
+                    AND last_failed_time > now() - interval '90 s' THEN last_failed_wal END FROM pg_stat_archiver";
+                let failing = admin
+                    .value::<Option<String>>("asking for the archiver", failing, &[])
+                    .await;
+                if let Ok(Some(segment)) = failing {
+                    return Error::Archiver { segment };
+                }
+            }
+        }
+    }
+
+    /// Several tablespaces: the program writes its tars into a private directory, whence they are sealed one by one.
+    async fn spool(
+        &self,
+        server: &Server,
+        folder: &str,
+        command: Command,
+        application: &str,
+        keys: &Arc<Keys>,
+    ) -> Result<Proven, Error> {
+        let local = |act| move |source| Error::Local { act, source };
+        super::room(&self.scratch, server.bytes)?;
+        let scratch = PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
+        let tars = scratch.path().join("tars");
+        let command = command
+            .arg("--pgdata")
+            .arg(tars.as_os_str())
+            .target(&self.target, application)?;
+        drop(self.step("base backup"));
+        command.start()?.finish(self.step_timeout).await?;
+        let manifest = std::fs::read(tars.join("backup_manifest")).map_err(local("reading backup_manifest"))?;
+        let mut whole = Checker::default();
+        let mut parts = Vec::new();
+        let names = std::iter::once(None).chain(server.tablespaces.iter().map(|tablespace| Some(tablespace.oid)));
+        for oid in names {
+            let (name, prefix) = match oid {
+                None => ("base".to_owned(), String::new()),
+                Some(oid) => (oid.to_string(), format!("pg_tblspc/{oid}/")),
+            };
+            let part = self.seal_file(folder, &name, &tars, keys).await?;
+            let checker = self.read_back(folder, &part, prefix, keys).await?;
+            whole.seen.extend(checker.seen);
+            parts.push(part);
+        }
+        whole.manifest = manifest;
+        self.settle(folder, parts, whole, keys).await
+    }
+
+    async fn seal_file(&self, folder: &str, name: &str, tars: &Path, keys: &Arc<Keys>) -> Result<Part, Error> {
+        let path = tars.join(format!("{name}.tar"));
+        let local = |act| move |source| Error::Local { act, source };
+        let source = std::fs::File::open(&path).map_err(local("opening a tar"))?;
+        let key = layout::part(folder, &format!("{name}.tar"), keys.encrypts());
+        let progress = self.step("store");
+        let sealed = self
+            .repository
+            .put_sealed(
+                &key,
+                source,
+                Arc::clone(keys),
+                Compression::DEFAULT,
+                || Ok(()),
+                progress,
+            )
+            .await?;
+        std::fs::remove_file(&path).map_err(local("removing a tar"))?;
+        Ok(part(name, &key, sealed))
+    }
+
+    /// Waits until every segment of the copy's log is in the archive.
+    async fn prove_log(&self, server: &Server, id: Ulid, timeline: u32, start: Lsn, stop: Lsn) -> Result<(), Error> {
+        let (cluster, size) = (&server.cluster, server.segment_size);
+        let leg = Leg {
+            timeline: Timeline(timeline),
+            begin: start,
+            end: None,
+        };
+        let archive = self.archive(cluster);
+        let deadline = self.clock.tick().saturating_add(LOG_LIMIT);
+        loop {
+            let files = archive.list().await?;
+            let index = Index::new(size, files.iter().map(|archived| archived.file));
+            let chain = chain::follow(&index, &[leg], Some(stop));
+            if chain.reach >= stop {
+                return Ok(());
+            }
+            if self.clock.tick() >= deadline {
+                let missing = chain.gaps.first().map(|gap| gap.first).unwrap_or(stop.segment(size));
+                let name = SegmentName {
+                    timeline: leg.timeline,
+                    number: missing,
+                };
+                let missing = name.file(size).to_string();
+                return Err(Error::LogMissing { id, missing });
+            }
+            tokio::time::sleep(LOG_POLL).await;
+        }
+    }
+}
+
+fn basebackup(server: &Server, id: Ulid) -> Command {
+    Command::new(server.programs.path("pg_basebackup"))
+        .arg("--format=tar")
+        .arg("--checkpoint=fast")
+        .arg("--wal-method=none")
+        .arg("--manifest-checksums=SHA256")
+        .arg("--no-password")
+        .arg(format!("--label=foregate {id}"))
+}
+
+/// Ends what runs that died left on the server: a backend that waits for the archive does not notice that its client
+/// has gone. The lock says that none of them is another's.
+async fn end_sessions(admin: &Admin) -> Result<(), Error> {
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+        WHERE application_name LIKE 'foregate base %' AND pid <> pg_backend_pid()";
+    let _: i64 = admin.value("ending what earlier runs left", end, &[]).await?;
+    Ok(())
+}
+
+async fn server(admin: &Admin) -> Result<Server, Error> {
+    let version = admin.server_version().await?;
+    let tablespaces = "SELECT oid, pg_tablespace_location(oid) FROM pg_tablespace \
+        WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid";
+    let rows = admin.query("reading the tablespaces", tablespaces, &[]).await?;
+    let segment = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'";
+    let segment: i64 = admin.value("reading the segment size", segment, &[]).await?;
+    let bytes = "SELECT coalesce(sum(pg_tablespace_size(oid)), 0)::bigint FROM pg_tablespace";
+    let bytes: i64 = admin.value("measuring the cluster", bytes, &[]).await?;
+    Ok(Server {
+        cluster: Cluster {
+            system_identifier: admin.system_identifier().await?,
+            major: version / 10_000,
+        },
+        version,
+        programs: Programs::find(version / 10_000)?,
+        segment_size: SegmentSize::new(u64::try_from(segment).unwrap_or(0))
+            .map_err(super::super::archive::Error::from)?,
+        tablespaces: rows
+            .iter()
+            .map(|row| Tablespace {
+                oid: row.get(0),
+                location: row.get(1),
+            })
+            .collect(),
+        bytes: u64::try_from(bytes).unwrap_or(0),
+    })
+}
+
+fn lsn(id: Ulid, text: &str) -> Result<Lsn, Error> {
+    text.parse().map_err(|_| Error::Unproven {
+        id,
+        reason: format!("backup_manifest names the log position {text:?}"),
+    })
+}
+
+fn part(name: &str, key: &str, sealed: Sealed) -> Part {
+    Part {
+        name: name.to_owned(),
+        object: key.rsplit('/').next().unwrap_or_default().to_owned(),
+        plain_bytes: sealed.plain_bytes,
+        plain_sha256: sealed.plain_sha256,
+        stored_bytes: sealed.stored_bytes,
+        stored_sha256: sealed.stored_sha256,
+    }
+}

@@ -1,0 +1,259 @@
+//! What recovery no longer needs. Pure: time is an argument.
+//!
+//! The anchor is the newest base backup that had ended before the window began: with its log it reaches every instant
+//! of the window. Later ones stay, earlier ones go unless they are pinned; a pinned one keeps the log of its own copying
+//! only, and can be restored as it is.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use ulid::Ulid;
+
+use super::base::Base;
+use super::history::History;
+use super::name::{Lsn, SegmentName, SegmentSize, Timeline};
+
+/// The label of a base backup that stays until it is deleted by hand.
+pub const PINNED: &str = "pinned";
+
+/// How long instants can be reached, and when deletion stops because something is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    pub window: Duration,
+    /// While the newest base backup is older than this, nothing is deleted.
+    pub stale_after: Duration,
+    /// From tombstone to deletion.
+    pub grace: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let day = Duration::from_hours(24);
+        Self {
+            window: day * 7,
+            stale_after: day * 14,
+            grace: day,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    pub id: Ulid,
+    pub keep: bool,
+    /// Sentences for the operator.
+    pub reasons: Vec<String>,
+}
+
+/// Decides for every base backup of one cluster. The result is in the order of `bases`.
+#[must_use]
+pub fn plan(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Decision> {
+    let window = SignedDuration::try_from(policy.window).unwrap_or(SignedDuration::MAX);
+    let begins = now.saturating_sub(window).unwrap_or(Timestamp::MIN);
+    let newest = bases.iter().max_by_key(|base| (base.stopped_at, base.id));
+    let anchor = bases
+        .iter()
+        .filter(|base| base.stopped_at <= begins && base.deleted_at.is_none())
+        .max_by_key(|base| (base.stopped_at, base.id));
+    let frozen = match newest {
+        None => Some("there is no base backup"),
+        Some(newest) if newest.stopped_at > now => {
+            Some("the newest base backup lies in the future, so nothing is deleted")
+        }
+        Some(newest) if now.duration_since(newest.stopped_at).unsigned_abs() > policy.stale_after => {
+            Some("the newest base backup is overdue, so nothing is deleted")
+        }
+        Some(_) => None,
+    };
+    let decide = |base: &Base| {
+        let mut reasons = Vec::new();
+        if base.stopped_at > begins {
+            reasons.push("it lies within the window".to_owned());
+        }
+        if anchor.is_some_and(|anchor| anchor.id == base.id) {
+            reasons.push("the window begins from it".to_owned());
+        }
+        if newest.is_some_and(|newest| newest.id == base.id) {
+            reasons.push("it is the newest".to_owned());
+        }
+        if base.labels.iter().any(|label| label == PINNED) {
+            reasons.push("it is pinned, with the log of its copying only".to_owned());
+        }
+        if base.is_leased(now) {
+            reasons.push("it is in use".to_owned());
+        }
+        reasons.extend(frozen.map(str::to_owned));
+        let keep = !reasons.is_empty();
+        if !keep {
+            reasons.push("a later base backup reaches the whole window".to_owned());
+        }
+        Decision {
+            id: base.id,
+            keep,
+            reasons,
+        }
+    };
+    bases.iter().map(decide).collect()
+}
+
+/// What of the log must stay for one base backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    pub timeline: Timeline,
+    pub start: Lsn,
+    /// `None`: all that follows, on every timeline that came of it.
+    pub stop: Option<Lsn>,
+}
+
+/// The holds of the base backups that are still there, marked ones included: until they are gone they can be restored.
+#[must_use]
+pub fn holds(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Hold> {
+    let window = SignedDuration::try_from(policy.window).unwrap_or(SignedDuration::MAX);
+    let begins = now.saturating_sub(window).unwrap_or(Timestamp::MIN);
+    let anchor = bases
+        .iter()
+        .filter(|base| base.stopped_at <= begins)
+        .max_by_key(|base| (base.stopped_at, base.id));
+    let hold = |base: &Base| {
+        let is_island = base.labels.iter().any(|label| label == PINNED)
+            && !base.is_leased(now)
+            && anchor.is_some_and(|anchor| base.stopped_at < anchor.stopped_at);
+        Hold {
+            timeline: base.timeline,
+            start: base.start,
+            stop: is_island.then_some(base.stop),
+        }
+    };
+    bases.iter().map(hold).collect()
+}
+
+/// Whether a segment may go. `history`: that of its timeline; a timeline of unknown origin keeps everything.
+#[must_use]
+pub fn is_needed(segment: SegmentName, history: Option<&History>, holds: &[Hold], size: SegmentSize) -> bool {
+    let Some(history) = history else { return true };
+    holds.iter().any(|hold| {
+        let follows = history.legs_from(hold.timeline, hold.start).is_some();
+        let first = hold.start.segment(size);
+        let last = hold.stop.map(|stop| Lsn(stop.0.saturating_sub(1)).segment(size));
+        let from_there = segment.number >= first && last.is_none_or(|last| segment.number <= last);
+        // The copy's own log stands on its own timeline; what came of it, on any that follows.
+        follows && from_there && (hold.stop.is_none() || segment.timeline == hold.timeline)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::layout::Cluster;
+
+    const DAY: i64 = 86_400;
+
+    fn base(day: i64, timeline: u32, start: u64, labels: &[&str]) -> Base {
+        let at = Timestamp::from_second(day * DAY).expect("in range");
+        Base {
+            id: Ulid::from_parts(u64::try_from(day).expect("positive"), 0),
+            cluster: Cluster {
+                system_identifier: "1".to_owned(),
+                major: 15,
+            },
+            folder: String::new(),
+            timeline: Timeline(timeline),
+            start: Lsn(start << 24),
+            stop: Lsn((start << 24) + 0x100),
+            started_at: at,
+            stopped_at: at,
+            segment_size: SegmentSize::DEFAULT,
+            server_version: 150_000,
+            tablespaces: Vec::new(),
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            schedule_keys: Vec::new(),
+            parts: Vec::new(),
+            encrypted: true,
+            deleted_at: None,
+            leased_until: None,
+        }
+    }
+
+    fn kept(bases: &[Base], day: i64) -> Vec<u64> {
+        let now = Timestamp::from_second(day * DAY + 3600).expect("in range");
+        let decisions = plan(bases, &Policy::default(), now);
+        decisions
+            .iter()
+            .filter(|decision| decision.keep)
+            .map(|decision| decision.id.timestamp_ms())
+            .collect()
+    }
+
+    #[test]
+    fn the_window_keeps_the_base_backup_from_which_it_begins() {
+        let bases: Vec<_> = [1, 8, 15, 22].iter().map(|day| base(*day, 1, 1, &[])).collect();
+        assert_eq!(kept(&bases, 22), [15, 22]);
+        assert_eq!(
+            kept(&bases, 28),
+            [15, 22],
+            "on the 21st only the one of the 15th is older than a week"
+        );
+    }
+
+    #[test]
+    fn pinned_and_leased_stay_and_an_overdue_one_freezes() {
+        let mut bases: Vec<_> = [1, 8, 15, 22].iter().map(|day| base(*day, 1, 1, &[])).collect();
+        bases[0].labels = vec![PINNED.to_owned()];
+        bases[1].leased_until = Some(Timestamp::from_second(30 * DAY).expect("in range"));
+        assert_eq!(kept(&bases, 22), [1, 8, 15, 22]);
+        let plain: Vec<_> = [1, 8, 15, 22].iter().map(|day| base(*day, 1, 1, &[])).collect();
+        assert_eq!(kept(&plain, 40).len(), 4, "the newest is overdue");
+        assert_eq!(kept(&plain, 20).len(), 4, "the clock jumped back");
+    }
+
+    #[test]
+    fn the_log_goes_below_the_anchor_and_stays_around_a_pinned_copy() {
+        let bases = [base(1, 1, 2, &[PINNED]), base(15, 1, 10, &[]), base(22, 1, 20, &[])];
+        let now = Timestamp::from_second(23 * DAY).expect("in range");
+        let holds = holds(&bases, &Policy::default(), now);
+        let first = History::first();
+        let needed = |number| {
+            let segment = SegmentName {
+                timeline: Timeline(1),
+                number,
+            };
+            is_needed(segment, Some(&first), &holds, SegmentSize::DEFAULT)
+        };
+        let kept: Vec<u64> = (0..25).filter(|number| needed(*number)).collect();
+        let expected: Vec<u64> = [2].into_iter().chain(10..25).collect();
+        assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn each_timeline_keeps_what_came_of_a_kept_base_backup() {
+        let text = "1\t0/C000000\tpromoted\n";
+        let second = History::parse(Timeline(2), text).expect("a history");
+        let holds = [Hold {
+            timeline: Timeline(1),
+            start: Lsn(10 << 24),
+            stop: None,
+        }];
+        let on = |timeline, number, history: Option<&History>| {
+            let segment = SegmentName {
+                timeline: Timeline(timeline),
+                number,
+            };
+            is_needed(segment, history, &holds, SegmentSize::DEFAULT)
+        };
+        assert!(on(2, 12, Some(&second)) && on(2, 10, Some(&second)) && !on(2, 9, Some(&second)));
+        assert!(on(3, 1, None), "nobody knows where timeline 3 came from");
+        let later = [Hold {
+            timeline: Timeline(2),
+            start: Lsn(14 << 24),
+            stop: None,
+        }];
+        let old = SegmentName {
+            timeline: Timeline(1),
+            number: 30,
+        };
+        assert!(
+            !is_needed(old, Some(&History::first()), &later, SegmentSize::DEFAULT),
+            "the abandoned branch"
+        );
+    }
+}

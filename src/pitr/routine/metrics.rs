@@ -1,0 +1,143 @@
+//! What is exported of recovery: how far back and how near to now, and how the last rehearsal went.
+
+use jiff::Timestamp;
+use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::pitr::base::Base;
+use crate::pitr::drill::Drill;
+use crate::pitr::metrics::seconds;
+use crate::pitr::window::Window;
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    earliest: Gauge,
+    latest: Gauge,
+    recovery_point: Gauge,
+    holes: IntGauge,
+    bases: IntGauge,
+    base_bytes: IntGauge,
+    base_at: Gauge,
+    taken: IntCounterVec,
+    drill_at: Gauge,
+    drill_passed: IntGauge,
+    drill_recovery_time: Gauge,
+    drill_recovery_point: Gauge,
+    drills: IntCounterVec,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Result<Self, prometheus::Error> {
+        let gauge = Gauge::new::<&str, &str>;
+        let count = IntGauge::new::<&str, &str>;
+        let results = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["result"]);
+        Ok(Self {
+            earliest: gauge(
+                "foregate_pitr_window_earliest_timestamp_seconds",
+                "The earliest instant that can be recovered; 0: none.",
+            )?,
+            latest: gauge(
+                "foregate_pitr_window_latest_timestamp_seconds",
+                "The latest instant that can be recovered; 0: none.",
+            )?,
+            recovery_point: gauge(
+                "foregate_pitr_recovery_point_seconds",
+                "What would be lost if the server burned when this was measured; -1: all of it.",
+            )?,
+            holes: count(
+                "foregate_pitr_window_gaps",
+                "Stretches within the window that cannot be recovered, and one if its end is a gap.",
+            )?,
+            bases: count("foregate_pitr_base_backups", "Base backups that can be used.")?,
+            base_bytes: count("foregate_pitr_base_backup_bytes", "All base backups, as stored.")?,
+            base_at: gauge(
+                "foregate_pitr_last_base_backup_timestamp_seconds",
+                "When the newest base backup ended; 0: there is none.",
+            )?,
+            taken: results("foregate_pitr_base_backups_total", "Base backups that were begun.")?,
+            drill_at: gauge(
+                "foregate_pitr_last_drill_timestamp_seconds",
+                "When the last drill began; 0: never.",
+            )?,
+            drill_passed: count("foregate_pitr_last_drill_passed", "1: the last drill passed.")?,
+            drill_recovery_time: gauge(
+                "foregate_pitr_drill_recovery_time_seconds",
+                "How long the last drill took, from the plan to a server that takes writes.",
+            )?,
+            drill_recovery_point: gauge(
+                "foregate_pitr_drill_recovery_point_seconds",
+                "What would have been lost when the last drill began.",
+            )?,
+            drills: results("foregate_pitr_drills_total", "Drills since the start.")?,
+        })
+    }
+
+    pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        let gauges = [
+            &self.earliest,
+            &self.latest,
+            &self.recovery_point,
+            &self.base_at,
+            &self.drill_at,
+            &self.drill_recovery_time,
+            &self.drill_recovery_point,
+        ];
+        for gauge in gauges {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        for count in [&self.holes, &self.bases, &self.base_bytes, &self.drill_passed] {
+            registry.register(Box::new(count.clone()))?;
+        }
+        for results in [&self.taken, &self.drills] {
+            for result in ["passed", "failed"] {
+                // There from the start, so that a first failure is a rise.
+                results.with_label_values(&[result]).inc_by(0);
+            }
+            registry.register(Box::new(results.clone()))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn looked(&self, window: &Window, bases: &[Base], drills: &[Drill], now: Timestamp) {
+        self.earliest.set(window.earliest().map_or(0.0, seconds));
+        self.latest.set(window.latest().map_or(0.0, seconds));
+        let point = window.recovery_point(now);
+        self.recovery_point.set(point.map_or(-1.0, |point| point.as_secs_f64()));
+        let holes = window
+            .holes
+            .len()
+            .saturating_add(usize::from(window.ends_because.is_some()));
+        self.holes.set(i64::try_from(holes).unwrap_or(i64::MAX));
+        self.bases.set(i64::try_from(bases.len()).unwrap_or(i64::MAX));
+        let bytes: u64 = bases.iter().map(Base::stored_bytes).sum();
+        self.base_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.base_at
+            .set(bases.last().map_or(0.0, |base| seconds(base.stopped_at)));
+        if let Some(drill) = drills.first() {
+            self.last_drill(drill);
+        }
+    }
+
+    pub(super) fn base_taken(&self, passed: bool) {
+        self.taken.with_label_values(&[result(passed)]).inc();
+    }
+
+    pub(super) fn drilled(&self, drill: &Drill) {
+        self.drills.with_label_values(&[result(drill.passed())]).inc();
+        self.last_drill(drill);
+    }
+
+    fn last_drill(&self, drill: &Drill) {
+        self.drill_at.set(seconds(drill.at));
+        self.drill_passed.set(i64::from(drill.passed()));
+        if drill.passed() {
+            self.drill_recovery_time.set(drill.recovery_time().as_secs_f64());
+        }
+        if let Some(point) = drill.recovery_point {
+            self.drill_recovery_point.set(point.as_secs_f64());
+        }
+    }
+}
+
+fn result(passed: bool) -> &'static str {
+    if passed { "passed" } else { "failed" }
+}
