@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use sha2::{Digest as _, Sha256};
+use tokio::signal::unix::SignalKind;
 
 use super::place::Unfinished;
 use crate::pitr::Archive;
@@ -87,8 +88,14 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 pub(super) fn push(options: &Alone, request: &Request, source: OpenFile) -> anyhow::Result<()> {
     let archive = options.archive(request)?;
-    runtime()?.block_on(Box::pin(archive.push_file(request.file, source)))?;
-    Ok(())
+    runtime()?.block_on(async {
+        // A file beyond the limit of file sizes would end us by a signal, and PostgreSQL's archiver with us (its shell
+        // makes a code above 125 of it); with someone to hear the signal the write just fails.
+        let too_long = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+        let _heard = tokio::signal::unix::signal(too_long).context("preparing for signals")?;
+        Box::pin(archive.push_file(request.file, source)).await?;
+        Ok(())
+    })
 }
 
 /// Whether the repository can be listed.

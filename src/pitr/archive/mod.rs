@@ -20,7 +20,8 @@ use crate::repository::layout::{self, Cluster};
 use crate::repository::seal::Compression;
 use crate::repository::{self, Keys, Repository, Stored};
 
-/// On the log of a busy pgbench the lowest level stored a seventh more than level 3 in a third of its time.
+/// PostgreSQL waits for it: on the log of pgbench this level took two fifths of the time of level 3 and stored a third
+/// more (20 ms and 2.2 MB of a segment, one thread).
 const COMPRESSION: Compression = Compression { level: 1, threads: 2 };
 /// An hour of beats every second.
 const BEATS_BYTES_MAX: u64 = 1024 * 1024;

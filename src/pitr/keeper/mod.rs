@@ -92,7 +92,7 @@ pub struct Stats {
     pub seen: Option<Seen>,
     pub inventory: Option<Inventory>,
     pub last_beat: Option<Beat>,
-    /// The file that was archived last since the start, and when.
+    /// The file that was archived last, and when; after a start, the newest segment.
     pub last_archived: Option<(String, Timestamp)>,
     pub problems: Vec<String>,
 }
@@ -194,11 +194,14 @@ impl Keeper {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let state = self.lock();
+        let newest = state.inventory.as_ref().and_then(|inventory| inventory.newest.as_ref());
+        let newest = newest.map(|archived| (archived.file.to_string(), archived.modified));
+        let last = self.archiver.last().map(|last| (last.file.to_string(), last.at));
         Stats {
             seen: state.seen.clone(),
             inventory: state.inventory.clone(),
             last_beat: state.last_beat,
-            last_archived: self.archiver.last().map(|last| (last.file.to_string(), last.at)),
+            last_archived: last.or(newest),
             problems: state.problems.values().cloned().collect(),
         }
     }
