@@ -160,16 +160,19 @@ fn helper_socket(options: &Alone, request: &Request) -> Option<PathBuf> {
 fn start_helper(options: &Alone, request: &Request, socket: &Path) {
     let Ok(program) = std::env::current_exe() else { return };
     let mut command = std::process::Command::new(program);
+    // Not in the data directory, which may be removed or unmounted while it idles.
+    command.current_dir("/");
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     command.args(["wal", "feed", "--of"]).arg(request.cluster.prefix());
     command.arg("--socket").arg(socket);
     if let Some(url) = &options.repository {
         command.arg("--repository").arg(url);
     }
     if let Some(config) = &options.config {
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(absolute(config));
     }
     if let Some(identity) = &options.identity {
-        command.arg("--identity").arg(identity);
+        command.arg("--identity").arg(absolute(identity));
     }
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     drop(quiet.spawn());

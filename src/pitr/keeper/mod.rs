@@ -33,6 +33,8 @@ use crate::telemetry::health::{Board, Condition};
 const APPLICATION: &str = "foregate pitr";
 /// The name under which all this stands on the health board.
 const PART: &str = "pitr";
+/// A database that does not answer by then is asked anew, over a new connection.
+const ASK_TIMEOUT: Duration = Duration::from_secs(45);
 /// How often feeds that nobody asks any more are looked for.
 const REST_EVERY: Duration = Duration::from_secs(10);
 
@@ -215,6 +217,15 @@ impl Keeper {
         let settings = setup::read(&admin).await?;
         let command = setup::archive_command(Some(&self.config.socket));
         Ok(setup::judge(&settings, self.config.wal, &command))
+    }
+
+    /// `ask`, but not for ever: a server that is frozen or cut off says nothing at all.
+    async fn within<T>(&self, ask: impl Future<Output = Result<T, postgres::Error>>) -> Result<T, postgres::Error> {
+        let slow = |_| postgres::Error::Slow {
+            act: "asking the database".to_owned(),
+            seconds: ASK_TIMEOUT.as_secs(),
+        };
+        tokio::time::timeout(ASK_TIMEOUT, ask).await.map_err(slow)?
     }
 
     async fn connect(&self) -> Result<Admin, postgres::Error> {
