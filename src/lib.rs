@@ -14,8 +14,8 @@
 //! # Invariants
 //! - No request waits for PostgreSQL, disk or the control plane: `proxy` cannot import `store`. What a
 //!   request needs is an in-memory snapshot; what it causes is a message on a bounded queue.
-//! - The backup catalogue lives with the backups, never in the database that a restore rewinds: `backup` cannot import
-//!   `store`.
+//! - The backup catalogue lives with the backups, never in the database that a restore rewinds: `backup` and `pitr` cannot
+//!   import `store`.
 //! - Wire types stay in `admin::views` and `config::raw`; domain types know neither serde nor HTTP.
 //! - Pure files (client address, headers, limits) know neither clock nor I/O: time is an argument.
 //! - Only `app` and `cli` see `config`: each part declares its own resolved `Config`.

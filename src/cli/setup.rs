@@ -150,8 +150,8 @@ async fn try_trial(aim: &Aim) -> anyhow::Result<bool> {
             Ok(true)
         }
         Err(error) => {
+            let may_not = error.is_denied();
             let text = format!("{:#}", anyhow::Error::from(error));
-            let may_not = text.contains("permission denied to COPY");
             let what = if may_not {
                 "could not be tried (it takes a superuser)"
             } else {

@@ -20,7 +20,37 @@ const AHEAD_SEGMENTS_MAX: u64 = 8;
 const FETCHES_AT_ONCE: usize = 2;
 
 /// What is on its way or has arrived; `None`: the archive has no such file.
-type Coming = AbortOnDropHandle<Result<Option<Vec<u8>>, Error>>;
+type Coming = AbortOnDropHandle<Result<Option<Content>, Error>>;
+/// One piece of a file in memory.
+const PIECE_BYTES: usize = 1024 * 1024;
+
+/// A file in memory, in pieces: one long run would be copied as it grows, and an allocator gives such runs back to the
+/// system each time.
+#[derive(Debug, Default)]
+struct Content(Vec<Vec<u8>>);
+
+impl Content {
+    fn head(&self) -> &[u8] {
+        self.0.first().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl std::io::Write for Content {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.last().is_none_or(|piece| piece.len() >= PIECE_BYTES) {
+            self.0.push(Vec::with_capacity(PIECE_BYTES));
+        }
+        let Some(piece) = self.0.last_mut() else { return Ok(0) };
+        let room = PIECE_BYTES.saturating_sub(piece.len());
+        let taken = bytes.get(..room).unwrap_or(bytes);
+        piece.extend_from_slice(taken);
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Feeds one recovery from one archive.
 #[derive(Debug)]
@@ -59,8 +89,8 @@ impl Feed {
         let Some(content) = content else {
             return Ok(Found::No);
         };
-        self.look_ahead(file, &content);
-        let written = tokio::task::spawn_blocking(move || sink.write_all(&content).and_then(|()| sink.flush()));
+        self.look_ahead(file, content.head());
+        let written = tokio::task::spawn_blocking(move || content.0.iter().try_for_each(|piece| sink.write_all(piece)));
         let written = written.await.map_err(|_| Error::Worker)?;
         written.map_err(|source| Error::Write { file, source })?;
         Ok(Found::Yes)
@@ -75,8 +105,8 @@ impl Feed {
         self.lock().remove(&file)
     }
 
-    fn look_ahead(&self, file: File, content: &[u8]) {
-        let (File::Segment(stem), Ok(header)) = (file, Header::parse(content)) else {
+    fn look_ahead(&self, file: File, head: &[u8]) {
+        let (File::Segment(stem), Ok(header)) = (file, Header::parse(head)) else {
             return;
         };
         let Some(name) = stem.name(header.size) else { return };
@@ -111,9 +141,9 @@ fn ahead_of(name: SegmentName, size: SegmentSize) -> Vec<File> {
         .collect()
 }
 
-async fn fetch(archive: &Archive, file: File) -> Result<Option<Vec<u8>>, Error> {
+async fn fetch(archive: &Archive, file: File) -> Result<Option<Content>, Error> {
     match archive.locate(file).await? {
-        Some(archived) => archive.fetch(&archived, Vec::new()).await.map(Some),
+        Some(archived) => archive.fetch(&archived, Content::default()).await.map(Some),
         None => Ok(None),
     }
 }
@@ -122,6 +152,18 @@ async fn fetch(archive: &Archive, file: File) -> Result<Option<Vec<u8>>, Error> 
 mod tests {
     use super::*;
     use crate::pitr::name::{Lsn, Timeline};
+
+    #[test]
+    fn content_is_kept_whole_however_it_arrives() {
+        let wanted: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+        let mut content = Content::default();
+        for part in wanted.chunks(77_777) {
+            content.write_all(part).expect("memory");
+        }
+        assert_eq!(content.0.concat(), wanted);
+        assert_eq!(content.head().len(), PIECE_BYTES);
+        assert_eq!(Content::default().head(), [0; 0]);
+    }
 
     #[test]
     fn what_waits_is_bounded_whatever_the_segment_size() {

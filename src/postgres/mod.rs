@@ -144,3 +144,12 @@ pub enum Error {
     #[error("the server's TLS cannot be used: {0}")]
     Tls(String),
 }
+
+impl Error {
+    /// Whether the server would do it for someone with more rights.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        let denied = &tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
+        matches!(self, Self::Query { source, .. } if source.code() == Some(denied))
+    }
+}

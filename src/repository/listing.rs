@@ -56,6 +56,27 @@ impl Repository {
         Ok(listing.objects.iter().map(|meta| self.stored(meta)).collect())
     }
 
+    /// Those objects in `folder` itself whose names begin with `beginning`. In a directory only these are looked at: the
+    /// others cost their names.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn list_beginning(&self, folder: &str, beginning: &str) -> Result<Vec<Stored>, Error> {
+        let is_it = |key: &str| key.rsplit('/').next().is_some_and(|name| name.starts_with(beginning));
+        let Some(directory) = self.directory() else {
+            let mut all = self.list_folder(folder).await?;
+            all.retain(|stored| is_it(&stored.key));
+            return Ok(all);
+        };
+        let (path, beginning, key) = (directory.join(folder), beginning.to_owned(), folder.to_owned());
+        let listed = tokio::task::spawn_blocking(move || look(&path, &key, &beginning));
+        listed.await.map_err(|_| Error::Worker)?.map_err(|source| Error::Local {
+            act: "listing",
+            key: folder.to_owned(),
+            source,
+        })
+    }
+
     /// Whether nothing stands below `prefix`. Asks for one object, however many there are.
     ///
     /// # Errors
@@ -78,7 +99,8 @@ impl Repository {
         };
         let folder = directory.join(prefix);
         let swept = tokio::task::spawn_blocking(move || sweep(&folder, before.into()));
-        swept.await.map_err(|_| Error::Worker)?.map_err(|source| Error::Sync {
+        swept.await.map_err(|_| Error::Worker)?.map_err(|source| Error::Local {
+            act: "sweeping",
             key: prefix.to_owned(),
             source,
         })
@@ -103,11 +125,40 @@ impl Repository {
             io::Result::Ok(())
         });
         let done = done.await.map_err(|_| Error::Worker)?;
-        done.map_err(|source| Error::Sync {
+        done.map_err(|source| Error::Local {
+            act: "making durable",
             key: key.to_owned(),
             source,
         })
     }
+}
+
+/// A folder that is not there is empty.
+fn look(path: &Path, folder: &str, beginning: &str) -> io::Result<Vec<Stored>> {
+    let mut found = Vec::new();
+    let entries = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(text) = name
+            .to_str()
+            .filter(|text| text.starts_with(beginning) && !is_unfinished(&name))
+        else {
+            continue;
+        };
+        let metadata = entry.metadata()?;
+        if metadata.is_file() {
+            found.push(Stored {
+                key: format!("{folder}/{text}"),
+                bytes: metadata.len(),
+                modified: Timestamp::try_from(metadata.modified()?).unwrap_or_default(),
+            });
+        }
+    }
+    Ok(found)
 }
 
 fn sweep(folder: &Path, before: SystemTime) -> io::Result<usize> {
@@ -143,6 +194,29 @@ fn is_unfinished(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn only_what_begins_so_is_listed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = Repository::open(&format!("file://{}", directory.path().display())).expect("a repository");
+        for key in ["a/b/one-1", "a/b/one-2", "a/b/two-1", "a/b/one-3/deeper", "a/one-4"] {
+            repository.create(key, vec![1, 2]).await.expect("written");
+        }
+        std::fs::write(directory.path().join("a/b/one-5#1"), "unfinished").expect("written");
+        let mut found = repository.list_beginning("a/b", "one-").await.expect("listed");
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        let listed = repository.list_folder("a/b").await.expect("listed");
+        let mut wanted: Vec<Stored> = listed.into_iter().filter(|stored| stored.key.contains("one")).collect();
+        wanted.sort_by(|a, b| a.key.cmp(&b.key));
+        let keys = |list: &[Stored]| {
+            list.iter()
+                .map(|stored| (stored.key.clone(), stored.bytes))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&found), keys(&wanted), "both ways to list agree");
+        assert_eq!(found.len(), 2);
+        assert_eq!(repository.list_beginning("nowhere", "").await.expect("listed"), []);
+    }
 
     #[tokio::test]
     async fn only_what_is_unfinished_and_old_is_swept() {

@@ -68,8 +68,9 @@ pub enum Error {
     Damaged { key: String, what: String },
     #[error("{key} is encrypted, and no age identity is configured")]
     NoIdentity { key: String },
-    #[error("making {key} durable")]
-    Sync {
+    #[error("{act} {key}")]
+    Local {
+        act: &'static str,
         key: String,
         #[source]
         source: std::io::Error,

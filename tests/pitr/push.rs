@@ -152,6 +152,22 @@ fn a_full_repository_disk_leaves_the_log_with_postgresql_and_archiving_resumes_b
 }
 
 #[test]
+fn a_limit_on_file_sizes_is_a_failure_and_not_the_end_of_the_archiver() {
+    let cluster = Cluster::new();
+    cluster.sql("CREATE TABLE big AS SELECT md5(random()::text) FROM generate_series(1, 100000)");
+    let name = cluster.finish_segment();
+    let command = format!(
+        "ulimit -f 10; {} wal push --socket /nowhere {} pg_wal/{name}",
+        cluster.binary(),
+        cluster.alone()
+    );
+    let done = crate::support::output("setpriv", &as_postgres(&["sh", "-c", &command]), &cluster.data());
+    let complaint = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{complaint}");
+    assert_eq!(cluster.objects(&name).len(), 0);
+}
+
+#[test]
 fn the_log_of_another_cluster_is_refused() {
     let (ours, other) = (Cluster::new(), Cluster::new());
     let _server = Server::start(&ours);

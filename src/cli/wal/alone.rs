@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use sha2::{Digest as _, Sha256};
+use tokio::signal::unix::SignalKind;
 
 use super::place::Unfinished;
 use crate::pitr::Archive;
@@ -88,8 +89,14 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 pub(super) fn push(options: &Alone, request: &Request, source: OpenFile) -> anyhow::Result<()> {
     let archive = options.archive(request)?;
-    runtime()?.block_on(Box::pin(archive.push_file(request.file, source)))?;
-    Ok(())
+    runtime()?.block_on(async {
+        // A file beyond the limit of file sizes would end us by a signal, and PostgreSQL's archiver with us (its shell
+        // makes a code above 125 of it); with someone to hear the signal the write just fails.
+        let too_long = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+        let _heard = tokio::signal::unix::signal(too_long).context("preparing for signals")?;
+        Box::pin(archive.push_file(request.file, source)).await?;
+        Ok(())
+    })
 }
 
 /// Whether the repository can be listed.
@@ -154,16 +161,19 @@ fn helper_socket(options: &Alone, request: &Request) -> Option<PathBuf> {
 fn start_helper(options: &Alone, request: &Request, socket: &Path) {
     let Ok(program) = std::env::current_exe() else { return };
     let mut command = std::process::Command::new(program);
+    // Not in the data directory, which may be removed or unmounted while it idles.
+    command.current_dir("/");
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     command.args(["wal", "feed", "--of"]).arg(request.cluster.prefix());
     command.arg("--socket").arg(socket);
     if let Some(url) = &options.repository {
         command.arg("--repository").arg(url);
     }
     if let Some(config) = &options.config {
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(absolute(config));
     }
     if let Some(identity) = &options.identity {
-        command.arg("--identity").arg(identity);
+        command.arg("--identity").arg(absolute(identity));
     }
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     drop(quiet.spawn());

@@ -27,6 +27,7 @@ const EXIT_AGAIN: u8 = 1;
 const EXIT_ABSENT: u8 = 1;
 /// `get`: nothing is known about the file; recovery must stop here.
 pub(super) const EXIT_FAULT: u8 = 126;
+const VERBS: [&str; 4] = ["push", "get", "check", "feed"];
 /// Where the server listens, unless told: as the package sets it up, and by default.
 const SOCKETS: [&str; 2] = ["/run/foregate/wal.sock", "/var/lib/foregate/wal.sock"];
 
@@ -65,7 +66,9 @@ enum Command {
 
 /// Whether the arguments ask for `wal get`, whose exit codes differ even where they are wrong.
 pub(super) fn is_get(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
-    arguments.any(|argument| argument == "wal") && arguments.any(|argument| argument == "get")
+    let is_verb = |argument: &std::ffi::OsString| VERBS.iter().any(|verb| argument == verb);
+    // The first verb is the one that counts: what follows may be a file of any name.
+    arguments.any(|argument| argument == "wal") && arguments.find(is_verb).is_some_and(|verb| verb == "get")
 }
 
 /// Runs the command. Nothing leaves here but the codes above, panics included.
@@ -195,4 +198,25 @@ fn file_of(path: &Path) -> anyhow::Result<File> {
 fn named_cluster(text: &str) -> anyhow::Result<Cluster> {
     crate::pitr::socket::parse_cluster(text)
         .with_context(|| format!("{text:?} is not a cluster as 7566000000000000000-15"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_wrong_get_ends_with_the_code_that_would_kill_the_archiver() {
+        let asked = |line: &str| is_get(line.split(' ').map(Into::into));
+        assert!(asked("foregate wal get"));
+        assert!(asked("foregate wal --socket x get %f %p"));
+        for line in [
+            "foregate wal push --bad get",
+            "foregate wal push",
+            "foregate get",
+            "foregate wal",
+            "foregate",
+        ] {
+            assert!(!asked(line), "{line}");
+        }
+    }
 }

@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 use super::{Archive, Archived, Error, Found};
 use crate::pitr::name::File;
-use crate::repository::layout;
+use crate::repository::seal::{self, Sealed};
+use crate::repository::{self, layout};
+
+/// Longer objects are opened as they arrive.
+const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
 
 impl Archive {
     /// Puts the archived file `name` at `into`, whole and proven, or leaves `into` as it is.
@@ -53,14 +57,41 @@ impl Archive {
     /// # Errors
     /// Of the repository or the sink, or content that is not what the name says.
     pub async fn fetch<W: Write + Send + 'static>(&self, archived: &Archived, sink: W) -> Result<W, Error> {
-        let keys = Arc::clone(&self.keys);
-        let (sealed, sink) = self.repository.get_sealed(&archived.key, sink, keys, |_| ()).await?;
+        let (sealed, sink) = match archived.stored_bytes {
+            0..=IN_MEMORY_MAX => self.fetch_whole(archived, sink).await?,
+            _ => {
+                let keys = Arc::clone(&self.keys);
+                self.repository.get_sealed(&archived.key, sink, keys, |_| ()).await?
+            }
+        };
         if sealed.plain_sha256 != archived.sha256() {
             return Err(Error::Damaged {
                 key: archived.key.clone(),
             });
         }
         Ok(sink)
+    }
+
+    /// Read at once and opened on one thread: handing a few MiB on in small pieces would cost more than opening them.
+    async fn fetch_whole<W: Write + Send + 'static>(
+        &self,
+        archived: &Archived,
+        mut sink: W,
+    ) -> Result<(Sealed, W), Error> {
+        let key = archived.key.clone();
+        let is_encrypted = key.ends_with(".age");
+        if is_encrypted && !self.keys.decrypts() {
+            return Err(repository::Error::NoIdentity { key }.into());
+        }
+        let stored = self.repository.read(&key, IN_MEMORY_MAX).await?;
+        let stored = stored.ok_or_else(|| Error::Vanished { key: key.clone() })?;
+        let keys = Arc::clone(&self.keys);
+        let opened = tokio::task::spawn_blocking(move || {
+            let opened = seal::unseal(&stored[..], &mut sink, &keys, is_encrypted, |_| ());
+            opened.map(|sealed| (sealed, sink))
+        });
+        let opened = opened.await.map_err(|_| Error::Worker)?;
+        opened.map_err(|source| repository::Error::Unseal { key, source }.into())
     }
 
     /// A small file, whole. `None`: it is not archived.

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Archive, COMPRESSION, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
-use crate::repository::seal::{self, Compression};
+use crate::repository::seal;
 
 /// Read, hashed and compressed at once: small enough for the cache of one core.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -46,17 +46,13 @@ impl Archive {
         }
         let (sender, receiver) = sync_channel(CHUNKS_AHEAD);
         let keys = Arc::clone(&self.keys);
-        let compression = Compression {
-            threads: if file.is_log() { COMPRESSION.threads } else { 0 },
-            ..COMPRESSION
-        };
         let hashing = tokio::task::spawn_blocking(move || hash(source, &sender));
         let sealing = tokio::task::spawn_blocking(move || {
             let source = Chunks {
                 receiver,
                 chunk: Bytes::new(),
             };
-            seal::seal_unhashed(source, &keys, compression)
+            seal::seal_unhashed(source, &keys, COMPRESSION)
         });
         let (hash, sealed, there) = tokio::join!(hashing, sealing, self.find(&file));
         let (hash, read) = hash

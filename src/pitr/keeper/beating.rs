@@ -23,7 +23,7 @@ impl Keeper {
         let mut written = self.clock.tick();
         loop {
             ticks.tick().await;
-            match self.one_beat(&mut heart).await {
+            match self.within(self.one_beat(&mut heart)).await {
                 Ok(beat) => self.note_beat(beat),
                 Err(error) => {
                     heart = None;

@@ -33,6 +33,8 @@ use crate::telemetry::health::{Board, Condition};
 const APPLICATION: &str = "foregate pitr";
 /// The name under which all this stands on the health board.
 const PART: &str = "pitr";
+/// A database that does not answer by then is asked anew, over a new connection.
+const ASK_TIMEOUT: Duration = Duration::from_secs(45);
 /// How often feeds that nobody asks any more are looked for.
 const REST_EVERY: Duration = Duration::from_secs(10);
 
@@ -92,7 +94,7 @@ pub struct Stats {
     pub seen: Option<Seen>,
     pub inventory: Option<Inventory>,
     pub last_beat: Option<Beat>,
-    /// The file that was archived last since the start, and when.
+    /// The file that was archived last, and when; after a start, the newest segment.
     pub last_archived: Option<(String, Timestamp)>,
     pub problems: Vec<String>,
 }
@@ -194,11 +196,14 @@ impl Keeper {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let state = self.lock();
+        let newest = state.inventory.as_ref().and_then(|inventory| inventory.newest.as_ref());
+        let newest = newest.map(|archived| (archived.file.to_string(), archived.modified));
+        let last = self.archiver.last().map(|last| (last.file.to_string(), last.at));
         Stats {
             seen: state.seen.clone(),
             inventory: state.inventory.clone(),
             last_beat: state.last_beat,
-            last_archived: self.archiver.last().map(|last| (last.file.to_string(), last.at)),
+            last_archived: last.or(newest),
             problems: state.problems.values().cloned().collect(),
         }
     }
@@ -212,6 +217,15 @@ impl Keeper {
         let settings = setup::read(&admin).await?;
         let command = setup::archive_command(Some(&self.config.socket));
         Ok(setup::judge(&settings, self.config.wal, &command))
+    }
+
+    /// `ask`, but not for ever: a server that is frozen or cut off says nothing at all.
+    async fn within<T>(&self, ask: impl Future<Output = Result<T, postgres::Error>>) -> Result<T, postgres::Error> {
+        let slow = |_| postgres::Error::Slow {
+            act: "asking the database".to_owned(),
+            seconds: ASK_TIMEOUT.as_secs(),
+        };
+        tokio::time::timeout(ASK_TIMEOUT, ask).await.map_err(slow)?
     }
 
     async fn connect(&self) -> Result<Admin, postgres::Error> {

@@ -35,7 +35,7 @@ impl Keeper {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            match self.look(&mut admin).await {
+            match self.within(self.look(&mut admin)).await {
                 Ok(seen) => self.judge(seen),
                 Err(error) => {
                     admin = None;
@@ -125,9 +125,8 @@ impl Keeper {
         let Some(archive) = self.archive() else {
             return Ok(None);
         };
-        let admin = self.connect().await.map_err(|error| chain(&error))?;
-        let size = watch::segment_size(&admin).await.map_err(|error| chain(&error))?;
-        drop(admin);
+        let ask = async { watch::segment_size(&self.connect().await?).await };
+        let size = self.within(ask).await.map_err(|error| chain(&error))?;
         self.sweep(&archive).await;
         let begun = self.clock.tick();
         let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
