@@ -22,7 +22,7 @@ impl Log {
     }
 
     fn put(&mut self, record: &[u8]) -> Lsn {
-        while self.bytes.len() % 8 != 0 {
+        while !self.bytes.len().is_multiple_of(8) {
             self.bytes.push(0);
         }
         self.page_header(0);
@@ -35,11 +35,11 @@ impl Log {
     }
 
     fn page_header(&mut self, remaining: usize) {
-        if self.bytes.len() % PAGE != 0 {
+        if !self.bytes.len().is_multiple_of(PAGE) {
             return;
         }
         let address = self.start + self.bytes.len() as u64;
-        let long = address % SEGMENT == 0;
+        let long = address.is_multiple_of(SEGMENT);
         let info = u16::from(remaining > 0) | if long { LONG_HEADER } else { 0 };
         self.bytes.extend(0xD110_u16.to_le_bytes());
         self.bytes.extend(info.to_le_bytes());
