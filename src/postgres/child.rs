@@ -28,8 +28,16 @@ pub struct Command {
     /// Takes both outputs; else standard error is kept for the complaint.
     log: Option<std::fs::File>,
     user: Option<User>,
+    pace: Pace,
     password: Option<String>,
     private: Option<PrivateDirectory>,
+}
+
+/// How much of the machine a program may have while others want it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Lowered,
+    Full,
 }
 
 /// An account of the system, which a program runs as instead of ours: PostgreSQL's server refuses to run as root.
@@ -50,6 +58,7 @@ impl Command {
             stdout: Stdio::null(),
             log: None,
             user: None,
+            pace: Pace::Lowered,
             password: None,
             private: None,
         }
@@ -84,6 +93,13 @@ impl Command {
     #[must_use]
     pub fn user(mut self, user: Option<User>) -> Self {
         self.user = user;
+        self
+    }
+
+    /// Not behind others: somebody waits for a recovery.
+    #[must_use]
+    pub fn at_full_speed(mut self) -> Self {
+        self.pace = Pace::Full;
         self
     }
 
@@ -122,7 +138,7 @@ impl Command {
             program: name.clone(),
             source,
         };
-        let mut command = lowered(&self.program, self.user);
+        let mut command = wrapped(&self.program, self.user, self.pace);
         let (stdout, stderr) = match self.log {
             None => (self.stdout, Stdio::piped()),
             Some(file) => (Stdio::from(file.try_clone().map_err(start)?), Stdio::from(file)),
@@ -155,19 +171,27 @@ impl Command {
     }
 }
 
-/// `program` behind the system's own `setpriv`, `nice` and `ionice` where they are: each replaces itself by the next.
+/// `program` behind the system's own `setpriv` and, unless it is urgent, `nice` and `ionice`, where they are: each replaces itself by the next.
 /// (Between fork and exec the same calls would need `unsafe`.)
 #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
-fn lowered(program: &Path, user: Option<User>) -> tokio::process::Command {
-    static CHAIN: OnceLock<Vec<OsString>> = OnceLock::new();
-    let mut chain = CHAIN
+fn wrapped(program: &Path, user: Option<User>, pace: Pace) -> tokio::process::Command {
+    static CHAINS: [OnceLock<Vec<OsString>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let [lowered, full] = &CHAINS;
+    let (cell, wanted) = match pace {
+        Pace::Lowered => (lowered, 3),
+        Pace::Full => (full, 1),
+    };
+    let mut chain = cell
         .get_or_init(|| {
             let mut chain: Vec<OsString> = Vec::new();
             for (name, args) in [
                 ("setpriv", &["--pdeathsig", "KILL"][..]),
                 ("nice", &["-n", "10"]),
                 ("ionice", &["-c", "2", "-n", "7"]),
-            ] {
+            ]
+            .into_iter()
+            .take(wanted)
+            {
                 if let Some(path) = found(name) {
                     chain.push(path.into());
                     chain.extend(args.iter().map(OsString::from));

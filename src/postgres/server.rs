@@ -81,6 +81,7 @@ impl Server {
             .arg("-D")
             .arg(layout.data.as_os_str())
             .user(layout.user)
+            .at_full_speed()
             .environment("LC_ALL", "C".to_owned())
             .environment("PGTZ", "UTC".to_owned())
             .log_to(log);
@@ -200,6 +201,7 @@ fn control(programs: &Programs, layout: &Layout) -> Command {
         .arg("-D")
         .arg(layout.data.as_os_str())
         .user(layout.user)
+        .at_full_speed()
         .environment("LC_ALL", "C".to_owned())
         .environment("PGTZ", "UTC".to_owned())
 }

@@ -16,6 +16,7 @@ use ulid::Ulid;
 use super::backup_manifest::BackupManifest;
 use super::check::{self, Checker};
 use super::{Bases, Error};
+use crate::pitr::behind::Behind;
 use crate::pitr::chain::{self, Index};
 use crate::pitr::history::Leg;
 use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
@@ -216,7 +217,7 @@ impl Bases {
     async fn read_back(&self, folder: &str, part: &Part, prefix: String, keys: &Arc<Keys>) -> Result<Checker, Error> {
         let key = format!("{folder}/{}", part.object);
         let progress = self.step("verify");
-        let reader = Reader::new(Checker::new(prefix));
+        let reader = Behind::new(Reader::new(Checker::new(prefix)));
         let (sealed, reader) = self
             .repository
             .get_sealed(&key, reader, Arc::clone(keys), progress)
@@ -226,6 +227,7 @@ impl Bases {
             key: key.clone(),
             what: error.to_string(),
         };
+        let reader = reader.finish().map_err(cut)?;
         Ok(reader.finish().map_err(cut)?)
     }
 

@@ -20,6 +20,7 @@ pub use self::run::Running;
 pub use self::unpack::Place;
 use self::unpack::{Unpacker, write_file};
 use super::base::Base;
+use super::behind::Behind;
 use super::name::Lsn;
 use super::plan::{Plan, Refusal};
 use super::tar::Reader;
@@ -125,7 +126,7 @@ impl Recovery {
         for part in base.parts.iter().filter(|part| part.name != "backup_manifest") {
             let oid = part.name.parse().ok();
             let key = format!("{}/{}", base.folder, part.object);
-            let reader = Reader::new(Unpacker::new(place, oid));
+            let reader = Behind::new(Reader::new(Unpacker::new(place, oid)));
             let progress = Arc::clone(&progress);
             let so_far = before;
             let (sealed, reader) = self
@@ -136,6 +137,7 @@ impl Recovery {
                 })
                 .await?;
             base::compare(&key, part, &sealed)?;
+            let reader = reader.finish().map_err(local("writing the data directory"))?;
             reader.finish().map_err(local("reading the tar"))?;
             before = before.saturating_add(part.plain_bytes);
         }
@@ -169,6 +171,7 @@ impl Recovery {
             .arg("--quiet")
             .arg(place.data.as_os_str())
             .user(place.user)
+            .at_full_speed()
             .environment("LC_ALL", "C".to_owned());
         Ok(command.start()?.finish(self.config.step_timeout).await?)
     }
