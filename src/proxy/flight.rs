@@ -36,6 +36,8 @@ pub(super) struct Flight {
     pub(super) host: HeaderValue,
     pub(super) request_id: HeaderValue,
     pub(super) http2: bool,
+    /// A gRPC call: its messages come when they come, and a refusal must be in its own words.
+    pub(super) is_grpc: bool,
     pub(super) started: Duration,
     pub(super) upstream: Cell<Option<Duration>>,
     pub(super) status: Cell<u16>,
@@ -65,6 +67,7 @@ impl Flight {
             host: HeaderValue::from_static(""),
             request_id: HeaderValue::from_static(""),
             http2: false,
+            is_grpc: false,
             started,
             upstream: Cell::new(None),
             status: Cell::new(0),

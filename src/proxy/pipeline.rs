@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -22,7 +22,7 @@ use super::metrics::Outcome;
 use super::request::Upgrade;
 use super::snapshot::Snapshot;
 use super::upstream::{self, Lease};
-use super::{hold, request, respond, tunnel};
+use super::{grpc, hold, request, respond, tunnel};
 use crate::clock::Now;
 use crate::guard::{Verdict, Visit};
 
@@ -61,6 +61,7 @@ pub(super) async fn serve(
         now.tick,
     );
     flight.http2 = connection.is_http2.get();
+    flight.is_grpc = flight.http2 && grpc::is_call(&parts.headers);
     flight.request_id = request_id.clone();
     flight.host = host.as_ref().map_or(HeaderValue::from_static(""), Clone::clone);
     let ticket = Ticket::register(&connection, flight);
@@ -202,14 +203,12 @@ fn request_body(
         return Err(Error::BadRequest("TRACE carries no body"));
     }
     let timeouts = &snapshot.config.server.timeouts;
-    let content_type = parts.headers.get(CONTENT_TYPE);
-    let is_stream = content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    let idle = if is_stream {
+    let idle = if ticket.is_grpc {
         timeouts.tunnel_idle
     } else {
         timeouts.request_body_idle
     };
-    let rules = Rules::new(limit, idle, response_timeout, is_stream);
+    let rules = Rules::new(limit, idle, response_timeout, ticket.is_grpc);
     let (body, fate) = RequestBody::streaming(ticket, incoming, rules);
     Ok((body, Some(fate)))
 }
@@ -311,6 +310,10 @@ fn refuse(
     ticket.deadline.set(now.tick.saturating_add(Duration::from_secs(60)));
     let mut response = respond::response(error, &ticket.request_id, now.wall);
     ticket.status.set(response.status().as_u16());
+    if ticket.is_grpc {
+        let message = respond::message(error, &ticket.request_id, now.wall);
+        response = grpc::refusal(response, &message);
+    }
     ticket.sent.set(response.body().len() as u64);
     headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
     respond::close_where_needed(error, connection.is_http2.get(), response.headers_mut());

@@ -45,6 +45,12 @@ pub(super) fn response(error: &Error, reference: &HeaderValue, now: Timestamp) -
     response
 }
 
+/// What the problem document says, as one line.
+pub(super) fn message(error: &Error, reference: &HeaderValue, now: Timestamp) -> String {
+    let reference = reference.to_str().unwrap_or("");
+    format!("{} (reference {reference})", problem(error, now).detail)
+}
+
 fn problem(error: &Error, now: Timestamp) -> Problem {
     let about_blank = |status: StatusCode, title, detail: String| Problem {
         status,

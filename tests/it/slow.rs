@@ -22,15 +22,7 @@ fn hasty(origin: &Origin) -> Config {
 async fn handshake_that_is_never_finished_is_closed() {
     let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
     let leaf = Authority::new().leaf(directory.path(), "leaf", &["localhost"]);
-    let pair = format!(
-        "[{{ cert = {:?}, key = {:?} }}]",
-        leaf.cert.display().to_string(),
-        leaf.key.display().to_string()
-    );
-    let config = hasty(&origin)
-        .set("tls.mode", r#""files""#)
-        .set("tls.certificates", &pair);
-    let gate = Gate::start(&config).await;
+    let gate = Gate::start(&hasty(&origin).tls(&[&leaf])).await;
     for begun in [b"".as_slice(), b"\x16\x03\x01\x02\x00\x01\x00"] {
         let mut raw = Raw::plain(gate.address).await;
         raw.send(begun).await;
