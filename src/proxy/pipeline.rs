@@ -13,7 +13,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 
 use super::address::{self, Origin};
-use super::body::{Fate, RequestBody, ResponseBody, Rules};
+use super::body::{Fate, Patience, RequestBody, ResponseBody, Rules};
 use super::connection::{Connection, Signal};
 use super::error::Error;
 use super::flight::{Ended, Flight, Ticket};
@@ -55,6 +55,7 @@ pub(super) async fn serve(
     let host = request::take_target(&mut parts);
 
     let mut flight = Flight::new(
+        &connection,
         origin.client,
         parts.method.clone(),
         parts.uri.path_and_query().cloned(),
@@ -255,14 +256,27 @@ fn deliver(connection: &Rc<Connection>, snapshot: &Snapshot, answer: Answer, tic
     response
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
-    let idle = snapshot.config.server.timeouts.tunnel_idle;
+    let (idle, patience) = {
+        let timeouts = &snapshot.config.server.timeouts;
+        (timeouts.tunnel_idle, timeouts.response_idle)
+    };
     if let Some(upgrade) = switched {
         open_tunnel(connection, upgrade, &mut response, ticket, idle);
-        return response.map(|_| ResponseBody::own(Bytes::new(), None));
+        return response.map(|_| ResponseBody::empty());
     }
     *response.version_mut() = Version::HTTP_11;
     response.extensions_mut().clear();
-    response.map(|incoming| ResponseBody::app(incoming, lease, idle, ticket))
+    response.map(|incoming| {
+        ResponseBody::app(
+            incoming,
+            lease,
+            Patience {
+                app: idle,
+                client: patience,
+            },
+            ticket,
+        )
+    })
 }
 
 /// HTTP/1.1: the connection becomes the tunnel once the 101 is out. HTTP/2: the stream does, in a task of its own.
@@ -307,7 +321,6 @@ fn refuse(
         }
     }
     ticket.outcome.set(respond::outcome(error));
-    ticket.deadline.set(now.tick.saturating_add(Duration::from_secs(60)));
     let mut response = respond::response(error, &ticket.request_id, now.wall);
     ticket.status.set(response.status().as_u16());
     if ticket.is_grpc {
@@ -321,5 +334,6 @@ fn refuse(
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
     let is_head = ticket.method == Method::HEAD;
-    Ok(response.map(|bytes| ResponseBody::own(if is_head { Bytes::new() } else { bytes }, Some(ticket))))
+    let patience = snapshot.config.server.timeouts.response_idle;
+    Ok(response.map(|bytes| ResponseBody::own(if is_head { Bytes::new() } else { bytes }, patience, ticket)))
 }

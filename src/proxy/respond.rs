@@ -180,7 +180,8 @@ pub(super) fn redirect(
     answer.headers_mut().insert(CONNECTION, CLOSE);
     ticket.status.set(answer.status().as_u16());
     ticket.outcome.set(Outcome::Refused);
-    answer.map(|bytes| ResponseBody::own(bytes, Some(ticket)))
+    let patience = connection.worker.snapshot().config.server.timeouts.response_idle;
+    answer.map(|bytes| ResponseBody::own(bytes, patience, ticket))
 }
 
 fn location(host: &HeaderValue, https_port: u16, target: &Uri) -> Result<HeaderValue, Error> {
