@@ -146,6 +146,7 @@ fn server(out: &mut Writer, server: &Server) {
     out.put("tls_handshake", show_duration(timeouts.tls_handshake));
     out.put("request_header", show_duration(timeouts.request_header));
     out.put("request_body_idle", show_duration(timeouts.request_body_idle));
+    out.put("response_idle", show_duration(timeouts.response_idle));
     out.put("keep_alive", show_duration(timeouts.keep_alive));
     out.put("tunnel_idle", show_duration(timeouts.tunnel_idle));
 }

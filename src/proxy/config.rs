@@ -38,8 +38,10 @@ pub struct Timeouts {
     pub tls_handshake: Duration,
     /// From accept or the last response to complete headers.
     pub request_header: Duration,
-    /// Between two pieces of a request body, and of a response that the client reads.
+    /// Between two pieces of a request body.
     pub request_body_idle: Duration,
+    /// How long a client may take nothing of an answer.
+    pub response_idle: Duration,
     pub keep_alive: Duration,
     pub tunnel_idle: Duration,
 }

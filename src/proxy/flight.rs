@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 
-use super::connection::Connection;
+use super::connection::{Connection, Signal};
 use super::metrics::Outcome;
 use super::worker::Worker;
 
@@ -27,6 +27,9 @@ pub(super) enum Ended {
 
 /// Ticks (see `Clock::tick`) stand for "never" at this value.
 pub(super) const NEVER: Duration = Duration::MAX;
+/// A body slower than this, in bytes per second, is not on a slow line but an attack; that of the slowest mobile
+/// networks is four times as fast. A body has no limit in time besides.
+pub(super) const PACE_PER_SECOND: u64 = 240;
 
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -36,6 +39,8 @@ pub(super) struct Flight {
     pub(super) host: HeaderValue,
     pub(super) request_id: HeaderValue,
     pub(super) http2: bool,
+    /// A gRPC call: its messages come when they come, and a refusal must be in its own words.
+    pub(super) is_grpc: bool,
     pub(super) started: Duration,
     pub(super) upstream: Cell<Option<Duration>>,
     pub(super) status: Cell<u16>,
@@ -44,20 +49,33 @@ pub(super) struct Flight {
     pub(super) sent: Cell<u64>,
     /// The tick at which the sweeper ends this flight.
     pub(super) deadline: Cell<Duration>,
+    /// The tick by which the client must have taken what it was given of the answer; a deadline of its own, which neither
+    /// the app's silence nor what the client sends meanwhile puts off.
+    taken_by: Cell<Duration>,
+    connection: Rc<Connection>,
+    /// Its place in the worker's list, until it is over.
+    key: Cell<Option<usize>>,
+    tickets: Cell<u32>,
+    /// Its stream in HTTP/2 is to be dropped; `task` drives it.
+    abandoned: Cell<bool>,
+    task: RefCell<Option<Waker>>,
     ended: Cell<Option<Ended>>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// Owns a registered flight; dropping it writes its account.
+/// Owns a registered flight; dropping the last one writes its account. A piece of the answer holds one too until it is
+/// written, so that a connection is not idle while its client still reads.
 #[derive(Debug)]
-pub(super) struct Ticket {
-    flight: Rc<Flight>,
-    connection: Rc<Connection>,
-    key: usize,
-}
+pub(super) struct Ticket(Rc<Flight>);
 
 impl Flight {
-    pub(super) fn new(client: IpAddr, method: Method, target: Option<PathAndQuery>, started: Duration) -> Self {
+    pub(super) fn new(
+        connection: &Rc<Connection>,
+        client: IpAddr,
+        method: Method,
+        target: Option<PathAndQuery>,
+        started: Duration,
+    ) -> Self {
         Self {
             client,
             method,
@@ -65,6 +83,7 @@ impl Flight {
             host: HeaderValue::from_static(""),
             request_id: HeaderValue::from_static(""),
             http2: false,
+            is_grpc: false,
             started,
             upstream: Cell::new(None),
             status: Cell::new(0),
@@ -72,6 +91,12 @@ impl Flight {
             received: Cell::new(0),
             sent: Cell::new(0),
             deadline: Cell::new(NEVER),
+            taken_by: Cell::new(NEVER),
+            connection: Rc::clone(connection),
+            key: Cell::new(None),
+            tickets: Cell::new(1),
+            abandoned: Cell::new(false),
+            task: RefCell::new(None),
             ended: Cell::new(None),
             waker: RefCell::new(None),
         }
@@ -85,6 +110,59 @@ impl Flight {
                 waker.wake();
             }
         }
+    }
+
+    /// Looks at the deadlines. Returns whether the client is too slow in taking its answer.
+    pub(super) fn check(&self, now: Duration) -> bool {
+        if self.deadline.get() <= now {
+            self.end(Ended::Late);
+        }
+        self.taken_by.get() <= now
+    }
+
+    /// The client does not take its answer. hyper asks for no more of the body meanwhile, so the body cannot end it:
+    /// the connection of HTTP/1.1 is closed, the stream of HTTP/2 reset. A piece that is stuck in a window of that stream
+    /// stays there until the connection ends, which therefore does not count as busy with it.
+    pub(super) fn give_up(&self) {
+        if !self.http2 {
+            return self.connection.signal(Signal::Close);
+        }
+        self.finish();
+        self.abandoned.set(true);
+        if let Some(waker) = self.task.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the stream is to be dropped; else its task is woken when it is.
+    pub(super) fn poll_abandoned(&self, cx: &Context<'_>) -> bool {
+        let mut slot = self.task.borrow_mut();
+        match slot.as_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *slot = Some(cx.waker().clone()),
+        }
+        self.abandoned.get()
+    }
+
+    /// From `now` on the client has `patience` for a beginning, and for so many bytes what the slowest line needs.
+    pub(super) fn hand_over(&self, bytes: usize, now: Duration, patience: Duration) {
+        let transfer = Duration::from_secs(bytes as u64 / PACE_PER_SECOND);
+        self.taken_by.set(now.saturating_add(patience).saturating_add(transfer));
+    }
+
+    /// The client has all that there is so far.
+    pub(super) fn await_more(&self) {
+        self.taken_by.set(NEVER);
+    }
+
+    /// Writes the account, once.
+    fn finish(&self) {
+        let Some(key) = self.key.take() else { return };
+        let worker = &self.connection.worker;
+        // try_remove: a key can only be missing if the slab was cleared at shutdown.
+        drop(worker.flights.borrow_mut().try_remove(key));
+        worker.account(self);
+        self.connection.request_ended();
     }
 
     /// Why it was ended, if it was; else the task is woken when it is.
@@ -134,20 +212,20 @@ impl Ticket {
         connection.request_started();
         let flight = Rc::new(flight);
         let key = connection.worker.flights.borrow_mut().insert(Rc::clone(&flight));
-        Self {
-            flight,
-            connection: Rc::clone(connection),
-            key,
+        flight.key.set(Some(key));
+        if flight.http2 {
+            connection.note_newest(&flight);
         }
+        Self(flight)
     }
 
     /// Another handle on the flight, for a body that outlives the pipeline; the account stays with the ticket.
     pub(super) fn share(&self) -> Rc<Flight> {
-        Rc::clone(&self.flight)
+        Rc::clone(&self.0)
     }
 
     pub(super) fn worker(&self) -> &Rc<Worker> {
-        &self.connection.worker
+        &self.0.connection.worker
     }
 }
 
@@ -155,16 +233,23 @@ impl std::ops::Deref for Ticket {
     type Target = Flight;
 
     fn deref(&self) -> &Flight {
-        &self.flight
+        &self.0
+    }
+}
+
+impl Clone for Ticket {
+    fn clone(&self) -> Self {
+        self.0.tickets.set(self.0.tickets.get().saturating_add(1));
+        Self(Rc::clone(&self.0))
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // try_remove: a key can only be missing if the slab was cleared at shutdown.
-        let worker = &self.connection.worker;
-        drop(worker.flights.borrow_mut().try_remove(self.key));
-        worker.account(&self.flight);
-        self.connection.request_ended();
+        let left = self.0.tickets.get().saturating_sub(1);
+        self.0.tickets.set(left);
+        if left == 0 {
+            self.0.finish();
+        }
     }
 }

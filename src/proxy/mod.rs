@@ -10,6 +10,7 @@ pub mod config;
 mod connection;
 mod error;
 mod flight;
+mod grpc;
 pub mod headers;
 mod hold;
 mod listener;

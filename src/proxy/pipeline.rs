@@ -6,14 +6,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 
 use super::address::{self, Origin};
-use super::body::{Fate, RequestBody, ResponseBody, Rules};
+use super::body::{Fate, Patience, RequestBody, ResponseBody, Rules};
 use super::connection::{Connection, Signal};
 use super::error::Error;
 use super::flight::{Ended, Flight, Ticket};
@@ -22,7 +22,7 @@ use super::metrics::Outcome;
 use super::request::Upgrade;
 use super::snapshot::Snapshot;
 use super::upstream::{self, Lease};
-use super::{hold, request, respond, tunnel};
+use super::{grpc, hold, request, respond, tunnel};
 use crate::clock::Now;
 use crate::guard::{Verdict, Visit};
 
@@ -55,12 +55,14 @@ pub(super) async fn serve(
     let host = request::take_target(&mut parts);
 
     let mut flight = Flight::new(
+        &connection,
         origin.client,
         parts.method.clone(),
         parts.uri.path_and_query().cloned(),
         now.tick,
     );
     flight.http2 = connection.is_http2.get();
+    flight.is_grpc = flight.http2 && grpc::is_call(&parts.headers);
     flight.request_id = request_id.clone();
     flight.host = host.as_ref().map_or(HeaderValue::from_static(""), Clone::clone);
     let ticket = Ticket::register(&connection, flight);
@@ -202,14 +204,12 @@ fn request_body(
         return Err(Error::BadRequest("TRACE carries no body"));
     }
     let timeouts = &snapshot.config.server.timeouts;
-    let content_type = parts.headers.get(CONTENT_TYPE);
-    let is_stream = content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    let idle = if is_stream {
+    let idle = if ticket.is_grpc {
         timeouts.tunnel_idle
     } else {
         timeouts.request_body_idle
     };
-    let rules = Rules::new(limit, idle, response_timeout, is_stream);
+    let rules = Rules::new(limit, idle, response_timeout, ticket.is_grpc);
     let (body, fate) = RequestBody::streaming(ticket, incoming, rules);
     Ok((body, Some(fate)))
 }
@@ -256,14 +256,27 @@ fn deliver(connection: &Rc<Connection>, snapshot: &Snapshot, answer: Answer, tic
     response
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
-    let idle = snapshot.config.server.timeouts.tunnel_idle;
+    let (idle, patience) = {
+        let timeouts = &snapshot.config.server.timeouts;
+        (timeouts.tunnel_idle, timeouts.response_idle)
+    };
     if let Some(upgrade) = switched {
         open_tunnel(connection, upgrade, &mut response, ticket, idle);
-        return response.map(|_| ResponseBody::own(Bytes::new(), None));
+        return response.map(|_| ResponseBody::empty());
     }
     *response.version_mut() = Version::HTTP_11;
     response.extensions_mut().clear();
-    response.map(|incoming| ResponseBody::app(incoming, lease, idle, ticket))
+    response.map(|incoming| {
+        ResponseBody::app(
+            incoming,
+            lease,
+            Patience {
+                app: idle,
+                client: patience,
+            },
+            ticket,
+        )
+    })
 }
 
 /// HTTP/1.1: the connection becomes the tunnel once the 101 is out. HTTP/2: the stream does, in a task of its own.
@@ -308,9 +321,12 @@ fn refuse(
         }
     }
     ticket.outcome.set(respond::outcome(error));
-    ticket.deadline.set(now.tick.saturating_add(Duration::from_secs(60)));
     let mut response = respond::response(error, &ticket.request_id, now.wall);
     ticket.status.set(response.status().as_u16());
+    if ticket.is_grpc {
+        let message = respond::message(error, &ticket.request_id, now.wall);
+        response = grpc::refusal(response, &message);
+    }
     ticket.sent.set(response.body().len() as u64);
     headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
     respond::close_where_needed(error, connection.is_http2.get(), response.headers_mut());
@@ -318,5 +334,6 @@ fn refuse(
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());
     let is_head = ticket.method == Method::HEAD;
-    Ok(response.map(|bytes| ResponseBody::own(if is_head { Bytes::new() } else { bytes }, Some(ticket))))
+    let patience = snapshot.config.server.timeouts.response_idle;
+    Ok(response.map(|bytes| ResponseBody::own(if is_head { Bytes::new() } else { bytes }, patience, ticket)))
 }

@@ -45,6 +45,12 @@ pub(super) fn response(error: &Error, reference: &HeaderValue, now: Timestamp) -
     response
 }
 
+/// What the problem document says, as one line.
+pub(super) fn message(error: &Error, reference: &HeaderValue, now: Timestamp) -> String {
+    let reference = reference.to_str().unwrap_or("");
+    format!("{} (reference {reference})", problem(error, now).detail)
+}
+
 fn problem(error: &Error, now: Timestamp) -> Problem {
     let about_blank = |status: StatusCode, title, detail: String| Problem {
         status,
@@ -174,7 +180,8 @@ pub(super) fn redirect(
     answer.headers_mut().insert(CONNECTION, CLOSE);
     ticket.status.set(answer.status().as_u16());
     ticket.outcome.set(Outcome::Refused);
-    answer.map(|bytes| ResponseBody::own(bytes, Some(ticket)))
+    let patience = connection.worker.snapshot().config.server.timeouts.response_idle;
+    answer.map(|bytes| ResponseBody::own(bytes, patience, ticket))
 }
 
 fn location(host: &HeaderValue, https_port: u16, target: &Uri) -> Result<HeaderValue, Error> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use slab::Slab;
+use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::account;
@@ -188,10 +189,14 @@ impl Worker {
     fn sweep_flights(&self) {
         let now = self.clock.tick();
         self.coarse_tick.set(now);
+        let mut stuck: SmallVec<[Rc<Flight>; 4]> = SmallVec::new();
         for (_, flight) in self.flights.borrow().iter() {
-            if flight.deadline.get() <= now {
-                flight.end(Ended::Late);
+            if flight.check(now) {
+                stuck.push(Rc::clone(flight));
             }
+        }
+        for flight in stuck {
+            flight.give_up();
         }
         if self.shared.hold.is_on() {
             let flights = self.flights.borrow();

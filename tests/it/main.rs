@@ -9,6 +9,7 @@
 mod admin;
 mod blocklist;
 mod corpus;
+mod grpc;
 mod h2_attacks;
 mod limits;
 mod limits_scope;

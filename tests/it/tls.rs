@@ -1,6 +1,5 @@
 //! TLS: protocols by ALPN, certificates by SNI.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::version::{TLS12, TLS13};
@@ -13,14 +12,7 @@ use crate::support::process::{Config, Gate};
 use crate::support::{metrics, wait};
 
 fn secured(origin: &Origin, leaves: &[&Files]) -> Config {
-    let text = |path: &Path| format!("{:?}", path.display().to_string());
-    let pairs: Vec<String> = leaves
-        .iter()
-        .map(|leaf| format!("{{ cert = {}, key = {} }}", text(&leaf.cert), text(&leaf.key)))
-        .collect();
-    Config::before(origin)
-        .set("tls.mode", r#""files""#)
-        .set("tls.certificates", &format!("[{}]", pairs.join(", ")))
+    Config::before(origin).tls(leaves)
 }
 
 /// The certificate that the gate shows for this name.

@@ -75,6 +75,7 @@ fn timeouts(mut section: Section<'_>) -> Timeouts {
     let tls_handshake = read("tls_handshake", 10).value;
     let request_header = read("request_header", 10);
     let request_body_idle = read("request_body_idle", 30).value;
+    let response_idle = read("response_idle", 60).value;
     let keep_alive = read("keep_alive", 75).value;
     let tunnel_idle = read("tunnel_idle", 3600).value;
     if request_header.value > Duration::from_secs(120) {
@@ -89,6 +90,7 @@ fn timeouts(mut section: Section<'_>) -> Timeouts {
         tls_handshake,
         request_header: request_header.value,
         request_body_idle,
+        response_idle,
         keep_alive,
         tunnel_idle,
     }

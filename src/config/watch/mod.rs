@@ -138,10 +138,7 @@ impl Watcher {
                 () = self.changes.closed() => return,
                 () = self.pokes.notified() => true,
                 _ = self.files.changed() => false,
-                () = self.events.notified() => {
-                    self.settle().await;
-                    false
-                }
+                () = self.events.notified() => self.settle().await,
                 () = tokio::time::sleep(self.pace.poll) => false,
             };
             let followed = self.files.borrow_and_update().clone();
@@ -163,7 +160,9 @@ impl Watcher {
             }
         }
     }
-    async fn settle(&self) {
+    /// Waits until an editor is done. Returns whether somebody asked meanwhile, who has an answer at once: the file is
+    /// written, and where something else in its directory is written all the time (a log), it would never be quiet.
+    async fn settle(&self) -> bool {
         let quiet = async {
             while tokio::time::timeout(self.pace.settle, self.events.notified())
                 .await
@@ -171,9 +170,10 @@ impl Watcher {
             {}
         };
         // A directory where something always happens must not put off the look for ever.
-        let _never_quiet = tokio::time::timeout(self.pace.settle.saturating_mul(10), quiet)
-            .await
-            .is_err();
+        tokio::select! {
+            () = self.pokes.notified() => true,
+            _ = tokio::time::timeout(self.pace.settle.saturating_mul(10), quiet) => false,
+        }
     }
 }
 

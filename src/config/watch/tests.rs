@@ -243,6 +243,37 @@ async fn change_is_found_by_polling_where_there_are_no_events() {
 }
 
 #[tokio::test]
+async fn who_asks_does_not_wait_for_a_directory_to_come_to_rest() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    one_file(directory.path());
+    let never_at_rest = Pace {
+        settle: Duration::from_secs(3600),
+        ..EVENTS_ONLY
+    };
+    let (events, file) = (Arc::new(Notify::new()), directory.path().join("config.toml"));
+    let files = std::slice::from_ref(&file);
+    let (watcher, handle, changes) = Watcher::with_events(files, never_at_rest, Arc::clone(&events), None);
+    let mut scene = Scene {
+        directory,
+        handle,
+        changes,
+    };
+    let asking = async {
+        scene.write("config.toml", "two");
+        events.notify_one();
+        // The watcher takes the event, and waits for more of them.
+        tokio::task::yield_now().await;
+        scene.handle.poke();
+        let change = scene.change().await;
+        assert_eq!((change.files, change.poked), (vec![file.clone()], true));
+    };
+    tokio::select! {
+        () = asking => {}
+        () = watcher.run() => panic!("the watcher stopped"),
+    }
+}
+
+#[tokio::test]
 async fn watcher_ends_with_its_receiver() {
     let (watcher, _handle, changes) = Watcher::new(&[PathBuf::from("/nonexistent/config.toml")], EVENTS_ONLY);
     drop(changes);

@@ -1,8 +1,9 @@
 //! HTTP/2 from clients, by hyper over h2.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
@@ -11,6 +12,7 @@ use hyper_util::rt::TokioIo;
 
 use super::outbox::Outbox;
 use super::{ClientIo, Connection, Signal};
+use crate::proxy::flight::Flight;
 use crate::proxy::pipeline;
 
 /// Streams of one connection at a time.
@@ -21,7 +23,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Answer bytes waiting for the client, per stream.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Runs streams on the worker's thread.
+/// Runs tasks on the worker's thread.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::proxy) struct OnThisThread;
 
@@ -30,6 +32,51 @@ impl<F: Future + 'static> Executor<F> for OnThisThread {
         drop(tokio::task::spawn_local(async move {
             future.await;
         }));
+    }
+}
+
+/// Runs the streams of one connection on the worker's thread, each so that its flight can end it. Nothing else can, while
+/// the client's window is shut: hyper then waits for the window and for nothing besides.
+#[derive(Debug, Clone)]
+struct Streams(Rc<Connection>);
+
+impl<F: Future + 'static> Executor<F> for Streams {
+    fn execute(&self, future: F) {
+        drop(tokio::task::spawn_local(Stream {
+            future,
+            connection: Rc::clone(&self.0),
+            flight: None,
+        }));
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Dropping it resets the stream, where it has not ended.
+    struct Stream<F> {
+        #[pin]
+        future: F,
+        connection: Rc<Connection>,
+        flight: Option<Rc<Flight>>,
+    }
+}
+
+impl<F: Future> Future for Stream<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let polled = this.future.poll(cx);
+        // The pipeline registers its flight before it first waits.
+        if let Some(flight) = this.connection.take_newest() {
+            *this.flight = Some(flight);
+        }
+        if polled.is_ready() {
+            return Poll::Ready(());
+        }
+        match this.flight {
+            Some(flight) if flight.poll_abandoned(cx) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
     }
 }
 
@@ -43,7 +90,7 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
     let outbox = Outbox::new(io, Rc::clone(&connection.worker));
     let header_list = u32::try_from(caps.max_header_size.saturating_add(8 * 1024)).unwrap_or(u32::MAX);
     let mut http = Box::pin(
-        Builder::new(OnThisThread)
+        Builder::new(Streams(Rc::clone(&connection)))
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

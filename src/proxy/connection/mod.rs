@@ -20,6 +20,7 @@ pub(super) use h2::OnThisThread;
 pub(super) use io::{ClientIo, Prefixed, Stream};
 
 use super::config::Timeouts;
+use super::flight::Flight;
 use super::shared::{Phase, Seat};
 use super::tunnel;
 use super::worker::Worker;
@@ -65,8 +66,6 @@ pub(super) enum Signal {
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// While draining, an idle connection is kept this long for a request that is on its way.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
-/// A client that reads nothing of an answer for this long is gone.
-const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -88,6 +87,8 @@ pub(super) struct Connection {
     heard: Cell<bool>,
     /// The write that waits, since this tick.
     write_blocked_since: Cell<Option<Duration>>,
+    /// The latest request of HTTP/2, until the task of its stream has taken it.
+    newest: RefCell<Option<Rc<Flight>>>,
     signal: Cell<Signal>,
     waker: RefCell<Option<Waker>>,
 }
@@ -117,6 +118,7 @@ impl Registration {
             served: Cell::new(false),
             heard: Cell::new(false),
             write_blocked_since: Cell::new(None),
+            newest: RefCell::new(None),
             signal: Cell::new(Signal::None),
             waker: RefCell::new(None),
         });
@@ -185,6 +187,14 @@ impl Connection {
         }
     }
 
+    pub(super) fn note_newest(&self, flight: &Rc<Flight>) {
+        *self.newest.borrow_mut() = Some(Rc::clone(flight));
+    }
+
+    fn take_newest(&self) -> Option<Rc<Flight>> {
+        self.newest.borrow_mut().take()
+    }
+
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.get()
     }
@@ -229,7 +239,7 @@ impl Connection {
         if self
             .write_blocked_since
             .get()
-            .is_some_and(|since| now.saturating_sub(since) > WRITE_STALL_MAX)
+            .is_some_and(|since| now.saturating_sub(since) > timeouts.response_idle)
         {
             return self.signal(Signal::Close);
         }

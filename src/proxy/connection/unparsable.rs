@@ -39,7 +39,7 @@ pub(super) fn instead_of(connection: &Rc<Connection>, written: &[u8]) -> Option<
 fn answer(connection: &Rc<Connection>, error: &Error) -> Bytes {
     let worker = &connection.worker;
     let now = worker.now();
-    let mut flight = Flight::new(connection.peer, Method::default(), None, now.tick);
+    let mut flight = Flight::new(connection, connection.peer, Method::default(), None, now.tick);
     // What the client meant as method is unknown; the log says so.
     flight.method = Method::from_bytes(b"INVALID").unwrap_or_default();
     flight.request_id = request::id(worker, &http::HeaderMap::new(), false);

@@ -190,6 +190,35 @@ impl Frames {
         .await
     }
 
+    /// The code with which the gate resets this stream.
+    pub(crate) async fn reset(&mut self, stream: u32) -> u32 {
+        wait::within("a reset", async {
+            while let Some(frame) = self.next().await {
+                assert_ne!(frame.kind, GOAWAY, "the whole connection ends");
+                if frame.kind == RST_STREAM && frame.stream == stream {
+                    return u32::from_be_bytes(frame.payload.try_into().expect("four bytes"));
+                }
+            }
+            panic!("the connection ended without a reset");
+        })
+        .await
+    }
+
+    /// Reads so many bytes of this stream's body.
+    pub(crate) async fn data(&mut self, stream: u32, length: usize) {
+        wait::within("a body", async {
+            let mut rest = length;
+            while rest > 0 {
+                let frame = self.next().await.expect("the body comes before the connection ends");
+                assert!(frame.kind != RST_STREAM || frame.stream != stream, "{frame:?}");
+                if frame.kind == DATA && frame.stream == stream {
+                    rest -= frame.payload.len();
+                }
+            }
+        })
+        .await;
+    }
+
     /// Reads until the connection ends; the last GOAWAY's code, if there was one.
     pub(crate) async fn ended(&mut self) -> Option<u32> {
         wait::within("the end of the connection", async {

@@ -4,6 +4,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod dns;
 pub(crate) mod frames;
+pub(crate) mod grpc;
 pub(crate) mod metrics;
 pub(crate) mod origin;
 pub(crate) mod postgres;

@@ -1,13 +1,14 @@
 //! The gate as a process of its own, with a private folder; it ends with the test.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use super::certificates::Files;
 use super::client::{self, Answer};
 use super::origin::Origin;
 use super::wait;
@@ -36,6 +37,15 @@ impl Config {
                 "admin.tokens",
                 &format!(r#"[{{ name = "test", role = "admin", sha256 = "{hash}" }}]"#),
             )
+    }
+
+    /// TLS with these certificates in the place of plain HTTP.
+    pub(crate) fn tls(self, leaves: &[&Files]) -> Self {
+        let text = |path: &Path| format!("{:?}", path.display().to_string());
+        let pair = |leaf: &&Files| format!("{{ cert = {}, key = {} }}", text(&leaf.cert), text(&leaf.key));
+        let pairs: Vec<String> = leaves.iter().map(pair).collect();
+        self.set("tls.mode", r#""files""#)
+            .set("tls.certificates", &format!("[{}]", pairs.join(", ")))
     }
 
     /// Sets `section.key` to a value in TOML.
