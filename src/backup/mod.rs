@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod create;
+pub mod files;
 mod journal;
 mod prune;
 mod restore;

@@ -7,7 +7,7 @@ use super::retention::{self, Decision};
 use super::verify::to_json;
 use super::{Entry, Error, Vault};
 use crate::repository::layout;
-use crate::repository::manifest::Tombstone;
+use crate::repository::manifest::{Content, Tombstone};
 
 /// What a clean-up decided and did.
 #[derive(Debug, Clone)]
@@ -38,8 +38,7 @@ impl Vault {
         if let Some(error) = unreadable.into_iter().next() {
             return Err(error.into());
         }
-        let backups: Vec<_> = entries.iter().map(|entry| summary(entry, now)).collect();
-        let decisions = retention::plan(&backups, &self.config.retention, now);
+        let decisions = decide(&entries, &self.config.retention, now);
         let mut pruned = Pruned {
             decisions,
             marked: Vec::new(),
@@ -103,8 +102,9 @@ impl Vault {
             return Err(Error::Refused("the backup is in use".to_owned()));
         }
         let (entries, _) = self.list().await?;
-        let good = |other: &&Entry| other.is_good() && other.manifest.id != entry.manifest.id;
-        if entry.is_good() && !entries.iter().any(|other| good(&other)) {
+        let stands_in =
+            |other: &Entry| other.is_good() && other.manifest.id != entry.manifest.id && other.has_subject_of(&entry);
+        if entry.is_good() && !entries.iter().any(stands_in) {
             return Err(Error::Refused("it is the last good backup".to_owned()));
         }
         self.mark(entry.manifest.id, "deleted by hand".to_owned(), now).await
@@ -131,6 +131,27 @@ impl Vault {
         }
         Ok(self.repository.delete(&layout::tombstone(id)).await?)
     }
+}
+
+/// One decision for each of `entries`, in their order: the database's and each file set's by themselves.
+fn decide(entries: &[Entry], policy: &retention::Policy, now: Timestamp) -> Vec<Decision> {
+    let mut decisions: Vec<Decision> = Vec::new();
+    for entry in entries {
+        if decisions.iter().any(|decision| decision.id == entry.manifest.id) {
+            continue;
+        }
+        let peers: Vec<&Entry> = entries.iter().filter(|other| other.has_subject_of(entry)).collect();
+        let backups: Vec<_> = peers.iter().map(|peer| summary(peer, now)).collect();
+        // What the newest good backup was made with is what the operator wants by now.
+        let newest = peers.iter().rev().find(|peer| peer.is_good()).unwrap_or(&entry);
+        decisions.extend(match &newest.manifest.content {
+            Content::Files { keep_days, .. } => retention::plan_files(&backups, *keep_days, now),
+            Content::Database { .. } => retention::plan(&backups, policy, now),
+        });
+    }
+    let place = |decision: &Decision| entries.iter().position(|entry| entry.manifest.id == decision.id);
+    decisions.sort_by_key(place);
+    decisions
 }
 
 fn is_leased(entry: &Entry, now: Timestamp) -> bool {

@@ -11,6 +11,7 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use crate::backup::files::FileSet;
 use crate::backup::retention::Policy;
 use crate::backup::{Config, Entry, Progress, Swap, Vault};
 use crate::clock::Clock;
@@ -58,6 +59,8 @@ enum Command {
         /// The labels that it carries.
         #[arg(long = "label", default_value = "manual", value_parser = ["daily", "weekly", "monthly", "manual"])]
         labels: Vec<String>,
+        #[command(flatten)]
+        files: Files,
     },
     /// The backups, oldest first.
     List,
@@ -79,6 +82,9 @@ enum Command {
         /// Restore into a scratch database, compare the row counts, drop it.
         #[arg(long)]
         verify_only: bool,
+        /// Restore a file set into this empty directory.
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["target_database", "verify_only"])]
+        into: Option<PathBuf>,
     },
     /// Apply retention.
     Prune {
@@ -86,6 +92,20 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// A file set instead of the database.
+#[derive(Debug, Args)]
+struct Files {
+    /// Back up files under this name, instead of the database.
+    #[arg(long = "files", value_name = "NAME", requires = "paths", conflicts_with = "labels")]
+    name: Option<String>,
+    /// A directory or file of the set; may be repeated.
+    #[arg(long = "path", value_name = "PATH", requires = "name")]
+    paths: Vec<PathBuf>,
+    /// How long the set is kept.
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    keep_days: u32,
 }
 
 /// Runs the command.
@@ -103,8 +123,19 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 async fn command(options: &Options) -> anyhow::Result<()> {
     let vault = Vault::open(config(options)?, Clock::system(), progress(options.json))?;
     match &options.command {
-        Command::Create { labels } => {
-            let manifest = vault.create(labels.clone(), Vec::new()).await?;
+        Command::Create { labels, files } => {
+            let manifest = match &files.name {
+                Some(name) => {
+                    let set = FileSet {
+                        name: name.clone(),
+                        paths: files.paths.clone(),
+                        keep_days: files.keep_days,
+                    };
+                    vault.create_files(&set).await?
+                }
+                None => vault.create(labels.clone(), Vec::new()).await?,
+            };
+            complain_of_notes(&manifest);
             print(options.json, &serde_json::to_value(&manifest)?, || line(&manifest))
         }
         Command::List => list(&vault, options.json).await,
@@ -128,7 +159,11 @@ async fn command(options: &Options) -> anyhow::Result<()> {
             id,
             target_database,
             verify_only,
+            into,
         } => {
+            if let Some(into) = into {
+                return restore_files(&vault, id, into, options.json).await;
+            }
             let swap = match target_database {
                 Some(name) => Swap::Keep(name.clone()),
                 None if *verify_only => Swap::Drop,
@@ -144,6 +179,34 @@ async fn command(options: &Options) -> anyhow::Result<()> {
             })
         }
         Command::Prune { dry_run } => prune(&vault, *dry_run, options.json).await,
+    }
+}
+
+async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json: bool) -> anyhow::Result<()> {
+    let done = vault.restore_files(id, into).await?;
+    for note in &done.notes {
+        complain(&format!("warning: {note}\n"));
+    }
+    let value =
+        json!({"id": done.id, "name": done.name, "into": done.into, "entries": done.entries, "notes": done.notes});
+    print(as_json, &value, || {
+        let into = done.into.display();
+        format!(
+            "{} of files {}: {} entries restored into {into}",
+            done.id, done.name, done.entries
+        )
+    })
+}
+
+fn complain_of_notes(manifest: &Manifest) {
+    let Content::Files { notes, more_notes, .. } = &manifest.content else {
+        return;
+    };
+    for note in notes {
+        complain(&format!("warning: {note}\n"));
+    }
+    if *more_notes > 0 {
+        complain(&format!("warning: and {more_notes} more\n"));
     }
 }
 
@@ -226,9 +289,8 @@ fn line(manifest: &Manifest) -> String {
 fn config(options: &Options) -> anyhow::Result<Config> {
     let url = match &options.database_url_file {
         Some(path) => secret(path)?,
-        None => {
-            Secret::new(std::env::var("DATABASE_URL").context("neither --database-url-file nor DATABASE_URL is set")?)
-        }
+        // Files need none; what needs one says so.
+        None => Secret::new(std::env::var("DATABASE_URL").unwrap_or_default()),
     };
     let identity = options.identity.as_deref().map(secret).transpose()?;
     Ok(Config {
