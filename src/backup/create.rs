@@ -41,6 +41,7 @@ impl Vault {
     pub async fn create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Manifest, Error> {
         let _lock = self.lock()?;
         self.recover().await?;
+        self.sweep_unfinished().await?;
         let id = Ulid::generate();
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
@@ -225,9 +226,7 @@ impl Vault {
 
     /// Removes what a failed run stored; what remains is no backup, since it has no manifest.
     pub(super) async fn sweep(&self, folder: &str) {
-        for (key, _) in self.repository.list(folder).await.unwrap_or_default() {
-            drop(self.repository.delete(&key).await);
-        }
+        drop(self.repository.remove_folder(folder).await);
     }
 }
 

@@ -11,6 +11,7 @@ mod prune;
 mod restore;
 pub mod retention;
 mod swap;
+mod sweep;
 pub mod task;
 mod verify;
 

@@ -64,6 +64,7 @@ impl Vault {
         }
         if mode == Mode::Act {
             self.resume_erasing(&entries).await?;
+            self.sweep_unfinished().await?;
         }
         Ok(pruned)
     }
@@ -126,9 +127,7 @@ impl Vault {
     /// The manifest goes first: a backup without its parts must not be listed, and what then remains is swept.
     async fn erase(&self, folder: &str, id: Ulid) -> Result<(), Error> {
         self.repository.delete(&layout::manifest(folder)).await?;
-        for (key, _) in self.repository.list(folder).await? {
-            self.repository.delete(&key).await?;
-        }
+        self.repository.remove_folder(folder).await?;
         Ok(self.repository.delete(&layout::tombstone(id)).await?)
     }
 }

@@ -62,21 +62,11 @@ impl Repository {
             });
         }
         #[cfg(feature = "object-store-cloud")]
-        if let Some(rest) = url.strip_prefix("s3://") {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            let retry = object_store::RetryConfig {
-                max_retries: 5,
-                retry_timeout: Duration::from_secs(60),
-                ..Default::default()
-            };
-            let store = object_store::aws::AmazonS3Builder::from_env()
-                .with_bucket_name(bucket)
-                .with_retry(retry)
-                .build()
-                .map_err(|error| refuse(error.to_string()))?;
+        if let Some(opened) = super::bucket::open(url) {
+            let (store, prefix) = opened.map_err(refuse)?;
             return Ok(Self {
-                store: Arc::new(store),
-                prefix: Path::from(prefix),
+                store,
+                prefix,
                 directory: None,
             });
         }
@@ -89,24 +79,28 @@ impl Repository {
     }
 
     fn path(&self, key: &str) -> Path {
+        // No key means the prefix itself, not an empty name below it.
         key.split('/')
+            .filter(|segment| !segment.is_empty())
             .fold(self.prefix.clone(), |path, segment| path.join(segment))
     }
 
-    /// Writes a small object that must not exist yet. `false`: it existed, and was left alone.
+    /// Writes a small object that must not exist yet. `false`: another one existed, and was left alone.
     ///
     /// # Errors
     /// Of the store.
     pub async fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, Error> {
         let path = self.path(key);
         let options = PutOptions::from(PutMode::Create);
-        let put = self.store.put_opts(&path, PutPayload::from(bytes), options);
+        let bytes = Bytes::from(bytes);
+        let put = self.store.put_opts(&path, PutPayload::from(bytes.clone()), options);
         match within("writing", key, put).await {
             Ok(_) => Ok(true),
+            // Ours after all, if the answer to a first attempt was lost on the way.
             Err(Error::Store {
                 source: object_store::Error::AlreadyExists { .. },
                 ..
-            }) => Ok(false),
+            }) => Ok(self.read(key, bytes.len() as u64).await? == Some(bytes)),
             Err(error) => Err(error),
         }
     }
@@ -251,7 +245,6 @@ impl Repository {
             return Err(Error::NoIdentity { key: key.to_owned() });
         }
         let path = self.path(key);
-        let mut stream = within("reading", key, self.store.get(&path)).await?.into_stream();
         let (sender, receiver) = mpsc::channel(2);
         let worker = tokio::task::spawn_blocking(move || {
             let reader = ChunkReader {
@@ -260,25 +253,7 @@ impl Repository {
             };
             seal::unseal(reader, &mut sink, &keys, encrypted, progress).map(|sealed| (sealed, sink))
         });
-        let mut failure = None;
-        loop {
-            match tokio::time::timeout(CALL_TIMEOUT, stream.next()).await {
-                Ok(None) => break,
-                Ok(Some(Ok(chunk))) => {
-                    if sender.send(Ok(chunk)).await.is_err() {
-                        break;
-                    }
-                }
-                Ok(Some(Err(source))) => {
-                    failure = Some(store_error("reading", key, source));
-                    break;
-                }
-                Err(_) => {
-                    failure = Some(slow("reading", key));
-                    break;
-                }
-            }
-        }
+        let failure = self.fetch(key, &path, &sender).await.err();
         if failure.is_some() {
             drop(sender.send(Err(io::ErrorKind::BrokenPipe.into())).await);
         }
@@ -293,6 +268,123 @@ impl Repository {
             }),
         }
     }
+}
+
+impl Repository {
+    /// Hands the object on until it ends or nobody wants more of it.
+    async fn fetch(&self, key: &str, path: &Path, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), Error> {
+        if self.directory.is_none() {
+            return self.fetch_in_ranges(key, path, sender).await;
+        }
+        let mut stream = within("reading", key, self.store.get(path)).await?.into_stream();
+        loop {
+            let next = tokio::time::timeout(CALL_TIMEOUT, stream.next()).await;
+            match next.map_err(|_| slow("reading", key))? {
+                None => return Ok(()),
+                Some(chunk) => {
+                    let chunk = chunk.map_err(|source| store_error("reading", key, source))?;
+                    if sender.send(Ok(chunk)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// One request for a whole dump would outlast any time-out while a slow restore reads it: each range has its own, and
+    /// its own retries.
+    async fn fetch_in_ranges(
+        &self,
+        key: &str,
+        path: &Path,
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+    ) -> Result<(), Error> {
+        let size = within("reading", key, self.store.head(path)).await?.size;
+        let mut at = 0;
+        while at < size {
+            let end = size.min(at.saturating_add(CHUNK_BYTES as u64));
+            let chunk = within("reading", key, self.store.get_range(path, at..end)).await?;
+            if chunk.is_empty() || sender.send(Ok(chunk)).await.is_err() {
+                return Ok(());
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The folders of backups, finished or not.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn folders(&self) -> Result<Vec<Folder>, Error> {
+        let mut found = std::collections::BTreeMap::new();
+        for (key, _) in self.list("").await? {
+            if let Some((folder, name)) = key.rsplit_once('/') {
+                *found.entry(folder.to_owned()).or_insert(false) |= name == "manifest.json";
+            }
+        }
+        // An upload that was cut off has no key yet, but has its place in the directory.
+        for directory in self.directory.iter() {
+            for folder in folders_below(directory).map_err(|error| local("listing", error))? {
+                found.entry(folder).or_insert(false);
+            }
+        }
+        let folder = |(path, has_manifest)| Folder { path, has_manifest };
+        Ok(found.into_iter().map(folder).collect())
+    }
+
+    /// Removes a folder and all in it, its manifest first: what is left of it must not look like a backup.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn remove_folder(&self, folder: &str) -> Result<(), Error> {
+        let mut keys = self.list(folder).await?;
+        keys.sort_by_key(|(key, _)| !key.ends_with("/manifest.json"));
+        for (key, _) in keys {
+            self.delete(&key).await?;
+        }
+        let Some(directory) = &self.directory else {
+            return Ok(());
+        };
+        match std::fs::remove_dir_all(directory.join(folder)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local("removing", error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A folder of the repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder {
+    pub path: String,
+    pub has_manifest: bool,
+}
+
+/// `files/<id>` and `<cluster>/dumps/<id>`.
+fn folders_below(directory: &std::path::Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let parent = if name == "files" { name } else { format!("{name}/dumps") };
+        match std::fs::read_dir(directory.join(&parent)) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(error),
+            Ok(children) => {
+                for child in children {
+                    found.push(format!("{parent}/{}", child?.file_name().to_string_lossy()));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn local(act: &'static str, source: io::Error) -> Error {
+    let source = object_store::Error::Generic {
+        store: "directory",
+        source: Box::new(source),
+    };
+    store_error(act, "the repository", source)
 }
 
 /// Makes `directory` (0700) and makes its entry durable.

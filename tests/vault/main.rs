@@ -1,5 +1,6 @@
 //! The vault against a real PostgreSQL and the real programs: what must hold after each fault.
 
+mod bucket;
 mod files;
 mod support;
 

@@ -164,6 +164,11 @@ impl Bed {
         bed
     }
 
+    pub(crate) fn move_repository(&mut self, url: &str, environment: Vec<(String, String)>) {
+        url.clone_into(&mut self.store.url);
+        self.store.environment.extend(environment);
+    }
+
     pub(crate) fn socket(&self) -> &Path {
         self.directory()
     }

@@ -63,6 +63,7 @@ impl Vault {
     ) -> Result<Manifest, Error> {
         let roots = roots(set)?;
         let _lock = self.lock()?;
+        self.sweep_unfinished().await?;
         let folder = layout::files(id);
         let made = self.make_files(id, &folder, set, roots, schedule_keys).await;
         if made.is_err() {
