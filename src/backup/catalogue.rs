@@ -6,7 +6,7 @@ use ulid::Ulid;
 
 use super::{Error, Vault};
 use crate::repository::layout::Cluster;
-use crate::repository::manifest::{self, Lease, Level, Manifest, Tombstone, Verification};
+use crate::repository::manifest::{self, Content, Lease, Level, Manifest, Tombstone, Verification};
 use crate::repository::{self, layout};
 
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
@@ -32,6 +32,21 @@ impl Entry {
                 .iter()
                 .map(|record| record.level)
                 .fold(self.manifest.verified, Level::max),
+        }
+    }
+
+    #[must_use]
+    pub fn is_files(&self) -> bool {
+        matches!(self.manifest.content, Content::Files { .. })
+    }
+
+    /// Whether both are backups of the same thing, so that one can stand in for the other.
+    #[must_use]
+    pub fn has_subject_of(&self, other: &Self) -> bool {
+        match (&self.manifest.content, &other.manifest.content) {
+            (Content::Files { name, .. }, Content::Files { name: theirs, .. }) => name == theirs,
+            (Content::Database { .. }, Content::Database { .. }) => true,
+            _ => false,
         }
     }
 
@@ -171,7 +186,7 @@ impl Vault {
         Ok(found.manifest.id)
     }
 
-    /// One backup by its id, or by `latest`: the newest good one.
+    /// One backup by its id, or by `latest`: the newest good one of the database.
     ///
     /// # Errors
     /// There is none.
@@ -179,7 +194,11 @@ impl Vault {
         let unknown = || Error::Unknown(id.to_owned());
         let (entries, _) = self.list().await?;
         if id == "latest" {
-            return entries.into_iter().rev().find(Entry::is_good).ok_or_else(unknown);
+            let newest = entries
+                .into_iter()
+                .rev()
+                .find(|entry| entry.is_good() && !entry.is_files());
+            return newest.ok_or_else(unknown);
         }
         let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
         entries

@@ -54,6 +54,7 @@ impl Vault {
     ) -> Result<Manifest, Error> {
         let _lock = self.lock()?;
         self.recover().await?;
+        self.sweep_unfinished().await?;
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
         let locked: bool = admin
@@ -137,7 +138,7 @@ impl Vault {
         Ok(manifest)
     }
 
-    fn describe(
+    pub(super) fn describe(
         &self,
         id: Ulid,
         content: Content,
@@ -228,15 +229,7 @@ impl Vault {
                 Err(error) => return Err(error.into()),
             },
         };
-        let object = key.rsplit('/').next().unwrap_or_default().to_owned();
-        Ok(Part {
-            name: name.to_owned(),
-            object,
-            plain_bytes: sealed.plain_bytes,
-            plain_sha256: sealed.plain_sha256,
-            stored_bytes: sealed.stored_bytes,
-            stored_sha256: sealed.stored_sha256,
-        })
+        Ok(Part::new(name, &key, sealed))
     }
 
     async fn count_rows(&self, admin: &Admin) -> Result<BTreeMap<String, u64>, Error> {
@@ -244,10 +237,8 @@ impl Vault {
     }
 
     /// Removes what a failed run stored; what remains is no backup, since it has no manifest.
-    async fn sweep(&self, folder: &str) {
-        for (key, _) in self.repository.list(folder).await.unwrap_or_default() {
-            drop(self.repository.delete(&key).await);
-        }
+    pub(super) async fn sweep(&self, folder: &str) {
+        drop(self.repository.remove_folder(folder).await);
     }
 }
 

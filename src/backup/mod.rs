@@ -14,6 +14,7 @@ pub mod retention;
 pub mod service;
 mod settings;
 mod swap;
+mod sweep;
 pub mod task;
 mod verify;
 

@@ -1,7 +1,5 @@
 //! Deleting: tombstone, grace, then the manifest, the data, and the tombstone last.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use ulid::Ulid;
 
@@ -9,10 +7,7 @@ use super::retention::{self, Decision};
 use super::verify::to_json;
 use super::{Entry, Error, Vault};
 use crate::repository::layout;
-use crate::repository::manifest::Tombstone;
-
-/// Longer than any run: its steps have limits of their own.
-const LONGEST_RUN: Duration = Duration::from_hours(48);
+use crate::repository::manifest::{Content, Tombstone};
 
 /// What a clean-up decided and did.
 #[derive(Debug, Clone)]
@@ -43,8 +38,7 @@ impl Vault {
         if let Some(error) = unreadable.into_iter().next() {
             return Err(error.into());
         }
-        let backups: Vec<_> = entries.iter().map(|entry| summary(entry, now)).collect();
-        let decisions = retention::plan(&backups, &self.config.retention, now);
+        let decisions = decide(&entries, &self.config.retention, now);
         let mut pruned = Pruned {
             decisions,
             marked: Vec::new(),
@@ -70,7 +64,7 @@ impl Vault {
         }
         if mode == Mode::Act {
             self.resume_erasing(&entries).await?;
-            self.sweep_unfinished(&entries, now).await?;
+            self.sweep_unfinished().await?;
         }
         Ok(pruned)
     }
@@ -97,21 +91,6 @@ impl Vault {
         Ok(())
     }
 
-    /// Removes what runs left that died before their manifest: no backup, and never one, since no run lasts that long.
-    async fn sweep_unfinished(&self, entries: &[Entry], now: Timestamp) -> Result<(), Error> {
-        for (key, _) in self.keys().await? {
-            let Some((folder, id)) = layout::folder_of_object(&key) else {
-                continue;
-            };
-            let is_backup = entries.iter().any(|entry| entry.folder == folder);
-            if !is_backup && is_abandoned(id, now) {
-                tracing::info!(key, "removing what an unfinished run left");
-                self.repository.delete(&key).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Marks one backup for deletion by hand; the last good one is refused.
     ///
     /// # Errors
@@ -124,8 +103,9 @@ impl Vault {
             return Err(Error::Refused("the backup is in use".to_owned()));
         }
         let (entries, _) = self.list().await?;
-        let good = |other: &&Entry| other.is_good() && other.manifest.id != entry.manifest.id;
-        if entry.is_good() && !entries.iter().any(|other| good(&other)) {
+        let stands_in =
+            |other: &Entry| other.is_good() && other.manifest.id != entry.manifest.id && other.has_subject_of(&entry);
+        if entry.is_good() && !entries.iter().any(stands_in) {
             return Err(Error::Refused("it is the last good backup".to_owned()));
         }
         self.mark(entry.manifest.id, "deleted by hand".to_owned(), now).await
@@ -147,22 +127,30 @@ impl Vault {
     /// The manifest goes first: a backup without its parts must not be listed, and what then remains is swept.
     async fn erase(&self, folder: &str, id: Ulid) -> Result<(), Error> {
         self.repository.delete(&layout::manifest(folder)).await?;
-        for (key, _) in self.repository.list(folder).await? {
-            self.repository.delete(&key).await?;
-        }
+        self.repository.remove_folder(folder).await?;
         Ok(self.repository.delete(&layout::tombstone(id)).await?)
     }
 }
 
-/// Whether a run of this id, which holds the time of its start, must have ended.
-fn is_abandoned(id: Ulid, now: Timestamp) -> bool {
-    let started = i64::try_from(id.timestamp_ms())
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    started.is_some_and(|started| {
-        let age = now.duration_since(started);
-        !age.is_negative() && age.unsigned_abs() > LONGEST_RUN
-    })
+/// One decision for each of `entries`, in their order: the database's and each file set's by themselves.
+fn decide(entries: &[Entry], policy: &retention::Policy, now: Timestamp) -> Vec<Decision> {
+    let mut decisions: Vec<Decision> = Vec::new();
+    for entry in entries {
+        if decisions.iter().any(|decision| decision.id == entry.manifest.id) {
+            continue;
+        }
+        let peers: Vec<&Entry> = entries.iter().filter(|other| other.has_subject_of(entry)).collect();
+        let backups: Vec<_> = peers.iter().map(|peer| summary(peer, now)).collect();
+        // What the newest good backup was made with is what the operator wants by now.
+        let newest = peers.iter().rev().find(|peer| peer.is_good()).unwrap_or(&entry);
+        decisions.extend(match &newest.manifest.content {
+            Content::Files { keep_days, .. } => retention::plan_files(&backups, *keep_days, now),
+            Content::Database { .. } | Content::Base { .. } => retention::plan(&backups, policy, now),
+        });
+    }
+    let place = |decision: &Decision| entries.iter().position(|entry| entry.manifest.id == decision.id);
+    decisions.sort_by_key(place);
+    decisions
 }
 
 fn is_leased(entry: &Entry, now: Timestamp) -> bool {
@@ -176,20 +164,5 @@ fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
         labels: entry.manifest.labels.clone(),
         good: entry.is_good(),
         leased: is_leased(entry, now),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_older_than_any_run_is_abandoned() {
-        let now = Timestamp::from_second(1_790_000_000).expect("in range");
-        let started = |hours: u64| Ulid::from_parts(1_790_000_000_000 - hours * 3_600_000, 1);
-        assert!(!is_abandoned(started(47), now));
-        assert!(is_abandoned(started(49), now));
-        let future = Ulid::from_parts(1_790_000_000_000 + 1_000_000_000, 1);
-        assert!(!is_abandoned(future, now), "the clock jumped back");
     }
 }

@@ -127,7 +127,7 @@ impl Vault {
         Ok(Programs::find(major)?)
     }
 
-    async fn lease(&self, id: Ulid) -> Result<String, Error> {
+    pub(super) async fn lease(&self, id: Ulid) -> Result<String, Error> {
         let holder = Ulid::generate();
         let expires_at = self.clock.wall().saturating_add(LEASE).unwrap_or(jiff::Timestamp::MAX);
         let key = layout::lease(id, holder);

@@ -93,6 +93,41 @@ pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision
         .collect()
 }
 
+/// Decides for every backup of one file set, which is kept for a time rather than in a number.
+#[must_use]
+pub fn plan_files(backups: &[Backup], keep_days: u32, now: Timestamp) -> Vec<Decision> {
+    let keep = std::time::Duration::from_hours(24).saturating_mul(keep_days);
+    let policy = Policy {
+        daily: 0,
+        weekly: 0,
+        monthly: 0,
+        // One that is kept for no time is not thereby overdue.
+        stale_after: keep.max(Policy::default().stale_after),
+        grace: std::time::Duration::ZERO,
+    };
+    let unlabelled: Vec<Backup> = backups
+        .iter()
+        .map(|backup| Backup {
+            labels: Vec::new(),
+            ..backup.clone()
+        })
+        .collect();
+    let mut decisions = plan(&unlabelled, &policy, now);
+    for (decision, backup) in decisions.iter_mut().zip(backups) {
+        let age = now.duration_since(backup.at);
+        if backup.good && age.unsigned_abs() < keep {
+            if !decision.keep {
+                decision.reasons.clear();
+            }
+            decision.keep = true;
+            decision.reasons.push(format!("younger than {keep_days} days"));
+        } else if !decision.keep && backup.good {
+            decision.reasons = vec![format!("older than {keep_days} days")];
+        }
+    }
+    decisions
+}
+
 /// The labels by which `backup` is held: it is among the newest good ones of each.
 fn holds(backup: &Backup, newest_first: &[&Backup], policy: &Policy) -> Vec<String> {
     let mut reasons = Vec::new();
@@ -165,6 +200,29 @@ mod tests {
         assert_eq!(kept(&bad, 20).len(), 20);
         let good: Vec<_> = (1..=20).map(|day| backup(day, "daily", true)).collect();
         assert_eq!(kept(&good, 5).len(), 20);
+    }
+
+    #[test]
+    fn file_sets_stay_for_their_days_and_the_newest_good_one_for_ever() {
+        let mut sets: Vec<_> = (1..=10).map(|week| backup(week * 7, "files", true)).collect();
+        let kept = |sets: &[Backup], day: i64| {
+            let now = Timestamp::from_second(day * DAY + 3600).expect("in range");
+            let decisions = plan_files(sets, 30, now);
+            assert!(decisions.iter().all(|decision| !decision.reasons.is_empty()));
+            let kept = decisions.iter().filter(|decision| decision.keep);
+            kept.map(|decision| decision.id.timestamp_ms()).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&sets, 70), [42, 49, 56, 63, 70]);
+        assert_eq!(kept(&sets, 5).len(), 10, "the clock jumped back");
+        assert_eq!(kept(&sets, 101).len(), 10, "the newest is overdue");
+        sets[9].good = false;
+        assert_eq!(
+            kept(&sets, 70),
+            [42, 49, 56, 63, 70],
+            "no good one is newer than the bad one"
+        );
+        sets.iter_mut().for_each(|set| set.good = false);
+        assert_eq!(kept(&sets, 70).len(), 10);
     }
 
     #[test]

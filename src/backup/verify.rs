@@ -20,6 +20,8 @@ impl Vault {
             let progress = self.step("verify");
             if part.name == "dump" {
                 self.prove_dump(&key, part, manifest, keys, progress).await?;
+            } else if part.name == "files" {
+                self.prove_files(&key, part, manifest, keys, progress).await?;
             } else {
                 let done = self
                     .repository

@@ -10,7 +10,8 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::backup::{Config, Entry, Progress, Swap, Vault};
+use crate::backup::files::FileSet;
+use crate::backup::{Config, Entry, Progress, Settings, Swap, Vault};
 use crate::clock::Clock;
 use crate::config::{Overrides, Style};
 use crate::postgres;
@@ -57,6 +58,8 @@ enum Command {
         /// The labels that it carries.
         #[arg(long = "label", default_value = "manual", value_parser = ["daily", "weekly", "monthly", "manual"])]
         labels: Vec<String>,
+        #[command(flatten)]
+        files: Files,
     },
     /// The backups, oldest first.
     List,
@@ -78,6 +81,9 @@ enum Command {
         /// Restore into a scratch database, compare the row counts, drop it.
         #[arg(long)]
         verify_only: bool,
+        /// Restore a file set into this empty directory.
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["target_database", "verify_only"])]
+        into: Option<PathBuf>,
     },
     /// Apply retention.
     Prune {
@@ -85,6 +91,20 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// A file set instead of the database.
+#[derive(Debug, Args)]
+struct Files {
+    /// Back up files under this name, instead of the database.
+    #[arg(long = "files", value_name = "NAME", conflicts_with = "labels")]
+    name: Option<String>,
+    /// A directory or file of the set; may be repeated.
+    #[arg(long = "path", value_name = "PATH", requires = "name")]
+    paths: Vec<PathBuf>,
+    /// How long the set is kept.
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    keep_days: u32,
 }
 
 /// Runs the command.
@@ -102,8 +122,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 async fn command(options: &Options) -> anyhow::Result<()> {
     let vault = Vault::open(config(options)?, Clock::system(), progress(options.json))?;
     match &options.command {
-        Command::Create { labels } => {
-            let manifest = vault.create(labels.clone(), Vec::new()).await?;
+        Command::Create { labels, files } => {
+            let manifest = match &files.name {
+                Some(name) => vault.create_files(&file_set(options, name, files)?).await?,
+                None => vault.create(labels.clone(), Vec::new()).await?,
+            };
+            complain_of_notes(&manifest);
             print(options.json, &serde_json::to_value(&manifest)?, || line(&manifest))
         }
         Command::List => list(&vault, options.json).await,
@@ -127,7 +151,11 @@ async fn command(options: &Options) -> anyhow::Result<()> {
             id,
             target_database,
             verify_only,
+            into,
         } => {
+            if let Some(into) = into {
+                return restore_files(&vault, id, into, options.json).await;
+            }
             let swap = match target_database {
                 Some(name) => Swap::Keep(name.clone()),
                 None if *verify_only => Swap::Drop,
@@ -144,6 +172,50 @@ async fn command(options: &Options) -> anyhow::Result<()> {
         }
         Command::Prune { dry_run } => prune(&vault, *dry_run, options.json).await,
     }
+}
+
+async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json: bool) -> anyhow::Result<()> {
+    let done = vault.restore_files(id, into).await?;
+    for note in &done.notes {
+        complain(&format!("warning: {note}\n"));
+    }
+    let value =
+        json!({"id": done.id, "name": done.name, "into": done.into, "entries": done.entries, "notes": done.notes});
+    print(as_json, &value, || {
+        let into = done.into.display();
+        format!(
+            "{} of files {}: {} entries restored into {into}",
+            done.id, done.name, done.entries
+        )
+    })
+}
+
+fn complain_of_notes(manifest: &Manifest) {
+    let Content::Files { notes, more_notes, .. } = &manifest.content else {
+        return;
+    };
+    for note in notes {
+        complain(&format!("warning: {note}\n"));
+    }
+    if *more_notes > 0 {
+        complain(&format!("warning: and {more_notes} more\n"));
+    }
+}
+
+/// As the command line says, or the configuration if that knows the name.
+fn file_set(options: &Options, name: &str, files: &Files) -> anyhow::Result<FileSet> {
+    if files.paths.is_empty() {
+        let plans = settings(options)?.plan.files;
+        let known = plans.into_iter().find(|plan| plan.set.name == name);
+        return known
+            .map(|plan| plan.set)
+            .with_context(|| format!("the configuration has no [[backup.files]] named {name:?}; name its --path"));
+    }
+    Ok(FileSet {
+        name: name.to_owned(),
+        paths: files.paths.clone(),
+        keep_days: files.keep_days,
+    })
 }
 
 async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
@@ -233,6 +305,14 @@ fn line(manifest: &Manifest) -> String {
 /// The configuration, if there is one, with what the command line says instead. On the day that the machine burned there
 /// is none: the repository, the key and the database's address are then enough.
 fn config(options: &Options) -> anyhow::Result<Config> {
+    let mut settings = settings(options)?;
+    // Much needs no database, above all on the day that it is gone; what needs one says so.
+    let url = Secret::new("");
+    settings.database.get_or_insert(postgres::Config { url });
+    settings.vault().context("[database] url is not set")
+}
+
+fn settings(options: &Options) -> anyhow::Result<Settings> {
     let path = options.config.clone().or_else(|| {
         let usual = PathBuf::from(USUAL_CONFIG);
         usual.exists().then_some(usual)
@@ -262,8 +342,7 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     if options.database_url_file.is_some() || settings.database.is_none() {
         settings.database = url.map(|url| postgres::Config { url });
     }
-    let missing = "which database? Set [database] url in the configuration, DATABASE_URL, or --database-url-file";
-    settings.vault().context(missing)
+    Ok(settings)
 }
 
 pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {

@@ -23,6 +23,9 @@ impl Admin {
     /// # Errors
     /// When it cannot.
     pub async fn connect(target: &Target, database: &str, application: &str) -> Result<Self, Error> {
+        if target.config.get_hosts().is_empty() {
+            return Err(Error::NoDatabase);
+        }
         let mut config = target.config.clone();
         config.dbname(database).application_name(application);
         let failed = |source| Error::Connect {

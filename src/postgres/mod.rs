@@ -31,6 +31,11 @@ impl Target {
     /// # Errors
     /// An address that names no user, host or database.
     pub fn parse(config: &Config) -> Result<Self, Error> {
+        if config.url.reveal().is_empty() {
+            // Files are kept and given back without one; [`Admin::connect`] refuses.
+            let config = tokio_postgres::Config::new();
+            return Ok(Self { config });
+        }
         let mut parsed: tokio_postgres::Config = config.url.reveal().parse().map_err(|_| Error::Address)?;
         if parsed.get_hosts().is_empty() || parsed.get_user().is_none() || parsed.get_dbname().is_none() {
             return Err(Error::Address);
@@ -109,6 +114,8 @@ impl Target {
 pub enum Error {
     #[error("the database address must be postgres://user:password@host:port/database")]
     Address,
+    #[error("no database address is given")]
+    NoDatabase,
     #[error("connecting to database {database:?}")]
     Connect {
         database: String,

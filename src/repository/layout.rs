@@ -118,20 +118,15 @@ pub fn lease(id: Ulid, holder: Ulid) -> String {
 #[must_use]
 pub fn folder_of_manifest(key: &str) -> Option<(&str, Ulid)> {
     let folder = key.strip_suffix("/manifest.json")?;
-    let (parent, id) = folder.rsplit_once('/')?;
-    let known = parent == "files" || parent.ends_with("/dumps");
-    let id = Ulid::from_string(id).ok()?;
-    known.then_some((folder, id))
+    Some((folder, id_of_folder(folder)?))
 }
 
-/// The folder and id of any object of a backup, whether its manifest is there or not.
+/// The id of a backup's folder, if it is one of ours.
 #[must_use]
-pub fn folder_of_object(key: &str) -> Option<(&str, Ulid)> {
-    let (folder, _) = key.rsplit_once('/')?;
+pub fn id_of_folder(folder: &str) -> Option<Ulid> {
     let (parent, id) = folder.rsplit_once('/')?;
     let known = parent == "files" || parent.ends_with("/dumps");
-    let id = Ulid::from_string(id).ok()?;
-    known.then_some((folder, id))
+    Ulid::from_string(id).ok().filter(|_| known)
 }
 
 /// The ending of a sealed object, so that it says how to open it.

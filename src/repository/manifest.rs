@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use super::seal::Sealed;
+
 /// Raised when an old reader could misread a new manifest.
 pub const FORMAT: u32 = 1;
 /// A manifest beyond this was not written by us: 100,000 tables fit.
@@ -66,6 +68,12 @@ pub enum Content {
         name: String,
         paths: Vec<String>,
         entries: u64,
+        /// How long it is kept: here, so that a clean-up needs no configuration.
+        keep_days: u32,
+        /// What was left out, and what changed or went away while it was read.
+        notes: Vec<String>,
+        /// Notes beyond those listed.
+        more_notes: u64,
     },
 }
 
@@ -102,6 +110,20 @@ pub struct Part {
     pub plain_sha256: String,
     pub stored_bytes: u64,
     pub stored_sha256: String,
+}
+
+impl Part {
+    #[must_use]
+    pub fn new(name: &str, key: &str, sealed: Sealed) -> Self {
+        Self {
+            name: name.to_owned(),
+            object: key.rsplit('/').next().unwrap_or_default().to_owned(),
+            plain_bytes: sealed.plain_bytes,
+            plain_sha256: sealed.plain_sha256,
+            stored_bytes: sealed.stored_bytes,
+            stored_sha256: sealed.stored_sha256,
+        }
+    }
 }
 
 /// A verification made after publication.

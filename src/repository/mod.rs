@@ -3,6 +3,9 @@
 //! Everything here can be read back with `age`, `zstd`, `pg_restore` and `tar` alone. An object is written once and
 //! never changed; a backup exists from the instant at which its manifest does.
 
+#[cfg(feature = "object-store-cloud")]
+mod bucket;
+mod folders;
 pub mod layout;
 mod listing;
 pub mod manifest;
@@ -18,7 +21,7 @@ use crate::secret::Secret;
 /// Where, and with which keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `file:///directory` or `s3://bucket/prefix`.
+    /// `file:///directory`, or `s3://bucket/prefix`, `az://` and `gs://` alike.
     pub url: String,
     /// age public keys; empty: stored in the clear.
     pub recipients: Vec<String>,

@@ -62,21 +62,11 @@ impl Repository {
             });
         }
         #[cfg(feature = "object-store-cloud")]
-        if let Some(rest) = url.strip_prefix("s3://") {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            let retry = object_store::RetryConfig {
-                max_retries: 5,
-                retry_timeout: Duration::from_secs(60),
-                ..Default::default()
-            };
-            let store = object_store::aws::AmazonS3Builder::from_env()
-                .with_bucket_name(bucket)
-                .with_retry(retry)
-                .build()
-                .map_err(|error| refuse(error.to_string()))?;
+        if let Some(opened) = super::bucket::open(url) {
+            let (store, prefix) = opened.map_err(refuse)?;
             return Ok(Self {
-                store: Arc::new(store),
-                prefix: Path::from(prefix),
+                store,
+                prefix,
                 directory: None,
             });
         }
@@ -107,24 +97,28 @@ impl Repository {
     }
 
     pub(super) fn path(&self, key: &str) -> Path {
+        // No key means the prefix itself, not an empty name below it.
         key.split('/')
+            .filter(|segment| !segment.is_empty())
             .fold(self.prefix.clone(), |path, segment| path.join(segment))
     }
 
-    /// Writes a small object that must not exist yet. `false`: it existed, and was left alone.
+    /// Writes a small object that must not exist yet. `false`: another one existed, and was left alone.
     ///
     /// # Errors
     /// Of the store.
     pub async fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, Error> {
         let path = self.path(key);
         let options = PutOptions::from(PutMode::Create);
-        let put = self.store.put_opts(&path, PutPayload::from(bytes), options);
+        let bytes = Bytes::from(bytes);
+        let put = self.store.put_opts(&path, PutPayload::from(bytes.clone()), options);
         match within("writing", key, put).await {
             Ok(_) => Ok(true),
+            // Ours after all, if the answer to a first attempt was lost on the way.
             Err(Error::Store {
                 source: object_store::Error::AlreadyExists { .. },
                 ..
-            }) => Ok(false),
+            }) => Ok(self.read(key, bytes.len() as u64).await? == Some(bytes)),
             Err(error) => Err(error),
         }
     }
@@ -279,7 +273,6 @@ impl Repository {
             return Err(Error::NoIdentity { key: key.to_owned() });
         }
         let path = self.path(key);
-        let mut stream = within("reading", key, self.store.get(&path)).await?.into_stream();
         let (sender, receiver) = mpsc::channel(2);
         let worker = tokio::task::spawn_blocking(move || {
             let reader = ChunkReader {
@@ -288,25 +281,7 @@ impl Repository {
             };
             seal::unseal(reader, &mut sink, &keys, encrypted, progress).map(|sealed| (sealed, sink))
         });
-        let mut failure = None;
-        loop {
-            match tokio::time::timeout(CALL_TIMEOUT, stream.next()).await {
-                Ok(None) => break,
-                Ok(Some(Ok(chunk))) => {
-                    if sender.send(Ok(chunk)).await.is_err() {
-                        break;
-                    }
-                }
-                Ok(Some(Err(source))) => {
-                    failure = Some(store_error("reading", key, source));
-                    break;
-                }
-                Err(_) => {
-                    failure = Some(slow("reading", key));
-                    break;
-                }
-            }
-        }
+        let failure = self.fetch(key, &path, &sender).await.err();
         if failure.is_some() {
             drop(sender.send(Err(io::ErrorKind::BrokenPipe.into())).await);
         }
@@ -320,6 +295,49 @@ impl Repository {
                 source,
             }),
         }
+    }
+}
+
+impl Repository {
+    /// Hands the object on until it ends or nobody wants more of it.
+    async fn fetch(&self, key: &str, path: &Path, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), Error> {
+        if self.directory.is_none() {
+            return self.fetch_in_ranges(key, path, sender).await;
+        }
+        let mut stream = within("reading", key, self.store.get(path)).await?.into_stream();
+        loop {
+            let next = tokio::time::timeout(CALL_TIMEOUT, stream.next()).await;
+            match next.map_err(|_| slow("reading", key))? {
+                None => return Ok(()),
+                Some(chunk) => {
+                    let chunk = chunk.map_err(|source| store_error("reading", key, source))?;
+                    if sender.send(Ok(chunk)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// One request for a whole dump would outlast any time-out while a slow restore reads it: each range has its own, and
+    /// its own retries.
+    async fn fetch_in_ranges(
+        &self,
+        key: &str,
+        path: &Path,
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+    ) -> Result<(), Error> {
+        let size = within("reading", key, self.store.head(path)).await?.size;
+        let mut at = 0;
+        while at < size {
+            let end = size.min(at.saturating_add(CHUNK_BYTES as u64));
+            let chunk = within("reading", key, self.store.get_range(path, at..end)).await?;
+            if chunk.is_empty() || sender.send(Ok(chunk)).await.is_err() {
+                return Ok(());
+            }
+            at = end;
+        }
+        Ok(())
     }
 }
 
@@ -350,7 +368,7 @@ pub(super) async fn within<T>(
     }
 }
 
-fn store_error(act: &'static str, key: &str, source: object_store::Error) -> Error {
+pub(super) fn store_error(act: &'static str, key: &str, source: object_store::Error) -> Error {
     Error::Store {
         act,
         key: key.to_owned(),

@@ -1,40 +1,13 @@
 //! The vault against a real PostgreSQL and the real programs: what must hold after each fault.
 
+mod bucket;
+mod files;
 mod server;
 mod support;
 
 use std::path::{Path, PathBuf};
 
 use support::Bed;
-
-/// Every stored object of the repository.
-fn objects(bed: &Bed) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![bed.repository()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("the repository is readable").flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !path.ends_with(".lock") {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-fn object(bed: &Bed, ending: &str) -> PathBuf {
-    let found = objects(bed).into_iter().find(|path| path.ends_with(ending));
-    found.expect("the object is stored")
-}
-
-fn good(bed: &Bed) -> usize {
-    let list: serde_json::Value = serde_json::from_str(&bed.ok(&["list", "--json"])).expect("a list in JSON");
-    let entries = list.as_array().expect("an array");
-    entries.iter().filter(|entry| entry["good"] == true).count()
-}
 
 #[test]
 fn a_backup_is_proven_and_restores_what_was_lost() {
@@ -80,8 +53,8 @@ fn age_zstd_and_pg_restore_alone_bring_it_back() {
         "set -o pipefail; age -d -i {key} {dump} | zstd -d | pg_restore -e -d 'host={socket} port={port} user=postgres dbname=by_hand' \
          && age -d -i {key} {globals} | zstd -d | grep -q 'CREATE ROLE shop'",
         key = bed.key().display(),
-        dump = object(&bed, "dump.zst.age").display(),
-        globals = object(&bed, "globals.zst.age").display(),
+        dump = bed.object("dump.zst.age").display(),
+        globals = bed.object("globals.zst.age").display(),
         socket = bed.socket().display(),
         port = support::PORT,
     );
@@ -94,7 +67,7 @@ fn a_flipped_bit_or_a_cut_in_any_object_is_found() {
     let bed = Bed::new();
     bed.ok(&["create"]);
     for name in ["dump.zst.age", "globals.zst.age"] {
-        let path = object(&bed, name);
+        let path = bed.object(name);
         let whole = std::fs::read(&path).expect("the object is readable");
         let middle = whole.len() / 2;
         let mut flipped = whole.clone();
@@ -113,13 +86,13 @@ fn a_flipped_bit_or_a_cut_in_any_object_is_found() {
         ] {
             std::fs::write(&path, damaged).expect("the object is writable");
             bed.fails(&["verify", "latest"]);
-            assert_eq!(good(&bed), 0, "{name} is damaged");
+            assert_eq!(bed.good(), 0, "{name} is damaged");
             assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
             forget_verifications(&bed);
         }
         std::fs::write(&path, &whole).expect("the object is writable");
         bed.ok(&["verify", "latest"]);
-        assert_eq!(good(&bed), 1);
+        assert_eq!(bed.good(), 1);
     }
 }
 
@@ -128,7 +101,7 @@ fn forget_verifications(bed: &Bed) {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("verify-"))
     };
-    for path in objects(bed).iter().filter(is_record) {
+    for path in bed.objects().iter().filter(is_record) {
         std::fs::remove_file(path).expect("the record is removable");
     }
 }
@@ -137,7 +110,7 @@ fn forget_verifications(bed: &Bed) {
 fn a_damaged_dump_is_not_restored() {
     let bed = Bed::new();
     bed.ok(&["create"]);
-    let path = object(&bed, "dump.zst.age");
+    let path = bed.object("dump.zst.age");
     let mut bytes = std::fs::read(&path).expect("the object is readable");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -157,8 +130,8 @@ fn a_damaged_dump_is_not_restored() {
 fn without_its_manifest_a_backup_does_not_exist() {
     let bed = Bed::new();
     bed.ok(&["create"]);
-    std::fs::remove_file(object(&bed, "manifest.json")).expect("the manifest is removable");
-    assert_eq!(good(&bed), 0);
+    std::fs::remove_file(bed.object("manifest.json")).expect("the manifest is removable");
+    assert_eq!(bed.good(), 0);
     bed.fails(&["restore", "latest"]);
 }
 
@@ -171,16 +144,13 @@ fn a_wrong_or_absent_key_blames_the_key_and_not_the_backup() {
     let other = bed.directory().join("other-key");
     support::run("age-keygen", &["-o", &other.display().to_string()]);
     bed.fails_with_key(Some(&other), &["verify", "latest"]);
-    assert_eq!(good(&bed), 1, "the backup is as good as before");
+    assert_eq!(bed.good(), 1, "the backup is as good as before");
 }
 
 #[test]
 fn a_dump_that_dies_leaves_no_backup() {
     let bed = Bed::new();
-    bed.sql(
-        "app",
-        "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 150000) g",
-    );
+    bed.add_big_table();
     let mut run = bed.start(&["create"]);
     support::until("pg_dump copies", || bed.backends("COPY%") > 0);
     bed.sql(
@@ -188,25 +158,22 @@ fn a_dump_that_dies_leaves_no_backup() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY %'",
     );
     assert!(!run.wait().expect("it ends").success());
-    assert_eq!(good(&bed), 0);
-    assert_eq!(objects(&bed).len(), 0, "nothing is left behind");
+    assert_eq!(bed.good(), 0);
+    assert_eq!(bed.objects().len(), 0, "nothing is left behind");
 }
 
 #[test]
 fn killed_while_it_dumps_it_leaves_no_backup_and_no_child() {
     let bed = Bed::new();
-    bed.sql(
-        "app",
-        "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 150000) g",
-    );
+    bed.add_big_table();
     let mut run = bed.start(&["create"]);
     support::until("pg_dump copies", || bed.backends("COPY%") > 0);
     run.kill().expect("it is killed");
     run.wait().expect("it ends");
     support::until("its backends end", || bed.backends("COPY%") == 0);
-    assert_eq!(good(&bed), 0);
+    assert_eq!(bed.good(), 0);
     bed.ok(&["create"]);
-    assert_eq!(good(&bed), 1);
+    assert_eq!(bed.good(), 1);
 }
 
 /// Kills at many moments of a restore; the names and data must be those before or those after.
@@ -244,16 +211,13 @@ fn killed_anywhere_in_a_restore_the_database_serves_after_the_next_start() {
 #[test]
 fn two_instances_never_back_up_at_once() {
     let bed = Bed::new();
-    bed.sql(
-        "app",
-        "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 100000) g",
-    );
+    bed.add_big_table();
     let mut first = bed.start(&["create"]);
     support::until("pg_dump copies", || bed.backends("COPY%") > 0);
     let second = bed.fails(&["create"]);
     assert!(second.contains("is running"), "{second}");
     assert!(first.wait().expect("it ends").success());
-    assert_eq!(good(&bed), 1);
+    assert_eq!(bed.good(), 1);
 }
 
 #[test]
@@ -262,8 +226,8 @@ fn the_last_good_backup_survives_pruning() {
     bed.ok(&["create", "--label", "daily"]);
     bed.ok(&["prune"]);
     bed.ok(&["prune"]);
-    assert_eq!(good(&bed), 1);
-    assert!(Path::new(&object(&bed, "manifest.json")).exists());
+    assert_eq!(bed.good(), 1);
+    assert!(Path::new(&bed.object("manifest.json")).exists());
 }
 
 /// A crash between the manifest and the data of a deletion.
@@ -271,7 +235,7 @@ fn the_last_good_backup_survives_pruning() {
 fn a_deletion_that_was_cut_short_is_finished_by_the_next_one() {
     let bed = Bed::new();
     bed.ok(&["create"]);
-    let cut = object(&bed, "manifest.json");
+    let cut = bed.object("manifest.json");
     let id = cut
         .parent()
         .and_then(Path::file_name)
@@ -285,8 +249,8 @@ fn a_deletion_that_was_cut_short_is_finished_by_the_next_one() {
     std::fs::write(tombstones.join(format!("{id}.json")), note).expect("a tombstone");
     bed.ok(&["create"]);
     bed.ok(&["prune"]);
-    assert_eq!(good(&bed), 1);
-    assert_eq!(objects(&bed).len(), 3, "only the second backup is left");
+    assert_eq!(bed.good(), 1);
+    assert_eq!(bed.objects().len(), 3, "only the second backup is left");
 }
 
 /// A backup verified by restore says so, and a scratch disk that is full blames nobody.

@@ -1,4 +1,4 @@
-//! A private PostgreSQL cluster, a repository and a key per test.
+//! A repository and a key per test, and where it is wanted a private PostgreSQL cluster, copied from one that is made once.
 
 #![expect(
     clippy::disallowed_methods,
@@ -6,70 +6,43 @@
     reason = "black-box tests start processes, wait by the real clock, and fail by panicking"
 )]
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Only names the socket: the cluster listens on no address.
 pub(crate) const PORT: &str = "5432";
 
-pub(crate) struct Bed {
+/// A directory, a key, a repository, and Foregate as its user runs it.
+pub(crate) struct Store {
     directory: tempfile::TempDir,
     recipient: String,
+    /// The address of the repository.
+    pub(crate) url: String,
+    pub(crate) environment: Vec<(String, String)>,
 }
 
-impl Bed {
+impl Store {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path().display().to_string();
         run("chown", &["postgres", &root]);
         run("chmod", &["755", &root]);
-        let bin = newest_bin();
-        let initdb = bin.join("initdb").display().to_string();
-        as_postgres(&[
-            &initdb,
-            "-N",
-            "-D",
-            &format!("{root}/data"),
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-        ]);
-        let options = format!("-k {root} -c listen_addresses='' -p {PORT} -c fsync=off");
-        let ctl = bin.join("pg_ctl").display().to_string();
-        let log = format!("{root}/log");
-        as_postgres(&[
-            &ctl,
-            "-D",
-            &format!("{root}/data"),
-            "-o",
-            &options,
-            "-l",
-            &log,
-            "-w",
-            "start",
-        ]);
         let key = format!("{root}/key");
         run("age-keygen", &["-o", &key]);
         let recipient = run("age-keygen", &["-y", &key]).trim().to_owned();
-        let bed = Self { directory, recipient };
-        bed.sql("postgres", "CREATE ROLE shop");
-        bed.sql("postgres", "CREATE DATABASE app OWNER shop");
-        bed.sql("postgres", "ALTER DATABASE app SET search_path TO app, public");
-        bed.sql("app", "CREATE SCHEMA app CREATE TABLE t (id int PRIMARY KEY, v text)");
-        bed.sql(
-            "app",
-            "INSERT INTO app.t SELECT g, md5(g::text) FROM generate_series(1, 20000) g",
-        );
-        bed
+        let url = format!("file://{root}/repository");
+        Self {
+            directory,
+            recipient,
+            url,
+            environment: Vec::new(),
+        }
     }
 
     pub(crate) fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
-    pub(crate) fn socket(&self) -> &Path {
         self.directory.path()
     }
 
@@ -81,68 +54,21 @@ impl Bed {
         &self.recipient
     }
 
-    /// Holds a table so that nobody reads it, until the child is killed.
-    pub(crate) fn hold_lock(&self, database: &str, table: &str) -> Child {
-        let socket = self.socket().display().to_string();
-        let sql = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(3600)");
-        let child = Command::new("psql")
-            .args([
-                "-Xq", "-h", &socket, "-p", PORT, "-U", "postgres", "-d", database, "-c", &sql,
-            ])
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("psql starts");
-        let held = format!(
-            "SELECT count(*) FROM pg_locks WHERE granted AND relation = '{table}'::regclass AND mode = 'AccessExclusiveLock'"
-        );
-        until("the lock", || self.sql(database, &held) == "1");
-        child
-    }
-
     pub(crate) fn repository(&self) -> PathBuf {
         self.directory.path().join("repository")
     }
 
-    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
-        let socket = self.socket().display().to_string();
-        let args = [
-            "-XAtq",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-h",
-            &socket,
-            "-p",
-            PORT,
-            "-U",
-            "postgres",
-            "-d",
-            database,
-            "-c",
-            sql,
-        ];
-        run("psql", &args).trim().to_owned()
-    }
-
-    /// Backends that run a statement like `pattern` for us.
-    pub(crate) fn backends(&self, pattern: &str) -> usize {
-        let sql = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'foregate%' AND state = 'active' AND query LIKE '{pattern}'"
-        );
-        self.sql("postgres", &sql).parse().expect("a count")
-    }
-
-    fn command(&self, key: Option<&Path>, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, key: Option<&Path>, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
-        let socket = self.socket().display().to_string().replace('/', "%2F");
         command
             .arg("backup")
             .args(args)
-            .arg("--repository")
-            .arg(format!("file://{}", self.repository().display()))
+            .args(["--repository", &self.url])
             .arg("--state-dir")
             .arg(self.directory().join("state"))
             .args(["--recipient", &self.recipient])
-            .env("DATABASE_URL", format!("postgres://postgres@{socket}:{PORT}/app"))
+            .env_remove("DATABASE_URL")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         if let Some(key) = key {
             command.arg("--identity").arg(key);
@@ -185,17 +111,185 @@ impl Bed {
             .spawn()
             .expect("foregate starts")
     }
+
+    /// Every stored object of a repository that is a directory.
+    pub(crate) fn objects(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.repository()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.ends_with(".lock") {
+                    found.push(path);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    pub(crate) fn object(&self, ending: &str) -> PathBuf {
+        let found = self.objects().into_iter().find(|path| path.ends_with(ending));
+        found.expect("the object is stored")
+    }
+
+    /// How many backups are listed as good.
+    pub(crate) fn good(&self) -> usize {
+        let list: serde_json::Value = serde_json::from_str(&self.ok(&["list", "--json"])).expect("a list in JSON");
+        let entries = list.as_array().expect("an array");
+        entries.iter().filter(|entry| entry["good"] == true).count()
+    }
+}
+
+/// A store with a PostgreSQL beside it, whose database `app` holds 20,000 rows.
+pub(crate) struct Bed {
+    store: Store,
+}
+
+impl Deref for Bed {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        let mut store = Store::new();
+        let socket = store.directory().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://postgres@{socket}:{PORT}/app");
+        store.environment.push(("DATABASE_URL".to_owned(), url));
+        let bed = Self { store };
+        bed.copy_template();
+        bed.start_server();
+        bed
+    }
+
+    pub(crate) fn move_repository(&mut self, url: &str, environment: Vec<(String, String)>) {
+        url.clone_into(&mut self.store.url);
+        self.store.environment.extend(environment);
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        self.directory()
+    }
+
+    fn data(&self) -> String {
+        self.directory().join("data").display().to_string()
+    }
+
+    /// `initdb` takes a second or two; its result is kept between runs.
+    fn copy_template(&self) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let guard = ONE_AT_A_TIME.lock();
+        let bin = newest_bin();
+        let major = bin.parent().and_then(Path::file_name).expect("a version");
+        let name = format!("vault-cluster-1-{}", major.to_string_lossy());
+        let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).display().to_string();
+        if !Path::new(&template).exists() {
+            let initdb = bin.join("initdb").display().to_string();
+            as_postgres(&[&initdb, "-N", "-D", &self.data(), "-U", "postgres", "-A", "trust"]);
+            self.start_server();
+            self.sql("postgres", "CREATE ROLE shop");
+            self.sql("postgres", "CREATE DATABASE app OWNER shop");
+            self.sql("postgres", "ALTER DATABASE app SET search_path TO app, public");
+            self.sql("app", "CREATE SCHEMA app CREATE TABLE t (id int PRIMARY KEY, v text)");
+            let rows = "INSERT INTO app.t SELECT g, md5(g::text) FROM generate_series(1, 20000) g";
+            self.sql("app", rows);
+            self.stop_server("fast");
+            let making = format!("{template}.{}", std::process::id());
+            run("cp", &["-a", &self.data(), &making]);
+            // Another process may have been quicker; its copy is as good.
+            drop(std::fs::rename(&making, &template));
+            return;
+        }
+        drop(guard);
+        run("cp", &["-a", &template, &self.data()]);
+    }
+
+    pub(crate) fn start_server(&self) {
+        let ctl = newest_bin().join("pg_ctl").display().to_string();
+        let root = self.directory().display().to_string();
+        let options = format!("-k {root} -c listen_addresses='' -p {PORT} -c fsync=off -c autovacuum=off");
+        let log = format!("{root}/log");
+        as_postgres(&[&ctl, "-D", &self.data(), "-o", &options, "-l", &log, "-w", "start"]);
+    }
+
+    pub(crate) fn stop_server(&self, mode: &str) {
+        let ctl = newest_bin().join("pg_ctl").display().to_string();
+        as_postgres(&[&ctl, "-D", &self.data(), "-m", mode, "-w", "stop"]);
+    }
+
+    /// Holds a table so that nobody reads it, until the child is killed.
+    pub(crate) fn hold_lock(&self, database: &str, table: &str) -> Child {
+        let socket = self.socket().display().to_string();
+        let sql = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(3600)");
+        let child = Command::new("psql")
+            .args([
+                "-Xq", "-h", &socket, "-p", PORT, "-U", "postgres", "-d", database, "-c", &sql,
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("psql starts");
+        let held = format!(
+            "SELECT count(*) FROM pg_locks WHERE granted AND relation = '{table}'::regclass AND mode = 'AccessExclusiveLock'"
+        );
+        until("the lock", || self.sql(database, &held) == "1");
+        child
+    }
+
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
+        let socket = self.socket().display().to_string();
+        let args = [
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            &socket,
+            "-p",
+            PORT,
+            "-U",
+            "postgres",
+        ];
+        let args = [&args[..], &["-d", database, "-c", sql]].concat();
+        run("psql", &args).trim().to_owned()
+    }
+
+    /// A table that takes some seconds to dump.
+    pub(crate) fn add_big_table(&self) {
+        let big = "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 150000) g";
+        self.sql("app", big);
+    }
+
+    /// Backends that run a statement like `pattern` for us.
+    pub(crate) fn backends(&self, pattern: &str) -> usize {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'foregate%' AND state = 'active' AND query LIKE '{pattern}'"
+        );
+        self.sql("postgres", &sql).parse().expect("a count")
+    }
 }
 
 impl Drop for Bed {
     fn drop(&mut self) {
         let ctl = newest_bin().join("pg_ctl").display().to_string();
-        let data = self.directory.path().join("data").display().to_string();
-        as_postgres(&[&ctl, "-D", &data, "-m", "immediate", "-w", "stop"]);
+        let args = ["--reuid", "postgres", "--regid", "postgres", "--clear-groups", &ctl];
+        // A test may have stopped it itself.
+        let stopped = Command::new("setpriv")
+            .args(args)
+            .args(["-D", &self.data(), "-m", "immediate", "-w", "stop"])
+            .current_dir("/")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        drop(stopped);
     }
 }
 
-fn newest_bin() -> PathBuf {
+pub(crate) fn newest_bin() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
     let mut found: Vec<PathBuf> = versions.flatten().map(|entry| entry.path().join("bin")).collect();
     found.sort();
@@ -222,10 +316,10 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
         .status();
     let status = status.unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(status.success(), "{program} {args:?}: {status}");
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     std::io::Seek::rewind(&mut &out).expect("rewound");
-    std::io::Read::read_to_string(&mut &out, &mut text).expect("UTF-8");
-    text
+    std::io::Read::read_to_end(&mut &out, &mut bytes).expect("readable");
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Polls until `condition` holds, at most for a minute.

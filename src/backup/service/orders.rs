@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use ulid::Ulid;
 
 use super::{Act, Refusal, Run, Service, stats};
+use crate::backup::files::FileSet;
 use crate::backup::verify::chain;
 use crate::backup::{Entry, Pruned, Swap};
 use crate::repository::Manifest;
@@ -24,6 +25,24 @@ impl Service {
             subjects,
             move |vault, service, run| async move {
                 let manifest = vault.create_as(run.id, labels, schedule_keys).await?;
+                service.created(&manifest).await;
+                Ok(format!("proven to {:?}", manifest.verified))
+            },
+        )
+    }
+
+    /// Starts a backup of a file set.
+    ///
+    /// # Errors
+    /// Something else is running, or the vault is off.
+    pub fn start_files(&self, set: FileSet, schedule_keys: Vec<String>) -> Result<Arc<Run>, Refusal> {
+        let subjects = vec![set.name.clone()];
+        self.start(
+            Act::Files,
+            Ulid::generate(),
+            subjects,
+            move |vault, service, run| async move {
+                let manifest = vault.create_files_as(run.id, &set, schedule_keys).await?;
                 service.created(&manifest).await;
                 Ok(format!("proven to {:?}", manifest.verified))
             },

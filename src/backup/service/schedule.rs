@@ -11,7 +11,7 @@ use ulid::Ulid;
 
 use super::{Act, PART, Refusal, Service, State};
 use crate::backup::task::due;
-use crate::backup::{Plan, Recovered};
+use crate::backup::{Entry, Plan, Recovered};
 use crate::repository::manifest::Level;
 use crate::telemetry::health::Condition;
 
@@ -149,6 +149,9 @@ impl Service {
         {
             self.begin_backup(memory, &plan, now).await?;
         }
+        if self.current().is_none() {
+            self.begin_files(memory, &plan, now).await?;
+        }
         if self.current().is_some() {
             return Ok(());
         }
@@ -206,6 +209,30 @@ impl Service {
         }
         tracing::info!(labels = due.labels.join(" "), "backup: due");
         drop(self.start_create(due.labels, due.keys)?);
+        Ok(())
+    }
+
+    /// The first file set whose newest period the catalogue does not show as served.
+    async fn begin_files(&self, memory: &mut Memory, plan: &Plan, now: Timestamp) -> Result<(), Refusal> {
+        for file in &plan.files {
+            let kind = format!("files:{}", file.set.name);
+            let Some(period) = file.schedule.current(&plan.zone, now) else {
+                continue;
+            };
+            let key = format!("{kind}:{}", period.key);
+            if memory.served.get(&kind) == Some(&key) {
+                continue;
+            }
+            let entries = self.list().await?;
+            let has_key = |entry: &Entry| entry.is_good() && entry.manifest.schedule_keys.contains(&key);
+            if entries.iter().any(has_key) {
+                memory.served.extend([(kind, key)]);
+                continue;
+            }
+            tracing::info!(set = file.set.name, "backup: files are due");
+            drop(self.start_files(file.set.clone(), vec![key])?);
+            break;
+        }
         Ok(())
     }
 
