@@ -18,6 +18,8 @@ struct Row {
     what: &'static str,
     push: Option<Vec<Duration>>,
     get: Option<Duration>,
+    /// Of one push and of one get, all processes together; `None`: some of them are not ours to count.
+    cpu_ms: (Option<f64>, Option<f64>),
     stored: u64,
 }
 
@@ -32,7 +34,7 @@ pub(crate) fn compare() {
             &cluster,
             &names,
             &through(&cluster),
-            &through(&cluster),
+            Some(server.pid()),
         ),
         alone(&cluster, &names),
         theirs(
@@ -83,22 +85,45 @@ fn through(cluster: &Cluster) -> Vec<String> {
     vec!["--socket".to_owned(), socket(cluster)]
 }
 
-fn ours(what: &'static str, cluster: &Cluster, names: &[String], push: &[String], get: &[String]) -> Row {
+fn ours(what: &'static str, cluster: &Cluster, names: &[String], flags: &[String], server: Option<u32>) -> Row {
     let binary = cluster.binary();
     let command = |verb: &str, flags: &[String]| -> Vec<String> {
         let mut words = vec![binary.clone(), "wal".to_owned(), verb.to_owned()];
         words.extend_from_slice(flags);
         words
     };
-    let push = timed_pushes(cluster, names, &command("push", push));
+    let begun = cpu_ms(server);
+    let push = timed_pushes(cluster, names, &command("push", flags));
+    let between = cpu_ms(server);
     let stored = bytes(&cluster.repository());
-    let get = timed_gets(cluster, names, &command("get", get));
+    let get = timed_gets(cluster, names, &command("get", flags));
+    let of_get = share(between, cpu_ms(server));
     Row {
         what,
         push: Some(push),
         get: Some(get),
+        cpu_ms: (Some(share(begun, between)), Some(of_get)),
         stored,
     }
+}
+
+/// What our ended children and `server` have used of the processors.
+fn cpu_ms(server: Option<u32>) -> f64 {
+    let fields = |who: &str, from: usize| -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{who}/stat")).expect("it runs");
+        // The name may hold spaces, so counted from its end; the kernel counts in hundredths of a second.
+        let (_, rest) = stat.rsplit_once(')').expect("a name");
+        let ticks = rest.split_whitespace().skip(from).take(2);
+        ticks.map(|field| field.parse::<f64>().expect("a number") * 10.0).sum()
+    };
+    fields("self", 13) + server.map_or(0.0, |pid| fields(&pid.to_string(), 11))
+}
+
+/// Per segment.
+fn share(begun: f64, ended: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a number of segments")]
+    let count = SEGMENTS as f64;
+    (ended - begun) / count
 }
 
 /// Into a second repository, straight.
@@ -113,9 +138,11 @@ fn alone(cluster: &Cluster, names: &[String]) -> Row {
     .split(' ')
     .map(str::to_owned)
     .collect();
-    let row = ours("foregate, without the server", cluster, names, &flags, &flags);
+    let row = ours("foregate, without the server", cluster, names, &flags, None);
     Row {
         stored: bytes(&repository),
+        // The helper that fetches ahead is nobody's child.
+        cpu_ms: (row.cpu_ms.0, None),
         ..row
     }
 }
@@ -227,15 +254,20 @@ pub(crate) fn verb(words: &[String], verb: &str) -> Vec<String> {
 fn theirs(what: &'static str, cluster: &Cluster, names: &[String], more: &[(&str, &str)]) -> Row {
     let name = what.replace([' ', ','], "-");
     let words = pgbackrest(cluster, &name, more);
+    let begun = cpu_ms(None);
     let push = words
         .as_ref()
         .map(|words| timed_pushes(cluster, names, &verb(words, "archive-push")));
+    let of_push = push.as_ref().map(|_| share(begun, cpu_ms(None)));
     let stored = bytes(&cluster.root().join(&name).join("repo"));
+    let between = cpu_ms(None);
     let get = words.map(|words| timed_gets(cluster, names, &verb(&words, "archive-get")));
+    let of_get = get.map(|_| share(between, cpu_ms(None)));
     Row {
         what,
         push,
         get,
+        cpu_ms: (of_push, of_get),
         stored,
     }
 }
@@ -255,6 +287,7 @@ fn theirs_ahead(cluster: &Cluster, names: &[String]) -> Row {
         what,
         push: None,
         get,
+        cpu_ms: (None, None),
         stored: bytes(&cluster.root().join("ahead/repo")),
     }
 }
@@ -276,7 +309,7 @@ fn print(rows: &[Row], fsync: Duration) {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let mut text = format!(
         "{SEGMENTS} segments of pgbench, 16 MiB each; writing and syncing what one is stored as: {:.1} ms\n\n\
-         | | push, fastest ms | push, median ms | get, MiB/s | stored |\n|---|---|---|---|---|\n",
+         | | push, fastest ms | push, median ms | get, MiB/s | CPU ms per push | per get | stored |\n|---|---|---|---|---|---|---|\n",
         ms(fsync)
     );
     for row in rows {
@@ -289,8 +322,15 @@ fn print(rows: &[Row], fsync: Duration) {
             let bytes = SEGMENTS as f64 * SEGMENT_BYTES;
             format!("{:.0}", bytes / took.as_secs_f64() / 1024.0 / 1024.0)
         });
+        let cpu = |share: Option<f64>| share.map_or("–".to_owned(), |share| format!("{share:.0}"));
+        let (of_push, of_get) = (cpu(row.cpu_ms.0), cpu(row.cpu_ms.1));
         let stored = bytesize::ByteSize(row.stored);
-        writeln!(text, "| {} | {fastest} | {middle} | {rate} | {stored} |", row.what).expect("memory");
+        writeln!(
+            text,
+            "| {} | {fastest} | {middle} | {rate} | {of_push} | {of_get} | {stored} |",
+            row.what
+        )
+        .expect("memory");
     }
     std::io::stdout().write_all(text.as_bytes()).expect("standard output");
 }
