@@ -7,7 +7,7 @@
 //!
 //! 1. assembly: [`cli`], [`app`], [`config`] (and `main`)
 //! 2. edges: [`proxy`] (data plane), [`admin`] (control plane); they never import each other
-//! 3. domain: [`guard`], [`backup`]
+//! 3. domain: [`guard`], [`backup`], [`pitr`]
 //! 4. mechanisms: [`store`], [`repository`], [`postgres`]
 //! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`secret`]
 //!
@@ -34,6 +34,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod guard;
+pub mod pitr;
 pub mod postgres;
 pub mod proxy;
 pub mod repository;

@@ -21,8 +21,10 @@ use tokio_util::task::TaskTracker;
 
 pub use server::Listener;
 
+use crate::backup;
 use crate::clock::Clock;
 use crate::guard::Guard;
+use crate::pitr;
 use crate::store::Store;
 use crate::telemetry::health::Board;
 
@@ -75,9 +77,12 @@ impl Role {
 pub struct Parts {
     pub guard: Arc<Guard>,
     pub store: Store,
+    /// `None`: `pitr.enabled` is false, or it could not begin.
+    pub pitr: Option<Arc<pitr::Keeper>>,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,
+    pub vault: backup::Service,
 }
 
 /// Shared by all handlers.

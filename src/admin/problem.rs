@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode};
 use super::Role;
 use super::auth::Caller;
 use super::views::Problem;
+use crate::backup;
 use crate::guard::blocklist;
 use crate::store;
 
@@ -25,6 +26,15 @@ pub(super) enum Error {
     WrongHost,
     #[error("there is nothing at this address")]
     NotFound,
+    #[error("there is no backup or run \"{0}\"")]
+    NoBackup(String),
+    #[error("run {0} is under way; one at a time")]
+    Busy(ulid::Ulid),
+    #[error("{0}")]
+    Conflict(String),
+    /// It was understood, and would do harm or cannot work.
+    #[error("{0}")]
+    Refused(String),
     #[error("{0} is not blocked")]
     NotBlocked(String),
     #[error("this address does not take the method")]
@@ -46,12 +56,34 @@ impl Error {
             Self::TooManyAttempts { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
-            Self::NotFound | Self::NotBlocked(_) => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NotBlocked(_) | Self::NoBackup(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Busy(_) | Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Invalid(_) | Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::BAD_REQUEST,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl From<backup::service::Refusal> for Error {
+    fn from(refusal: backup::service::Refusal) -> Self {
+        use backup::service::Refusal;
+        match refusal {
+            Refusal::Busy(id) => Self::Busy(id),
+            Refusal::Domain(backup::Error::Unknown(id)) => {
+                Self::NoBackup(id.chars().flat_map(char::escape_debug).take(80).collect())
+            }
+            // Another process has the lock: the command line, or another instance.
+            Refusal::Domain(error @ backup::Error::Busy) => Self::Conflict(error.to_string()),
+            Refusal::Domain(error @ backup::Error::Refused(_)) => Self::Refused(error.to_string()),
+            Refusal::Domain(error) => {
+                tracing::warn!(error = %backup::explain(&error), "the vault failed an admin request");
+                Self::Unavailable(backup::explain(&error))
+            }
+            Refusal::Off => Self::Refused(refusal.to_string()),
+            Refusal::Unusable(_) => Self::Unavailable(refusal.to_string()),
         }
     }
 }
@@ -80,6 +112,10 @@ impl IntoResponse for Error {
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
             detail: self.to_string(),
+            running_id: match &self {
+                Self::Busy(id) => Some(id.to_string()),
+                _ => None,
+            },
         };
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();

@@ -38,12 +38,15 @@ impl Admin {
             .await
             .unwrap();
         let guard = Arc::new(Guard::new(guard_config(), blocklist));
+        let vault = vault(directory.path(), &board, &registry);
         let parts = Parts {
             guard,
             store,
+            pitr: None,
             board: board.clone(),
             registry,
             clock: Clock::system(),
+            vault,
         };
         let listener = Arc::new(Listener::bind(settings(), parts, Vec::new()).unwrap());
         let stop = CancellationToken::new();
@@ -92,6 +95,37 @@ impl Drop for Admin {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// A vault that is off.
+fn vault(state_dir: &std::path::Path, board: &Board, registry: &prometheus::Registry) -> crate::backup::Service {
+    let settings = crate::backup::Settings {
+        database: None,
+        repository: crate::repository::Config {
+            url: "file:///nowhere".to_owned(),
+            recipients: Vec::new(),
+            identity: None,
+        },
+        retention: crate::backup::retention::Policy::default(),
+        keep_replaced: Duration::ZERO,
+        plan: crate::backup::Plan {
+            zone: jiff::tz::TimeZone::UTC,
+            kinds: Vec::new(),
+            cleanup: None,
+            verify: None,
+            files: Vec::new(),
+        },
+        state_dir: state_dir.to_owned(),
+    };
+    let (alerts, _) = crate::telemetry::alert::Alerts::start(Default::default(), Clock::system(), registry).unwrap();
+    let parts = crate::backup::service::Parts {
+        clock: Clock::system(),
+        alerts,
+        board: board.clone(),
+        registry: registry.clone(),
+        hold: crate::backup::Hold::nothing(),
+    };
+    crate::backup::Service::new(settings, parts).unwrap()
 }
 
 fn guard_config() -> crate::guard::Config {
@@ -166,6 +200,7 @@ async fn every_route_asks_for_the_role_of_its_line_in_the_table() {
 async fn errors_are_problem_documents_with_the_right_status() {
     let admin = Admin::start().await;
     let block = "/api/infrastructure/ddos/block";
+    let backups = "/api/infrastructure/backups";
     let cases = [
         (404, "GET", "/nowhere".to_owned(), "", ""),
         (405, "DELETE", "/health".to_owned(), "", ""),
@@ -185,6 +220,11 @@ async fn errors_are_problem_documents_with_the_right_status() {
         ),
         (422, "GET", "/api/infrastructure/ddos/blocks?limit=x".to_owned(), "", ""),
         (421, "GET", "/health".to_owned(), "Host: evil.example\r\n", ""),
+        (422, "GET", format!("{backups}/stats"), "", ""),
+        (422, "POST", format!("{backups}/create"), "", "{\"type\":\"hourly\"}"),
+        (422, "POST", format!("{backups}/create"), "", "{\"typ\":\"daily\"}"),
+        (422, "POST", format!("{backups}/restore"), "", "{}"),
+        (405, "PUT", format!("{backups}/x"), "", ""),
     ];
     for (wanted, method, path, more, body) in cases {
         let (status, head, body) = admin.ask(method, &path, "admin", more, body).await;

@@ -5,17 +5,22 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use ipnet::IpNet;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::handover::{Inherited, Listening};
 use crate::admin;
+use crate::backup;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::guard::Guard;
 use crate::guard::blocklist::{Blocklist, Keeper};
+use crate::pitr;
 use crate::proxy::{self, Gate};
 use crate::store::Store;
 use crate::telemetry::access_log;
-use crate::telemetry::health::Board;
+use crate::telemetry::alert::Alerts;
+use crate::telemetry::health::{Board, Condition};
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -24,11 +29,17 @@ pub(super) struct Running {
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
+    pub(super) pitr: Option<Arc<pitr::Keeper>>,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
     pub(super) access_log: access_log::Sink,
     pub(super) access_writer: access_log::Writer,
+    pub(super) alerts: Alerts,
+    pub(super) vault: backup::Service,
+    /// What goes on beside: alerts being sent, the vault's schedule.
+    pub(super) beside: JoinSet<()>,
+    pub(super) stop_vault: CancellationToken,
 }
 
 pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow::Result<Running> {
@@ -40,17 +51,9 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         access_log::start(&config.log.access_log, &registry).context("the access log cannot be started")?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
-    let store = Store::open(&config.store, board.clone())
-        .await
-        .context("the store cannot be opened")?;
-    let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, &registry)
-        .await
-        .context("the blocklist cannot be started")?;
-    blocklist.set_protected(protected(config));
-    let guard = Arc::new(Guard::new(config.guard.clone(), blocklist));
-    guard
-        .register(&registry)
-        .context("the guard's metrics cannot be registered")?;
+    let (store, guard, blocks) = guard(config, &board, &registry).await?;
+    let (alerts, mut beside) =
+        Alerts::start(config.alerts.clone(), clock, &registry).context("alerts cannot be started")?;
     let parts = proxy::Parts {
         guard: Arc::clone(&guard),
         clock,
@@ -62,27 +65,92 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         gate: for_gate,
         admin: for_admin,
     } = std::mem::take(&mut inherited.listening);
+    let gate = Gate::start(config.proxy.clone(), parts, for_gate).context("the gate cannot be started")?;
+    let vault_parts = backup::service::Parts {
+        clock,
+        alerts: alerts.clone(),
+        board: board.clone(),
+        registry: registry.clone(),
+        hold: hold(gate.holder()),
+    };
+    let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
+    let stop_vault = CancellationToken::new();
+    drop(beside.spawn(vault.clone().run(stop_vault.clone())));
+    let pitr = pitr(config, clock, &board, &registry);
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
+        pitr: pitr.clone(),
         board: board.clone(),
         registry: registry.clone(),
         clock,
+        vault: vault.clone(),
     };
     let admin = admin::Listener::bind(config.admin.clone(), admin_parts, for_admin)
         .context("the admin listener cannot be started")?;
-    let gate = Gate::start(config.proxy.clone(), parts, for_gate).context("the gate cannot be started")?;
     Ok(Running {
         gate: Arc::new(gate),
         guard,
         blocks,
         admin: Arc::new(admin),
+        pitr,
         board,
         registry,
         clock,
         access_log,
         access_writer,
+        alerts,
+        vault,
+        beside,
+        stop_vault,
     })
+}
+
+/// What keeps the blocks, and who may pass.
+async fn guard(config: &Config, board: &Board, registry: &Registry) -> anyhow::Result<(Store, Arc<Guard>, Keeper)> {
+    let store = Store::open(&config.store, board.clone())
+        .await
+        .context("the store cannot be opened")?;
+    let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, registry)
+        .await
+        .context("the blocklist cannot be started")?;
+    blocklist.set_protected(protected(config));
+    let guard = Arc::new(Guard::new(config.guard.clone(), blocklist));
+    guard
+        .register(registry)
+        .context("the guard's metrics cannot be registered")?;
+    Ok((store, guard, blocks))
+}
+
+/// The vault asks for quiet without knowing of the gate.
+fn hold(holder: proxy::Holder) -> backup::Hold {
+    backup::Hold(Arc::new(move || {
+        let holder = holder.clone();
+        Box::pin(async move { Box::new(holder.hold().await) as Box<dyn Send> })
+    }))
+}
+
+/// Point-in-time recovery, if it is wanted. A repository that cannot be opened is shown, and stops no traffic.
+fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Keeper>> {
+    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
+    let ground = pitr::keeper::Ground {
+        config: config.pitr.clone(),
+        database,
+        repository: config.backup.repository.clone(),
+        state_dir: config.state_dir.clone(),
+        clock,
+        board: board.clone(),
+        registry: registry.clone(),
+    };
+    match pitr::Keeper::open(ground) {
+        Ok(keeper) => Some(keeper),
+        Err(error) => {
+            let text = format!("not running: {:#}", anyhow::Error::from(error));
+            tracing::error!("point-in-time recovery is {text}");
+            board.set("pitr", Condition::Degraded(text));
+            None
+        }
+    }
 }
 
 /// Networks that no order may block, with the reason that the caller is told.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Loaded, Overrides};
 use crate::proxy::Sockets;
+use crate::telemetry::health::Condition;
 use crate::telemetry::logging;
 use build::Running;
 use handover::{Door, Inherited, Listening};
@@ -60,6 +61,8 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     let door = Door::open(&loaded.config.state_dir)?;
     let stop_admin = CancellationToken::new();
     let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
+    let stop_pitr = CancellationToken::new();
+    let pitr = start_pitr(&running, &stop_pitr);
     announce::ready(&running)?;
     inherited.ready();
     let sockets = listening(&running)?;
@@ -79,12 +82,29 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     reloading.shutdown().await;
     drop(sockets);
     stop(running, drain_timeout).await;
+    stop_pitr.cancel();
+    if tokio::time::timeout(FLUSH_TIMEOUT, pitr.join_all()).await.is_err() {
+        tracing::warn!("point-in-time recovery did not end in time");
+    }
     stop_admin.cancel();
     if tokio::time::timeout(FLUSH_TIMEOUT, admin.join_all()).await.is_err() {
         tracing::warn!("the admin listener did not end in time");
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A socket that cannot be made is shown, and stops no traffic.
+fn start_pitr(running: &Running, stop: &CancellationToken) -> tokio::task::JoinSet<()> {
+    let Some(keeper) = &running.pitr else {
+        return tokio::task::JoinSet::new();
+    };
+    keeper.start(stop).unwrap_or_else(|error| {
+        let text = format!("not running: {:#}", anyhow::Error::from(error));
+        tracing::error!("point-in-time recovery is {text}");
+        running.board.set("pitr", Condition::Degraded(text));
+        tokio::task::JoinSet::new()
+    })
 }
 
 /// Everything that listens, for a successor.
@@ -117,12 +137,17 @@ async fn stop(running: Running, drain_timeout: Duration) {
         blocks,
         access_log,
         access_writer,
+        stop_vault,
+        mut beside,
         ..
     } = running;
+    // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup.
+    stop_vault.cancel();
     match Arc::try_unwrap(gate) {
         Ok(gate) => gate.drain(drain_timeout).await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
     }
+    beside.shutdown().await;
     if !blocks.shutdown(FLUSH_TIMEOUT).await {
         tracing::warn!("not all blocks reached the store; they are kept in state_dir and written at the next start");
     }

@@ -12,12 +12,14 @@ use tokio::task::JoinSet;
 use super::Origin;
 use super::build::Running;
 use crate::admin;
+use crate::backup;
 use crate::clock::Clock;
 use crate::config::watch::{Handle, Pace, Watcher};
 use crate::config::{self, Config, Loaded, Style, diff};
 use crate::guard::Guard;
 use crate::proxy::{self, Gate};
 use crate::telemetry::access_log;
+use crate::telemetry::alert::Alerts;
 use crate::telemetry::health::{Board, Condition};
 
 /// The name under which the configuration stands on the health board.
@@ -31,6 +33,8 @@ pub(super) struct Reloader {
     admin: Arc<admin::Listener>,
     guard: Arc<Guard>,
     access_log: access_log::Sink,
+    alerts: Alerts,
+    vault: backup::Service,
     board: Board,
     clock: Clock,
     metrics: Metrics,
@@ -64,6 +68,8 @@ impl Reloader {
             admin: Arc::clone(&running.admin),
             guard: Arc::clone(&running.guard),
             access_log: running.access_log.clone(),
+            alerts: running.alerts.clone(),
+            vault: running.vault.clone(),
             board: running.board.clone(),
             clock: running.clock,
             metrics,
@@ -104,6 +110,8 @@ impl Reloader {
         self.gate.reload(next.proxy.clone())?;
         self.guard.blocklist().set_protected(super::build::protected(&next));
         self.guard.reload(next.guard.clone());
+        self.alerts.reload(next.alerts.clone());
+        self.vault.reload(next.backup.clone());
         for change in diff::changes(&current, &next) {
             tracing::info!(key = change.key, "configuration changed");
         }

@@ -137,6 +137,40 @@ impl Vault {
         Ok(Some(parsed))
     }
 
+    /// The id of the backup whose folder, manifest or part lies at `path`: a key of the repository, or its absolute path
+    /// where the repository is a directory.
+    ///
+    /// # Errors
+    /// A path outside the repository, or at which no backup lies.
+    pub async fn id_at(&self, path: &str) -> Result<Ulid, Error> {
+        let outside = || Error::Refused(format!("{path:?} is not in the repository"));
+        let key = match self.repository.directory().filter(|_| path.starts_with('/')) {
+            Some(directory) => {
+                let root = directory.canonicalize().map_err(|_| outside())?;
+                let real = std::path::Path::new(path).canonicalize().map_err(|_| outside())?;
+                let inside = real.strip_prefix(&root).map_err(|_| outside())?;
+                inside.to_string_lossy().into_owned()
+            }
+            None => {
+                let url = format!("{}/", self.config.repository.url.trim_end_matches('/'));
+                path.strip_prefix(&url).unwrap_or(path).trim_end_matches('/').to_owned()
+            }
+        };
+        if key
+            .split('/')
+            .any(|segment| segment.is_empty() || segment == "." || segment == "..")
+        {
+            return Err(outside());
+        }
+        let (entries, _) = self.list().await?;
+        let found = entries.iter().find(|entry| {
+            let rest = key.strip_prefix(&entry.folder);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        let found = found.ok_or_else(|| Error::Unknown(path.to_owned()))?;
+        Ok(found.manifest.id)
+    }
+
     /// One backup by its id, or by `latest`: the newest good one of the database.
     ///
     /// # Errors

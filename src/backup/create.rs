@@ -39,10 +39,22 @@ impl Vault {
     /// # Errors
     /// Why there is no new backup.
     pub async fn create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Manifest, Error> {
+        self.create_as(Ulid::generate(), labels, schedule_keys).await
+    }
+
+    /// As [`Vault::create`], with an id that the caller has told somebody already.
+    ///
+    /// # Errors
+    /// Why there is no new backup.
+    pub async fn create_as(
+        &self,
+        id: Ulid,
+        labels: Vec<String>,
+        schedule_keys: Vec<String>,
+    ) -> Result<Manifest, Error> {
         let _lock = self.lock()?;
         self.recover().await?;
         self.sweep_unfinished().await?;
-        let id = Ulid::generate();
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
         let locked: bool = admin
@@ -118,7 +130,7 @@ impl Vault {
         manifest.finished_at = self.clock.wall();
         if !self
             .repository
-            .create(&layout::manifest(folder), super::verify::to_json(&manifest))
+            .create(&layout::manifest(folder), manifest.to_bytes())
             .await?
         {
             return Err(Error::Vanished { id });

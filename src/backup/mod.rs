@@ -8,8 +8,11 @@ mod create;
 pub mod files;
 mod journal;
 mod prune;
+mod replaced;
 mod restore;
 pub mod retention;
+pub mod service;
+mod settings;
 mod swap;
 mod sweep;
 pub mod task;
@@ -19,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use ulid::Ulid;
 
 use crate::clock::Clock;
@@ -28,7 +32,10 @@ use crate::repository::{self, Keys, Repository};
 pub use self::catalogue::Entry;
 pub use self::journal::Recovered;
 pub use self::prune::Pruned;
+pub use self::replaced::Replaced;
 pub use self::restore::{Restored, Swap};
+pub use self::service::Service;
+pub use self::settings::{FilePlan, Plan, Settings};
 
 /// What is backed up, to where, and how long it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +54,36 @@ pub struct Config {
 /// Hears how far a run is: the step, and the bytes of it so far.
 pub type Progress = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
 
+/// An error with its causes, in one line.
+#[must_use]
+pub fn explain(error: &Error) -> String {
+    verify::chain(error)
+}
+
+/// Progress that nobody hears.
+#[must_use]
+pub fn silent() -> Progress {
+    Arc::new(|_, _| {})
+}
+
+/// Holds the app's traffic back for the moment of a swap, until what it returns is dropped.
+#[derive(Clone)]
+pub struct Hold(pub Arc<dyn Fn() -> BoxFuture<'static, Box<dyn Send>> + Send + Sync>);
+
+impl Hold {
+    /// Where nothing stands before the app, as on the command line.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self(Arc::new(|| Box::pin(async { Box::new(()) as Box<dyn Send> })))
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hold")
+    }
+}
+
 /// The handle: one per process.
 #[derive(Clone)]
 pub struct Vault {
@@ -56,6 +93,7 @@ pub struct Vault {
     keys: Arc<Keys>,
     clock: Clock,
     progress: Progress,
+    hold: Hold,
 }
 
 impl std::fmt::Debug for Vault {
@@ -82,7 +120,28 @@ impl Vault {
             keys: Arc::new(keys),
             clock,
             progress,
+            hold: Hold::nothing(),
         })
+    }
+
+    /// The same vault, heard by somebody else.
+    #[must_use]
+    pub fn with_progress(&self, progress: Progress) -> Self {
+        Self {
+            progress,
+            ..self.clone()
+        }
+    }
+
+    /// The same vault, which holds traffic back while it swaps databases.
+    #[must_use]
+    pub fn with_hold(self, hold: Hold) -> Self {
+        Self { hold, ..self }
+    }
+
+    #[must_use]
+    pub fn database(&self) -> &str {
+        self.target.database()
     }
 
     fn step(&self, name: &'static str) -> impl Fn(u64) + Send + 'static + use<> {

@@ -10,6 +10,7 @@ use ulid::Ulid;
 
 use super::create::{connection_name, count_rows};
 use super::journal::{Intent, local};
+use super::replaced::dated_name;
 use super::verify::{compare, to_json};
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
@@ -59,6 +60,17 @@ impl Vault {
         let restored = self.restore_leased(&entry, &admin, &programs, swap).await;
         self.repository.delete(&lease).await?;
         restored
+    }
+
+    /// Checks what [`Vault::restore`] checks first, and touches nothing.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Error> {
+        let entry = self.show(id).await?;
+        let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
+        drop(self.preflight(&entry, &admin, swap).await?);
+        Ok(entry)
     }
 
     /// Everything that can be refused is refused before anything is made.
@@ -151,11 +163,7 @@ impl Vault {
             .await?;
         let oid: Option<u32> = oid.first().and_then(|row| row.try_get(0).ok());
         let intent = Intent {
-            old: format!(
-                "{}_old_{}",
-                live.chars().take(24).collect::<String>(),
-                entry_name(Ulid::generate())
-            ),
+            old: dated_name(&live, self.clock.wall()),
             live,
             new: new.clone(),
             live_oid: oid.unwrap_or(0),
@@ -191,7 +199,7 @@ impl Vault {
         })
     }
 
-    async fn drop_database(&self, admin: &Admin, name: &str) -> Result<(), Error> {
+    pub(super) async fn drop_database(&self, admin: &Admin, name: &str) -> Result<(), Error> {
         let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name));
         Ok(admin.batch("dropping the scratch database", &drop).await?)
     }

@@ -83,6 +83,18 @@ impl Vault {
         self.record(entry, result).await
     }
 
+    /// Reads a published backup back; with `restore`, into a scratch database as well.
+    ///
+    /// # Errors
+    /// As [`Vault::verify`].
+    pub async fn prove_again(&self, entry: &Entry, restore: bool) -> Result<Level, Error> {
+        let level = self.verify(entry).await?;
+        if restore {
+            return self.verify_by_restore(entry).await;
+        }
+        Ok(level)
+    }
+
     async fn record(&self, entry: &Entry, result: Result<Level, Error>) -> Result<Level, Error> {
         let failure = match &result {
             Ok(_) => None,

@@ -3,7 +3,6 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -12,13 +11,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::backup::files::FileSet;
-use crate::backup::retention::Policy;
-use crate::backup::{Config, Entry, Progress, Swap, Vault};
+use crate::backup::{Entry, FilePlan, Progress, Settings, Swap, Vault};
 use crate::clock::Clock;
+use crate::config::{Overrides, Style};
+use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
 use crate::secret::Secret;
-use crate::{postgres, repository};
 
+/// What the package installs.
+const USUAL_CONFIG: &str = "/etc/foregate/config.toml";
 /// A key or an address is a few lines.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -27,14 +28,12 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 pub struct Options {
     #[command(subcommand)]
     command: Command,
+    /// The configuration; without it /etc/foregate/config.toml if that exists. Each option below stands in for its key.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Where backups live: file:///directory or s3://bucket/prefix.
-    #[arg(
-        long,
-        global = true,
-        default_value = "file:///var/lib/foregate/backups",
-        value_name = "URL"
-    )]
-    repository: String,
+    #[arg(long, global = true, value_name = "URL")]
+    repository: Option<String>,
     /// An age public key that can open new backups; may be repeated.
     #[arg(long = "recipient", global = true, value_name = "AGE1...")]
     recipients: Vec<String>,
@@ -45,8 +44,8 @@ pub struct Options {
     #[arg(long, global = true, value_name = "FILE")]
     database_url_file: Option<PathBuf>,
     /// Holds the journal of a restore.
-    #[arg(long, global = true, default_value = "/var/lib/foregate", value_name = "DIR")]
-    state_dir: PathBuf,
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -97,15 +96,15 @@ enum Command {
 /// A file set instead of the database.
 #[derive(Debug, Args)]
 struct Files {
-    /// Back up files under this name, instead of the database.
-    #[arg(long = "files", value_name = "NAME", requires = "paths", conflicts_with = "labels")]
+    /// Back up the file set of this name, instead of the database: one of the configuration, or the paths given.
+    #[arg(long = "files", value_name = "NAME", conflicts_with = "labels")]
     name: Option<String>,
     /// A directory or file of the set; may be repeated.
     #[arg(long = "path", value_name = "PATH", requires = "name")]
     paths: Vec<PathBuf>,
-    /// How long the set is kept.
-    #[arg(long, value_name = "DAYS", default_value_t = 30)]
-    keep_days: u32,
+    /// How long the set is kept; 30 where nothing says otherwise.
+    #[arg(long, value_name = "DAYS", requires = "name")]
+    keep_days: Option<u32>,
 }
 
 /// Runs the command.
@@ -121,17 +120,16 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn command(options: &Options) -> anyhow::Result<()> {
-    let vault = Vault::open(config(options)?, Clock::system(), progress(options.json))?;
+    let settings = settings(options)?;
+    let config = settings.vault().context("which database?")?;
+    let vault = Vault::open(config, Clock::system(), progress(options.json))?;
     match &options.command {
         Command::Create { labels, files } => {
             let manifest = match &files.name {
                 Some(name) => {
-                    let set = FileSet {
-                        name: name.clone(),
-                        paths: files.paths.clone(),
-                        keep_days: files.keep_days,
-                    };
-                    vault.create_files(&set).await?
+                    vault
+                        .create_files(&file_set(name, files, &settings.plan.files)?)
+                        .await?
                 }
                 None => vault.create(labels.clone(), Vec::new()).await?,
             };
@@ -198,6 +196,26 @@ async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json:
     })
 }
 
+fn file_set(name: &str, files: &Files, configured: &[FilePlan]) -> anyhow::Result<FileSet> {
+    let mut set = match configured.iter().find(|plan| plan.set.name == name) {
+        Some(plan) => plan.set.clone(),
+        None => FileSet {
+            name: name.to_owned(),
+            paths: Vec::new(),
+            keep_days: 30,
+        },
+    };
+    if !files.paths.is_empty() {
+        set.paths.clone_from(&files.paths);
+    }
+    set.keep_days = files.keep_days.unwrap_or(set.keep_days);
+    anyhow::ensure!(
+        !set.paths.is_empty(),
+        "the configuration has no file set {name:?}; name its paths with --path"
+    );
+    Ok(set)
+}
+
 fn complain_of_notes(manifest: &Manifest) {
     let Content::Files { notes, more_notes, .. } = &manifest.content else {
         return;
@@ -236,18 +254,25 @@ async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
 
 async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
     let pruned = vault.prune(dry_run).await?;
+    let replaced = vault.drop_replaced(dry_run).await?;
     let decisions: Vec<Value> = pruned
         .decisions
         .iter()
         .map(|decision| json!({"id": decision.id, "keep": decision.keep, "reasons": decision.reasons}))
         .collect();
-    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "dryRun": dry_run});
+    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "dryRun": dry_run,
+        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over})).collect::<Vec<_>>()});
     print(as_json, &value, || {
         let mut table = Table::new();
         table.set_header(["id", "", "because"]);
         for decision in &pruned.decisions {
             let verb = if decision.keep { "stays" } else { "goes" };
             table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
+        }
+        for one in &replaced {
+            let verb = if one.is_over { "goes" } else { "stays" };
+            let because = format!("replaced by a restore on {}", one.at.strftime("%F %T UTC"));
+            table.add_row([one.name.clone(), verb.to_owned(), because]);
         }
         format!(
             "{table}\n{} marked, {} deleted",
@@ -286,28 +311,45 @@ fn line(manifest: &Manifest) -> String {
     )
 }
 
-fn config(options: &Options) -> anyhow::Result<Config> {
-    let url = match &options.database_url_file {
-        Some(path) => secret(path)?,
-        // Files need none; what needs one says so.
-        None => Secret::new(std::env::var("DATABASE_URL").unwrap_or_default()),
+/// The configuration, if there is one, with what the command line says instead. On the day that the machine burned there
+/// is none: the repository, the key and the database's address are then enough.
+fn settings(options: &Options) -> anyhow::Result<Settings> {
+    let path = options.config.clone().or_else(|| {
+        let usual = PathBuf::from(USUAL_CONFIG);
+        usual.exists().then_some(usual)
+    });
+    let loaded = crate::config::Config::load(path.as_deref(), &Overrides::default());
+    let mut settings = match loaded {
+        Ok(loaded) => loaded.config.backup,
+        Err(errors) => anyhow::bail!("{}", crate::config::report(&errors, Style::Plain)),
     };
-    let identity = options.identity.as_deref().map(secret).transpose()?;
-    Ok(Config {
-        database: postgres::Config { url },
-        repository: repository::Config {
-            url: options.repository.clone(),
-            recipients: options.recipients.clone(),
-            identity,
-        },
-        retention: Policy::default(),
-        state_dir: options.state_dir.clone(),
-        keep_replaced: Duration::from_hours(72),
-        step_timeout: Duration::from_hours(12),
-    })
+    if let Some(url) = &options.repository {
+        settings.repository.url.clone_from(url);
+    }
+    if !options.recipients.is_empty() {
+        settings.repository.recipients.clone_from(&options.recipients);
+    }
+    if let Some(file) = &options.identity {
+        settings.repository.identity = Some(secret(file)?);
+    }
+    if let Some(directory) = &options.state_dir {
+        settings.state_dir.clone_from(directory);
+    }
+    let url = match &options.database_url_file {
+        Some(path) => Some(secret(path)?),
+        None => std::env::var("DATABASE_URL").ok().map(Secret::new),
+    };
+    // An option outweighs the file, and the file the environment.
+    if options.database_url_file.is_some() || settings.database.is_none() {
+        settings.database = url.map(|url| postgres::Config { url });
+    }
+    // Files need none; what needs one says so.
+    let none = || postgres::Config { url: Secret::new("") };
+    settings.database.get_or_insert_with(none);
+    Ok(settings)
 }
 
-fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
+pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     use std::io::Read as _;
     let mut text = String::new();
     let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;

@@ -4,8 +4,11 @@
 pub mod backup;
 mod check;
 mod demo;
+mod pitr;
 mod run;
+mod setup;
 mod token;
+mod wal;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -36,6 +39,10 @@ enum Command {
     Demo(demo::Options),
     /// Backups of the app's PostgreSQL: make, list, prove, restore, prune. Works while the server is down.
     Backup(backup::Options),
+    /// Point-in-time recovery.
+    Pitr(pitr::Options),
+    /// The log's archive, as PostgreSQL's archive_command and restore_command use it.
+    Wal(wal::Options),
     /// Make an admin token: prints it once, with the line for the configuration.
     Token(token::Options),
 }
@@ -68,7 +75,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" too; clap knows which stream and code they want.
-            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let code = match error.use_stderr() {
+                false => 0,
+                true if wal::is_get(std::env::args_os()) => wal::EXIT_FAULT,
+                true => EXIT_USAGE,
+            };
             drop(error.print());
             return ExitCode::from(code);
         }
@@ -78,6 +89,8 @@ pub fn main() -> ExitCode {
         Command::Check(source) => check::run(&source),
         Command::Demo(options) => demo::run(&options),
         Command::Backup(options) => backup::run(&options).map_err(Error::from),
+        Command::Pitr(options) => pitr::run(&options),
+        Command::Wal(options) => return wal::run(&options),
         Command::Token(options) => token::run(&options),
     };
     match done {
@@ -101,4 +114,16 @@ fn say(text: &str) {
 
 fn complain(text: &str) {
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
 }

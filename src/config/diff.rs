@@ -4,7 +4,7 @@ use super::Config;
 use super::effective::{Entry, entries};
 
 /// Keys that take effect at the next start alone: they belong to sockets, threads and stores that live on.
-pub const RESTART_ONLY: [&str; 7] = [
+pub const RESTART_ONLY: [&str; 20] = [
     "state_dir",
     "server.listen",
     "server.redirect_http",
@@ -12,6 +12,27 @@ pub const RESTART_ONLY: [&str; 7] = [
     "store.postgres",
     "store.pool_size",
     "admin.listen",
+    "pitr.enabled",
+    "pitr.wal",
+    "pitr.socket",
+    "pitr.user",
+    "pitr.slot",
+    "pitr.spool_max",
+    "pitr.base_backup",
+    "pitr.window",
+    "pitr.heartbeat",
+    "pitr.patience",
+    "pitr.drill",
+    "pitr.scratch",
+    "pitr.checks",
+];
+
+/// These as well while point-in-time recovery is on: its tasks live on with the old ones.
+const RESTART_ONLY_WITH_PITR: [&str; 4] = [
+    "database.url",
+    "backup.repository",
+    "backup.recipients",
+    "backup.identity",
 ];
 
 /// One key whose meaning differs between two configurations.
@@ -45,9 +66,17 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         .filter_map(|key| {
             let (old_value, new_value) = (find(&before, &key), find(&after, &key));
             // Two different secrets look the same behind their masks.
-            let secret_changed = key == "store.postgres" && old.store.postgres != new.store.postgres;
+            let secret_changed = match key.as_str() {
+                "store.postgres" => old.store.postgres != new.store.postgres,
+                "database.url" => old.backup.database != new.backup.database,
+                "backup.identity" => old.backup.repository.identity != new.backup.repository.identity,
+                "alerts.webhook" => old.alerts.webhook != new.alerts.webhook,
+                "alerts.ping" => old.alerts.ping != new.alerts.ping,
+                _ => false,
+            };
             let with_listen = key == "admin.tls" && old.admin.listen != new.admin.listen;
-            let needs_restart = with_listen || RESTART_ONLY.contains(&key.as_str());
+            let with_pitr = old.pitr.enabled && RESTART_ONLY_WITH_PITR.contains(&key.as_str());
+            let needs_restart = with_listen || with_pitr || RESTART_ONLY.contains(&key.as_str());
             let changed = old_value != new_value || secret_changed;
             changed.then_some(Change {
                 key,
@@ -72,6 +101,7 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
     keep("state_dir", old.state_dir != new.state_dir);
     new.state_dir.clone_from(&old.state_dir);
     new.store.state_dir.clone_from(&old.store.state_dir);
+    new.backup.state_dir.clone_from(&old.backup.state_dir);
     if let crate::proxy::config::Tls::SelfSigned { state_dir, .. } = &mut new.proxy.tls {
         state_dir.clone_from(&old.state_dir);
     }
@@ -93,5 +123,22 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
         keep("admin.tls", old.admin.tls != new.admin.tls);
         new.admin.tls.clone_from(&old.admin.tls);
     }
+    keep_vault(old, &mut new, &mut kept);
     (new, kept)
+}
+
+/// The log is archived by tasks that live on: a new way, slot or repository begins with the next start.
+fn keep_vault(old: &Config, new: &mut Config, kept: &mut Vec<&'static str>) {
+    let changed = changes(old, new);
+    let of_vault = |key: &&str| key.starts_with("pitr.") || RESTART_ONLY_WITH_PITR.contains(key);
+    let all = RESTART_ONLY.into_iter().chain(RESTART_ONLY_WITH_PITR);
+    kept.extend(
+        all.filter(of_vault)
+            .filter(|key| changed.iter().any(|change| change.key == *key && change.needs_restart)),
+    );
+    new.pitr.clone_from(&old.pitr);
+    if old.pitr.enabled {
+        new.backup.database.clone_from(&old.backup.database);
+        new.backup.repository.clone_from(&old.backup.repository);
+    }
 }

@@ -11,13 +11,17 @@ use toml::{Table, Value};
 use super::Config;
 use super::resolve::blocklist::never_block;
 use super::resolve::headers::HEADERS;
+use super::resolve::pitr::WAYS;
 use super::values::{show_duration, show_size};
 use crate::admin::{self, Role};
+use crate::backup::Settings;
 use crate::guard::limit::{self, Mode, Quota};
+use crate::pitr;
 use crate::proxy::config::{
     Caps, Server, Tls, TlsVersion, Upstream, UpstreamAddress, UpstreamProtocol, UpstreamServer,
 };
 use crate::secret::Secret;
+use crate::tasks::calendar::Schedule;
 use crate::telemetry::{AccessLog, Format};
 
 /// One key with its value, in the order of the example.
@@ -86,17 +90,14 @@ pub(super) fn entries(config: &Config) -> Vec<Entry> {
         );
     }
     out.section = "store";
-    out.put(
-        "postgres",
-        config
-            .store
-            .postgres
-            .as_ref()
-            .map(Secret::to_string)
-            .unwrap_or_default(),
-    );
+    out.put("postgres", secret(config.store.postgres.as_ref()));
     out.put("pool_size", count(config.store.pool_size));
     admin(&mut out, &config.admin);
+    backup(&mut out, &config.backup);
+    pitr(&mut out, &config.pitr);
+    out.section = "alerts";
+    out.put("webhook", secret(config.alerts.webhook.as_ref()));
+    out.put("ping", secret(config.alerts.ping.as_ref()));
     out.section = "log";
     out.put(
         "format",
@@ -302,6 +303,71 @@ fn admin(out: &mut Writer, admin: &admin::Config) {
         "metrics_token",
         admin.metrics_token.map(hex::encode).unwrap_or_default(),
     );
+}
+
+fn backup(out: &mut Writer, settings: &Settings) {
+    out.section = "database";
+    out.put("url", secret(settings.database.as_ref().map(|database| &database.url)));
+    out.section = "backup";
+    out.put("repository", settings.repository.url.clone());
+    out.put("recipients", strings(&settings.repository.recipients));
+    out.put("identity", secret(settings.repository.identity.as_ref()));
+    let plan = &settings.plan;
+    for label in ["daily", "weekly", "monthly"] {
+        let kind = plan.kinds.iter().find(|kind| kind.label == label);
+        out.put(label, schedule(kind.map(|kind| &kind.schedule)));
+    }
+    out.put("cleanup", schedule(plan.cleanup.as_ref()));
+    out.put("verify", schedule(plan.verify.as_ref()));
+    out.put("time_zone", plan.zone.iana_name().unwrap_or("UTC"));
+    out.put("keep_daily", count(settings.retention.daily));
+    out.put("keep_weekly", count(settings.retention.weekly));
+    out.put("keep_monthly", count(settings.retention.monthly));
+    out.put("keep_replaced", show_duration(settings.keep_replaced));
+    let files = plan.files.iter().map(|file| {
+        table([
+            ("name", file.set.name.clone().into()),
+            (
+                "paths",
+                Value::Array(file.set.paths.iter().map(|file| path(file)).collect()),
+            ),
+            ("schedule", file.schedule.to_string().into()),
+            ("keep_days", i64::from(file.set.keep_days).into()),
+        ])
+    });
+    out.put("files", Value::Array(files.collect()));
+}
+
+fn schedule(schedule: Option<&Schedule>) -> String {
+    schedule.map(Schedule::to_string).unwrap_or_default()
+}
+
+fn secret(secret: Option<&Secret>) -> String {
+    secret.map(Secret::to_string).unwrap_or_default()
+}
+
+fn pitr(out: &mut Writer, pitr: &pitr::config::Config) {
+    out.section = "pitr";
+    out.put("enabled", pitr.enabled);
+    let way = WAYS.iter().find(|(_, way)| *way == pitr.wal);
+    out.put("wal", way.map_or("", |(name, _)| name));
+    out.put("socket", path(&pitr.socket));
+    out.put("user", pitr.user.map(|user| user.to_string()).unwrap_or_default());
+    out.put("slot", pitr.slot.clone());
+    out.put("spool_max", show_size(pitr.spool_max_bytes));
+    out.put("base_backup", schedule(pitr.base_backup.as_ref()));
+    out.put("window", show_duration(pitr.window));
+    out.put("heartbeat", show_duration(pitr.heartbeat));
+    out.put("patience", show_duration(pitr.patience));
+    out.put("drill", schedule(pitr.drill.as_ref()));
+    out.put("scratch", path(&pitr.scratch));
+    let checks = pitr.checks.iter().map(|check| {
+        table([
+            ("sql", check.sql.clone().into()),
+            ("expect", check.expect.clone().into()),
+        ])
+    });
+    out.put("checks", Value::Array(checks.collect()));
 }
 
 fn table<const N: usize>(pairs: [(&str, Value); N]) -> Value {

@@ -23,7 +23,7 @@ use toml::de::DeTable;
 use self::finding::FINDINGS_MAX;
 pub use self::finding::{Errors, Finding, Findings, Severity, Style};
 use self::raw::{Section, Sink};
-use crate::{admin, guard, proxy, store, telemetry};
+use crate::{admin, backup, guard, pitr, proxy, store, telemetry};
 
 /// A hand-written file is a few KiB; beyond this it is a mistake or an attack.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
@@ -35,6 +35,9 @@ pub struct Config {
     pub guard: guard::Config,
     pub store: store::Config,
     pub admin: admin::Config,
+    pub backup: backup::Settings,
+    pub pitr: pitr::config::Config,
+    pub alerts: telemetry::alert::Config,
     pub log: telemetry::Config,
     /// The embedded store, the development certificate.
     pub state_dir: PathBuf,

@@ -43,6 +43,8 @@ pub(super) enum Error {
     UpstreamTimeout,
     #[error("no server of the app is available; next try in {retry_after_s} s")]
     NoServer { retry_after_s: u64 },
+    #[error("the app's data is being restored; try again in a moment")]
+    Held,
     #[error("an internal fault")]
     Internal(&'static str),
 }
@@ -62,7 +64,7 @@ impl Error {
             | Self::Loop
             | Self::RequestTimeout => Blame::Client,
             Self::Unreachable | Self::BadAnswer | Self::UpstreamTimeout | Self::NoServer { .. } => Blame::Upstream,
-            Self::Internal(_) => Blame::Us,
+            Self::Internal(_) | Self::Held => Blame::Us,
         }
     }
 }

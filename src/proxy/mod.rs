@@ -11,6 +11,7 @@ mod connection;
 mod error;
 mod flight;
 pub mod headers;
+mod hold;
 mod listener;
 mod metrics;
 mod pipeline;
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use config::Config;
+pub use hold::{Held, Holder};
 
 use crate::clock::Clock;
 use crate::guard::Guard;
@@ -134,6 +136,7 @@ impl Gate {
             census: Census::default(),
             rounds: (0..config.server.workers).map(|_| AtomicU64::new(0)).collect(),
             https_port,
+            hold: hold::Hold::new(config.server.workers),
         });
         let via = HeaderValue::try_from(format!("1.1 fg-{:08x}", getrandom::u32()?))
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 foregate"));
@@ -179,6 +182,12 @@ impl Gate {
     #[must_use]
     pub fn sockets(&self) -> &Sockets {
         &self.sockets
+    }
+
+    /// By which requests can be held back; it does not keep the gate alive.
+    #[must_use]
+    pub fn holder(&self) -> Holder {
+        Holder::new(&self.shared)
     }
 
     /// Where plain HTTP is redirected from.

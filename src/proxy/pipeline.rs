@@ -22,7 +22,7 @@ use super::metrics::Outcome;
 use super::request::Upgrade;
 use super::snapshot::Snapshot;
 use super::upstream::{self, Lease};
-use super::{request, respond, tunnel};
+use super::{hold, request, respond, tunnel};
 use crate::clock::Now;
 use crate::guard::{Verdict, Visit};
 
@@ -125,6 +125,9 @@ async fn forward(
     } else {
         Some(incoming)
     };
+    if connection.worker.shared.hold.is_on() {
+        hold::wait(&connection.worker, ticket).await?;
+    }
     let (body, fate) = request_body(&parts, incoming, ticket, snapshot)?;
 
     headers::for_upstream(

@@ -80,7 +80,9 @@ fn problem(error: &Error, now: Timestamp) -> Problem {
         Error::RequestTimeout => about_blank(StatusCode::REQUEST_TIMEOUT, "Request timeout", said),
         Error::Unreachable | Error::BadAnswer => about_blank(StatusCode::BAD_GATEWAY, "Bad gateway", said),
         Error::UpstreamTimeout => about_blank(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout", said),
-        Error::NoServer { .. } => about_blank(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", said),
+        Error::NoServer { .. } | Error::Held => {
+            about_blank(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", said)
+        }
         Error::Internal(_) => about_blank(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", said),
     }
 }
@@ -111,6 +113,9 @@ fn extra_headers(error: &Error, now: Timestamp, headers: &mut HeaderMap) {
         }
         Error::NoServer { retry_after_s } => {
             headers.insert(RETRY_AFTER, HeaderValue::from(*retry_after_s));
+        }
+        Error::Held => {
+            headers.insert(RETRY_AFTER, HeaderValue::from(1));
         }
         Error::MethodRefused(_) => {
             headers.insert(

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::hold::Hold;
 use super::metrics::Metrics;
 use crate::clock::Clock;
 use crate::guard::Guard;
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) rounds: Vec<AtomicU64>,
     /// Where plain-HTTP listeners send clients: the port of the first TLS listener.
     pub(super) https_port: u16,
+    pub(super) hold: Hold,
 }
 
 impl Shared {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::account;
 use super::connection::Connection;
 use super::flight::{Ended, Flight};
-use super::metrics::{Local, Metrics};
+use super::metrics::{Local, Metrics, Outcome};
 use super::shared::{Phase, Shared};
 use super::snapshot::{Held, Snapshot};
 use super::upstream::Upstreams;
@@ -47,6 +47,8 @@ pub(super) struct Worker {
     /// A write buffer that no connection needs right now; connections are polled one at a time, so one is enough.
     spare: Cell<Option<Vec<u8>>>,
     in_flight_shown: Cell<i64>,
+    /// Requests that wait here until a hold is over.
+    pub(super) held: Cell<usize>,
 }
 
 impl fmt::Debug for Worker {
@@ -78,6 +80,7 @@ impl Worker {
             random: Cell::new(seed),
             spare: Cell::new(None),
             in_flight_shown: Cell::new(0),
+            held: Cell::new(0),
             shared,
         };
         worker.upstreams.reload(&worker.snapshot().servers, now.tick);
@@ -189,6 +192,15 @@ impl Worker {
             if flight.deadline.get() <= now {
                 flight.end(Ended::Late);
             }
+        }
+        if self.shared.hold.is_on() {
+            let flights = self.flights.borrow();
+            let at_app = flights
+                .iter()
+                .filter(|(_, flight)| flight.outcome.get() != Outcome::Tunnel);
+            self.shared
+                .hold
+                .note_busy(self.number, at_app.count().saturating_sub(self.held.get()));
         }
     }
 

@@ -22,6 +22,18 @@ pub fn dump(cluster: &Cluster, id: Ulid) -> String {
     format!("{}/dumps/{id}", cluster.prefix())
 }
 
+/// The folder in which a cluster's archived log stands.
+#[must_use]
+pub fn wal(cluster: &Cluster) -> String {
+    format!("{}/wal", cluster.prefix())
+}
+
+/// The folder in which it stands when which position of a cluster's log was written.
+#[must_use]
+pub fn beats(cluster: &Cluster) -> String {
+    format!("{}/beats", cluster.prefix())
+}
+
 /// The folder of one file-set backup.
 #[must_use]
 pub fn files(id: Ulid) -> String {

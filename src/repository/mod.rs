@@ -5,11 +5,15 @@
 
 #[cfg(feature = "object-store-cloud")]
 mod bucket;
+mod folders;
 pub mod layout;
+mod listing;
 pub mod manifest;
 pub mod seal;
 pub mod storage;
 
+pub use self::folders::Folder;
+pub use self::listing::Stored;
 pub use self::manifest::Manifest;
 pub use self::seal::Keys;
 pub use self::storage::Repository;
@@ -68,6 +72,12 @@ pub enum Error {
     Damaged { key: String, what: String },
     #[error("{key} is encrypted, and no age identity is configured")]
     NoIdentity { key: String },
+    #[error("making {key} durable")]
+    Sync {
+        key: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("a worker thread ended early")]
     Worker,
 }

@@ -231,6 +231,18 @@ pub fn seal(
     })
 }
 
+/// Seals `source` without hashing, for a caller who hashes the same bytes on another core meanwhile.
+///
+/// # Errors
+/// Of the source or the keys.
+pub fn seal_unhashed(mut source: impl Read, keys: &Keys, compression: Compression) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::stream::write::Encoder::new(Cipher::new(Vec::new(), keys)?, compression.level)?;
+    encoder.include_checksum(true)?;
+    encoder.multithread(compression.threads)?;
+    io::copy(&mut source, &mut encoder)?;
+    encoder.finish()?.finish()
+}
+
 /// Opens what [`seal`] made: hashes both sides on the way, so that one read serves every check.
 ///
 /// # Errors

@@ -20,13 +20,13 @@ const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Longer than any retry schedule of the client, shorter than a night.
 const CALL_TIMEOUT: Duration = Duration::from_secs(180);
 /// More objects than this in one listing is not our repository.
-const LIST_MAX: usize = 1_000_000;
+pub(super) const LIST_MAX: usize = 1_000_000;
 
 /// An open repository; clones share it.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    store: Arc<dyn ObjectStore>,
-    prefix: Path,
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
     /// The directory of a `file://` repository, for free space and locks.
     directory: Option<std::path::PathBuf>,
 }
@@ -62,8 +62,8 @@ impl Repository {
             });
         }
         #[cfg(feature = "object-store-cloud")]
-        if let Some(opened) = super::bucket::open(url) {
-            let (store, prefix) = opened.map_err(refuse)?;
+        if super::bucket::is_bucket(url) {
+            let (store, prefix) = super::bucket::open(url).map_err(refuse)?;
             return Ok(Self {
                 store,
                 prefix,
@@ -73,12 +73,28 @@ impl Repository {
         Err(refuse("file:///directory or s3://bucket/prefix is wanted".to_owned()))
     }
 
+    /// Whether [`Repository::open`] would understand `url`; touches nothing. The reason continues "`repository` …".
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(url: &str) -> Result<(), &'static str> {
+        if let Some(directory) = url.strip_prefix("file://") {
+            let is_absolute = std::path::Path::new(directory).is_absolute();
+            return is_absolute.then_some(()).ok_or("needs an absolute path behind file://");
+        }
+        #[cfg(feature = "object-store-cloud")]
+        if super::bucket::is_bucket(url) {
+            return super::bucket::check(url).map(drop);
+        }
+        Err("is neither a directory nor a bucket")
+    }
+
     #[must_use]
     pub fn directory(&self) -> Option<&std::path::Path> {
         self.directory.as_deref()
     }
 
-    fn path(&self, key: &str) -> Path {
+    pub(super) fn path(&self, key: &str) -> Path {
         // No key means the prefix itself, not an empty name below it.
         key.split('/')
             .filter(|segment| !segment.is_empty())
@@ -311,80 +327,6 @@ impl Repository {
         }
         Ok(())
     }
-
-    /// The folders of backups, finished or not.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn folders(&self) -> Result<Vec<Folder>, Error> {
-        let mut found = std::collections::BTreeMap::new();
-        for (key, _) in self.list("").await? {
-            if let Some((folder, name)) = key.rsplit_once('/') {
-                *found.entry(folder.to_owned()).or_insert(false) |= name == "manifest.json";
-            }
-        }
-        // An upload that was cut off has no key yet, but has its place in the directory.
-        for directory in self.directory.iter() {
-            for folder in folders_below(directory).map_err(|error| local("listing", error))? {
-                found.entry(folder).or_insert(false);
-            }
-        }
-        let folder = |(path, has_manifest)| Folder { path, has_manifest };
-        Ok(found.into_iter().map(folder).collect())
-    }
-
-    /// Removes a folder and all in it, its manifest first: what is left of it must not look like a backup.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn remove_folder(&self, folder: &str) -> Result<(), Error> {
-        let mut keys = self.list(folder).await?;
-        keys.sort_by_key(|(key, _)| !key.ends_with("/manifest.json"));
-        for (key, _) in keys {
-            self.delete(&key).await?;
-        }
-        let Some(directory) = &self.directory else {
-            return Ok(());
-        };
-        match std::fs::remove_dir_all(directory.join(folder)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local("removing", error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// A folder of the repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Folder {
-    pub path: String,
-    pub has_manifest: bool,
-}
-
-/// `files/<id>` and `<cluster>/dumps/<id>`.
-fn folders_below(directory: &std::path::Path) -> io::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        let parent = if name == "files" { name } else { format!("{name}/dumps") };
-        match std::fs::read_dir(directory.join(&parent)) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            Err(error) => return Err(error),
-            Ok(children) => {
-                for child in children {
-                    found.push(format!("{parent}/{}", child?.file_name().to_string_lossy()));
-                }
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn local(act: &'static str, source: io::Error) -> Error {
-    let source = object_store::Error::Generic {
-        store: "directory",
-        source: Box::new(source),
-    };
-    store_error(act, "the repository", source)
 }
 
 /// Makes `directory` (0700) and makes its entry durable.
@@ -403,7 +345,7 @@ fn make_private_directory(directory: &std::path::Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     act: &'static str,
     key: &str,
     call: impl Future<Output = object_store::Result<T>>,
@@ -414,7 +356,7 @@ async fn within<T>(
     }
 }
 
-fn store_error(act: &'static str, key: &str, source: object_store::Error) -> Error {
+pub(super) fn store_error(act: &'static str, key: &str, source: object_store::Error) -> Error {
     Error::Store {
         act,
         key: key.to_owned(),

@@ -3,6 +3,10 @@
 //! A period is named (`daily:2026-03-29`, `weekly:2026-W13`, `monthly:2026-03`), and work is due when the newest period
 //! that has begun has not been served. A restart, a long sleep or several missed periods therefore come to one run.
 
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
 use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
@@ -23,7 +27,77 @@ pub struct Period {
     pub begins: Timestamp,
 }
 
+/// Why a text is no schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "is not a time (\"03:00\"), a weekday and a time (\"Sun 02:00\") or a day of the month and a time (\"1 01:00\")"
+)]
+pub struct NoSchedule;
+
+const WEEKDAYS: [(&str, Weekday); 7] = [
+    ("Mon", Weekday::Monday),
+    ("Tue", Weekday::Tuesday),
+    ("Wed", Weekday::Wednesday),
+    ("Thu", Weekday::Thursday),
+    ("Fri", Weekday::Friday),
+    ("Sat", Weekday::Saturday),
+    ("Sun", Weekday::Sunday),
+];
+
+impl FromStr for Schedule {
+    type Err = NoSchedule;
+
+    fn from_str(text: &str) -> Result<Self, NoSchedule> {
+        let time = |text: &str| {
+            let (hour, minute) = text.split_once(':').ok_or(NoSchedule)?;
+            let number = |digits: &str| match digits.len() {
+                1 | 2 if digits.bytes().all(|digit| digit.is_ascii_digit()) => digits.parse().map_err(|_| NoSchedule),
+                _ => Err(NoSchedule),
+            };
+            Time::new(number(hour)?, number(minute)?, 0, 0).map_err(|_| NoSchedule)
+        };
+        let Some((day, at)) = text.split_once(' ') else {
+            return Ok(Self::Daily(time(text)?));
+        };
+        if let Some((_, weekday)) = WEEKDAYS.iter().find(|(name, _)| name.eq_ignore_ascii_case(day)) {
+            return Ok(Self::Weekly(*weekday, time(at)?));
+        }
+        match day.parse() {
+            Ok(day @ 1..=31) => Ok(Self::Monthly(day, time(at)?)),
+            _ => Err(NoSchedule),
+        }
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = match self {
+            Self::Daily(time) => time,
+            Self::Weekly(weekday, time) => {
+                let name = WEEKDAYS.iter().find(|(_, known)| known == weekday);
+                write!(f, "{} ", name.map_or("", |(name, _)| name))?;
+                time
+            }
+            Self::Monthly(day, time) => {
+                write!(f, "{day} ")?;
+                time
+            }
+        };
+        write!(f, "{:02}:{:02}", time.hour(), time.minute())
+    }
+}
+
 impl Schedule {
+    /// The usual time between two runs; a month counts 31 days.
+    #[must_use]
+    pub const fn interval(&self) -> Duration {
+        match self {
+            Self::Daily(_) => Duration::from_hours(24),
+            Self::Weekly(..) => Duration::from_hours(7 * 24),
+            Self::Monthly(..) => Duration::from_hours(31 * 24),
+        }
+    }
+
     /// The newest period that has begun at `now`. `None` only at the ends of the calendar.
     #[must_use]
     pub fn current(&self, zone: &TimeZone, now: Timestamp) -> Option<Period> {
@@ -134,6 +208,31 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(first.begins, at("2026-10-25T00:30:00Z"));
         assert_eq!(schedule.next(&berlin(), first.begins), Some(at("2026-10-26T01:30:00Z")));
+    }
+
+    #[test]
+    fn schedules_are_read_as_they_are_shown() {
+        for text in ["03:00", "Sun 02:05", "31 23:59", "1 00:00"] {
+            assert_eq!(
+                text.parse::<Schedule>().map(|schedule| schedule.to_string()),
+                Ok(text.to_owned())
+            );
+        }
+        for text in [
+            "",
+            "3",
+            "24:00",
+            "12:60",
+            "Sunday 02:00",
+            "0 01:00",
+            "32 01:00",
+            "Sun",
+            "03:00 ",
+            "+3:00",
+            "03:00:00",
+        ] {
+            assert_eq!(text.parse::<Schedule>(), Err(NoSchedule), "{text:?}");
+        }
     }
 
     #[test]

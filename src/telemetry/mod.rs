@@ -1,6 +1,7 @@
 //! What Foregate tells about itself: logs, the access log, metrics, health.
 
 pub mod access_log;
+pub mod alert;
 pub mod health;
 pub mod logging;
 

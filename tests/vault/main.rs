@@ -2,6 +2,7 @@
 
 mod bucket;
 mod files;
+mod server;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ fn a_backup_is_proven_and_restores_what_was_lost() {
     assert_eq!(bed.sql("app", "SHOW search_path"), "app, public");
     let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'app'";
     assert_eq!(bed.sql("postgres", owner), "shop");
-    let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'app_old_%' AND NOT datallowconn";
+    let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'app_replaced_%' AND NOT datallowconn";
     assert_eq!(bed.sql("postgres", kept), "1");
 }
 

@@ -50,6 +50,10 @@ impl Store {
         self.directory.path().join("key")
     }
 
+    pub(crate) fn recipient(&self) -> &str {
+        &self.recipient
+    }
+
     pub(crate) fn repository(&self) -> PathBuf {
         self.directory.path().join("repository")
     }
@@ -234,6 +238,24 @@ impl Bed {
         ];
         let args = [&args[..], &["-d", database, "-c", sql]].concat();
         run("psql", &args).trim().to_owned()
+    }
+
+    /// Holds a table so that nobody reads it, until the child is killed.
+    pub(crate) fn hold_lock(&self, database: &str, table: &str) -> Child {
+        let socket = self.socket().display().to_string();
+        let sql = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(3600)");
+        let child = Command::new("psql")
+            .args([
+                "-Xq", "-h", &socket, "-p", PORT, "-U", "postgres", "-d", database, "-c", &sql,
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("psql starts");
+        let held = format!(
+            "SELECT count(*) FROM pg_locks WHERE granted AND relation = '{table}'::regclass AND mode = 'AccessExclusiveLock'"
+        );
+        until("the lock", || self.sql(database, &held) == "1");
+        child
     }
 
     /// A table that takes some seconds to dump.

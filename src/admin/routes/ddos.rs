@@ -16,8 +16,8 @@ use super::super::State;
 use super::super::auth::Caller;
 use super::super::problem::Error;
 use super::super::views::{BlockOrder, Blocks, Changed, Client, GuardStats, Paging, short};
-use super::Shared;
 use super::trail::{paging, record};
+use super::{Shared, order};
 use crate::guard::blocklist::{Order, Source};
 
 /// What is quoted of a wrong address.
@@ -96,7 +96,7 @@ async fn try_block(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Changed, Error> {
     let network = network(text)?;
-    let order = order(body)?;
+    let order: BlockOrder = order(body)?;
     if network.contains(&caller.address.to_canonical()) {
         return Err(Error::Invalid(format!(
             "{} contains your own address {}",
@@ -202,23 +202,6 @@ pub(super) fn quoted(text: &str) -> String {
         .collect()
 }
 
-fn order(body: Result<Bytes, BytesRejection>) -> Result<BlockOrder, Error> {
-    let bytes = body.map_err(|error| {
-        if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            Error::TooLarge
-        } else {
-            Error::NotJson
-        }
-    })?;
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(BlockOrder::default());
-    }
-    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Error::Invalid(quoted(&error.to_string())),
-        _ => Error::NotJson,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +238,7 @@ mod tests {
 
     #[test]
     fn a_body_may_be_missing_and_must_be_understood() {
+        let order = |bytes| order::<BlockOrder>(bytes);
         assert!(order(Ok(Bytes::new())).unwrap().reason.is_none());
         let full = order(Ok(Bytes::from_static(b"{\"reason\":\"r\",\"durationSeconds\":5}"))).unwrap();
         assert_eq!((full.reason.as_deref(), full.duration_seconds), (Some("r"), Some(5)));

@@ -1,8 +1,10 @@
 //! All routes in one table: method, path, who may, what happens. A route without a role cannot be written down.
 
+mod backups;
 mod ddos;
 mod health;
 mod page;
+mod pitr;
 mod trail;
 
 use std::net::IpAddr;
@@ -10,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Request};
 use axum::handler::Handler;
 use axum::middleware::{Next, from_fn};
@@ -45,6 +48,10 @@ pub(super) struct Peer(pub(super) IpAddr);
 
 type Shared = axum::extract::State<Arc<State>>;
 
+const GET: (MethodFilter, &str) = (MethodFilter::GET, "GET");
+const POST: (MethodFilter, &str) = (MethodFilter::POST, "POST");
+const DELETE: (MethodFilter, &str) = (MethodFilter::DELETE, "DELETE");
+
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -56,23 +63,23 @@ pub(super) struct Entry {
 /// Collects routes with what they ask of callers.
 struct Table {
     state: Arc<State>,
-    router: Router<Arc<State>>,
+    /// Each path with what its methods do.
+    paths: Vec<(&'static str, MethodRouter<Arc<State>>)>,
     entries: Vec<Entry>,
 }
 
 pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
     use Access::{AtLeast, Metrics, Open};
     use Role::{Operator, Viewer};
-    const GET: (MethodFilter, &str) = (MethodFilter::GET, "GET");
-    const POST: (MethodFilter, &str) = (MethodFilter::POST, "POST");
 
     let mut table = Table {
         state: Arc::clone(state),
-        router: Router::new(),
+        paths: Vec::new(),
         entries: Vec::new(),
     };
     table.add(GET, "/", Open, page::index);
     table.add(GET, "/app.js", Open, page::script);
+    table.add(GET, "/backups.js", Open, page::backups_script);
     table.add(GET, "/style.css", Open, page::style);
     table.add(GET, "/health", Open, health::brief);
     table.add(GET, "/health/db", AtLeast(Viewer), health::database);
@@ -94,9 +101,56 @@ pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
         AtLeast(Operator),
         ddos::unblock,
     );
+    backup_routes(&mut table);
     table.add(GET, "/api/infrastructure/config", AtLeast(Viewer), health::config);
     table.add(GET, "/api/infrastructure/audit", AtLeast(Viewer), trail::list);
+    table.add(GET, "/api/infrastructure/pitr/config", AtLeast(Viewer), pitr::config);
+    table.add(GET, "/api/infrastructure/pitr/stats", AtLeast(Viewer), pitr::stats);
     table.finish()
+}
+
+fn backup_routes(table: &mut Table) {
+    use Access::AtLeast;
+    use Role::{Admin, Operator, Viewer};
+    table.add(GET, "/api/infrastructure/backups", AtLeast(Viewer), backups::list);
+    table.add(
+        GET,
+        "/api/infrastructure/backups/stats",
+        AtLeast(Viewer),
+        backups::stats,
+    );
+    table.add(GET, "/api/infrastructure/backups/runs", AtLeast(Viewer), backups::runs);
+    table.add(GET, "/api/infrastructure/backups/{id}", AtLeast(Viewer), backups::show);
+    table.add(
+        POST,
+        "/api/infrastructure/backups/create",
+        AtLeast(Operator),
+        backups::create,
+    );
+    table.add(
+        POST,
+        "/api/infrastructure/backups/restore",
+        AtLeast(Admin),
+        backups::restore,
+    );
+    table.add(
+        POST,
+        "/api/infrastructure/backups/prune",
+        AtLeast(Admin),
+        backups::prune,
+    );
+    table.add(
+        POST,
+        "/api/infrastructure/backups/{id}/verify",
+        AtLeast(Operator),
+        backups::verify,
+    );
+    table.add(
+        DELETE,
+        "/api/infrastructure/backups/{id}",
+        AtLeast(Admin),
+        backups::delete,
+    );
 }
 
 impl Table {
@@ -111,8 +165,11 @@ impl Table {
             let state = Arc::clone(&state);
             async move { admit(&state, access, request, next).await }
         });
-        let route: MethodRouter<Arc<State>> = on(filter, handler).layer(check).fallback(wrong_method(name));
-        self.router = std::mem::take(&mut self.router).route(path, route);
+        let route: MethodRouter<Arc<State>> = on(filter, handler).layer(check);
+        match self.paths.iter_mut().find(|(known, _)| *known == path) {
+            Some((_, others)) => *others = std::mem::take(others).merge(route),
+            None => self.paths.push((path, route)),
+        }
         self.entries.push(Entry {
             method: name,
             path,
@@ -126,8 +183,12 @@ impl Table {
             let state = Arc::clone(&state);
             async move { observe(&state, request, next).await }
         });
-        let router = self
-            .router
+        let mut router = Router::new();
+        for (path, route) in self.paths {
+            let allowed = allowed(&self.entries, path);
+            router = router.route(path, route.fallback(wrong_method(allowed)));
+        }
+        let router = router
             .fallback(|| async { Error::NotFound })
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(observe)
@@ -136,27 +197,50 @@ impl Table {
     }
 }
 
-fn wrong_method(name: &'static str) -> impl Fn(Method) -> std::future::Ready<Response> + Clone + Send + Sync + 'static {
+/// What `Allow` says of a path.
+fn allowed(entries: &[Entry], path: &str) -> String {
+    let methods = entries.iter().filter(|entry| entry.path == path);
+    let mut names: Vec<&str> = methods.map(|entry| entry.method).collect();
+    if names.contains(&"GET") {
+        names.push("HEAD");
+    }
+    names.push("OPTIONS");
+    names.join(", ")
+}
+
+fn wrong_method(allowed: String) -> impl Fn(Method) -> std::future::Ready<Response> + Clone + Send + Sync + 'static {
     move |method| {
-        let allowed = if name == "GET" {
-            "GET, HEAD, OPTIONS"
-        } else {
-            "POST, OPTIONS"
+        let refused = Error::MethodNotAllowed {
+            allowed: allowed.clone(),
         };
-        let response = if method == Method::OPTIONS {
-            (
-                [(http::header::ALLOW, HeaderValue::from_static(allowed))],
-                http::StatusCode::NO_CONTENT,
-            )
-                .into_response()
-        } else {
-            Error::MethodNotAllowed {
-                allowed: allowed.to_owned(),
-            }
-            .into_response()
-        };
+        let mut response = refused.into_response();
+        if method == Method::OPTIONS {
+            let allow = response.headers_mut().remove(http::header::ALLOW);
+            response = http::StatusCode::NO_CONTENT.into_response();
+            response
+                .headers_mut()
+                .extend(allow.map(|allow| (http::header::ALLOW, allow)));
+        }
         std::future::ready(response)
     }
+}
+
+/// An optional JSON body; an unknown member is a mistake, not to be passed over.
+fn order<T: Default + serde::de::DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Error> {
+    let bytes = body.map_err(|error| {
+        if error.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
+            Error::TooLarge
+        } else {
+            Error::NotJson
+        }
+    })?;
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Error::Invalid(ddos::quoted(&error.to_string())),
+        _ => Error::NotJson,
+    })
 }
 
 /// Who calls, and whether they may; handlers find the caller among the extensions.

@@ -15,6 +15,10 @@ pub(super) async fn script() -> Response {
     asset("text/javascript; charset=utf-8", include_bytes!("../ui/app.js"))
 }
 
+pub(super) async fn backups_script() -> Response {
+    asset("text/javascript; charset=utf-8", include_bytes!("../ui/backups.js"))
+}
+
 pub(super) async fn style() -> Response {
     asset("text/css; charset=utf-8", include_bytes!("../ui/style.css"))
 }

@@ -7,7 +7,7 @@ const HISTORY = 90;                       // points of the small curve
 const ROLES = ["viewer", "operator", "admin"];
 const $ = (id) => document.getElementById(id);
 
-const state = { token: sessionStorage.getItem("token") ?? "", role: "viewer", blocks: [], previous: null, rates: [], refused: [] };
+const state = { part: "gate", token: sessionStorage.getItem("token") ?? "", role: "viewer", blocks: [], previous: null, rates: [], refused: [] };
 
 class ApiError extends Error {
   constructor(status, detail) { super(detail); this.status = status; }
@@ -139,12 +139,17 @@ function blockRow(block) {
   return row;
 }
 
-async function liftBlock(block) {
-  $("question").textContent = `${block.network} may come back at once.`;
+async function sure(question, yes) {
+  $("question").textContent = question;
+  $("confirm-yes").textContent = yes;
   $("confirm").returnValue = "";          // else a dismissed dialog repeats the last answer
   $("confirm").showModal();
   const answer = await new Promise((done) => $("confirm").addEventListener("close", () => done($("confirm").returnValue), { once: true }));
-  if (answer !== "yes") return;
+  return answer === "yes";
+}
+
+async function liftBlock(block) {
+  if (!(await sure(`${block.network} may come back at once.`, "Lift the block"))) return;
   await change(`unblock/${encodeURIComponent(block.network)}`, null, (done) => `${done.block.network} is no longer blocked.`);
 }
 
@@ -206,15 +211,45 @@ async function showAudit() {
   }
 }
 
+// ---- parts: what is under which tab, and what brings it up to date; other scripts add theirs
+
+const parts = { gate: { refresh: () => refreshGate() } };
+
+function openPart(name) {
+  state.part = name in parts ? name : "gate";
+  for (const part of Object.keys(parts)) {
+    $(`part-${part}`).hidden = part !== state.part;
+    $(`tab-${part}`).ariaSelected = String(part === state.part);
+    $(`tab-${part}`).tabIndex = part === state.part ? 0 : -1;
+  }
+  if (location.hash.slice(1) !== state.part) history.replaceState(null, "", `#${state.part}`);
+  if (state.token && !$("app").hidden) refresh().catch(fail);
+}
+
+document.querySelector("[role=tablist]").addEventListener("click", (event) => {
+  if (event.target.id.startsWith("tab-")) openPart(event.target.id.slice(4));
+});
+document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!step) return;
+  const names = Object.keys(parts);
+  const next = names[(names.indexOf(state.part) + step + names.length) % names.length];
+  openPart(next);
+  $(`tab-${next}`).focus();
+});
+addEventListener("hashchange", () => openPart(location.hash.slice(1)));
+
 // ---- signing in, and the clock
 
 const may = (role) => ROLES.indexOf(state.role) >= ROLES.indexOf(role);
 
 async function refresh() {
-  const [health, stats, blocks] = await Promise.all([
-    api("/health/comprehensive"), api(`${API}/ddos/stats`), api(`${API}/ddos/blocks?limit=500`),
-  ]);
-  showHealth(health);
+  showHealth(await api("/health/comprehensive"));
+  await parts[state.part].refresh();
+}
+
+async function refreshGate() {
+  const [stats, blocks] = await Promise.all([api(`${API}/ddos/stats`), api(`${API}/ddos/blocks?limit=500`)]);
   showStats(stats);
   state.blocks = blocks.blocks;
   state.total = blocks.total;
@@ -229,6 +264,7 @@ async function start() {
     $("who").textContent = `${me.name} (${me.role})`;
     $("sign-in").hidden = true;
     $("app").hidden = $("sign-out").hidden = false;
+    for (const button of document.querySelectorAll("[data-needs]")) button.disabled = !may(button.dataset.needs);
     for (const form of document.querySelectorAll("[data-role]")) {
       for (const control of form.elements) control.disabled = !may(form.dataset.role);
     }
@@ -278,5 +314,9 @@ $("look-up").addEventListener("submit", lookUp);
 $("add-block").addEventListener("submit", addBlock);
 $("more-audit").addEventListener("click", showAudit);
 
-if (state.token) start(); else signOut();
-tick();
+// Once all scripts have added their parts.
+addEventListener("DOMContentLoaded", () => {
+  openPart(location.hash.slice(1));
+  if (state.token) start(); else signOut();
+  tick();
+});

@@ -4,10 +4,13 @@
 //! are found in one pass; the result of such a reading is thrown away.
 
 mod admin;
+mod alerts;
+mod backup;
 pub(super) mod blocklist;
 pub(super) mod headers;
 mod limits;
 mod log;
+pub(super) mod pitr;
 mod server;
 mod store;
 mod tls;
@@ -45,6 +48,17 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let security_headers = headers::headers(root.section("headers"));
     let store = store::store(root.section("store"), base, &state_dir, &mut files);
     let admin = admin::admin(root.section("admin"), base);
+    let backup = backup::backup(&mut root, base, &state_dir, &mut files);
+    let pitr = pitr::pitr(root.section("pitr"), base, &state_dir);
+    if pitr.enabled
+        && backup.database.is_none()
+        // One that is written and wrong has been reported.
+        && !root.section("database").was_written("url")
+        && let Some(node) = root.section("pitr").get("enabled")
+    {
+        node.error("needs `database.url`", "as url = { env = \"DATABASE_URL\" }".to_owned());
+    }
+    let alerts = alerts::alerts(root.section("alerts"), base, &mut files);
     let log = log::log(root.section("log"), base);
     check_admin_address(&mut root, &server, admin.listen);
     root.finish();
@@ -66,6 +80,9 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
         },
         store,
         admin,
+        backup,
+        pitr,
+        alerts,
         log,
         state_dir,
     };

@@ -28,7 +28,7 @@ pub(super) fn store(mut section: Section<'_>, base: &Path, state_dir: &Path, fil
 }
 
 /// `{ env = "NAME" }`, `{ file = "path" }`, or `""` for none.
-fn optional_secret(node: &Node<'_>, base: &Path, files: &mut Vec<PathBuf>) -> Option<Option<Secret>> {
+pub(super) fn optional_secret(node: &Node<'_>, base: &Path, files: &mut Vec<PathBuf>) -> Option<Option<Secret>> {
     match node.value {
         DeValue::String(text) if text.is_empty() => Some(None),
         DeValue::String(_) => {

@@ -57,6 +57,33 @@ listen = "0.0.0.0:9000"
 tls = { cert = "/a.pem", key = "/b.pem", client_ca = "/c.pem" }
 tokens = [{ name = "ops", role = "operator", sha256 = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff" }]
 metrics_token = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100"
+[backup]
+repository = "file:///srv/backups"
+recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]
+daily = "04:30"
+weekly = ""
+monthly = "31 00:05"
+cleanup = "Mon 01:00"
+verify = ""
+time_zone = "Europe/Berlin"
+keep_daily = 2
+keep_weekly = 3
+keep_monthly = 5
+keep_replaced = "1h"
+files = [{ name = "app", paths = ["/srv/app", "/etc/app"], schedule = "3 04:00", keep_days = 9 }]
+[pitr]
+wal = "stream"
+socket = "/run/wal.sock"
+user = "106"
+slot = "other"
+spool_max = "1GiB"
+base_backup = "03:00"
+window = "14d"
+heartbeat = "30s"
+patience = "10m"
+drill = ""
+scratch = "/srv/drill"
+checks = [{ sql = "SELECT 'a'", expect = "a" }]
 [log]
 format = "text"
 access_log = "/var/log/access.log"
@@ -80,8 +107,8 @@ fn effective_configuration_parses_to_the_same_meaning() {
 fn change_of_any_key_is_seen_and_named() {
     let (old, new) = (good("").config, good(UNUSUAL).config);
     let changes = diff::changes(&old, &new);
-    // All but the defaults that `UNUSUAL` leaves alone: four headers, and `store.postgres`.
-    assert_eq!(changes.len(), effective::entries(&new).len() - 5, "{changes:#?}");
+    // All but the defaults that `UNUSUAL` leaves alone: four headers, five secrets, and `pitr.enabled`, which needs one.
+    assert_eq!(changes.len(), effective::entries(&new).len() - 10, "{changes:#?}");
     assert_eq!(diff::changes(&new, &new), []);
 }
 
@@ -97,6 +124,18 @@ fn keys_that_need_a_restart_keep_their_old_value_and_are_named() {
         "store.pool_size",
         "admin.listen",
         "admin.tls",
+        "pitr.wal",
+        "pitr.socket",
+        "pitr.user",
+        "pitr.slot",
+        "pitr.spool_max",
+        "pitr.base_backup",
+        "pitr.window",
+        "pitr.heartbeat",
+        "pitr.patience",
+        "pitr.drill",
+        "pitr.scratch",
+        "pitr.checks",
     ];
     assert_eq!(kept, expected);
     let remaining = diff::changes(&merged, &new);

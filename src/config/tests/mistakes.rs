@@ -17,8 +17,28 @@ const MISTAKES: &[(&str, &str)] = &[
         "config.toml:2:1: unknown key `request_per_minute` in `limits` (did you mean `requests_per_minute`?)",
     ),
     (
-        "[database]\nurl = \"x\"",
-        "config.toml:1:2: unknown key `database` at the top (known here: state_dir, server, tls, upstream, client, limits, blocklist, headers, store, admin, log)",
+        "[webserver]\nurl = \"x\"",
+        "config.toml:1:2: unknown key `webserver` at the top (known here: state_dir, server, tls, upstream, client, limits, blocklist, headers, store, admin, database, backup, pitr, alerts, log)",
+    ),
+    (
+        "[pitr]\nslot = \"My-Slot\"",
+        "config.toml:2:8: `pitr.slot` is not the name of a slot (write up to 63 of a-z, 0-9 and _)",
+    ),
+    (
+        "[pitr]\nenabled = true",
+        "config.toml:2:11: `pitr.enabled` needs `database.url` (as url = { env = \"DATABASE_URL\" })",
+    ),
+    (
+        "[pitr]\ndrill = \"Sunday 5:00\"",
+        "config.toml:2:9: `pitr.drill` is not a time (\"03:00\"), a weekday and a time (\"Sun 02:00\") or a day of the month and a time (\"1 01:00\")",
+    ),
+    (
+        "[pitr]\nuser = \"nobody-of-that-name\"",
+        "config.toml:2:8: `pitr.user` is no user in /etc/passwd (a user that a directory service knows is written by number, as \"106\")",
+    ),
+    (
+        "[[pitr.checks]]\nsql = \"SELECT 1\"",
+        "config.toml:1:1: `pitr.checks[0]` must have `sql` and `expect` (as { sql = \"SELECT 1\", expect = \"1\" })",
     ),
     (
         "server = 1",

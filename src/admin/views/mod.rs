@@ -1,5 +1,8 @@
 //! Wire types: what the API reads and writes. camelCase, times RFC 3339 UTC, sizes in bytes, durations in seconds.
 
+pub(super) mod backups;
+pub(super) mod pitr;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,9 @@ pub(super) struct Problem {
     pub(super) title: &'static str,
     pub(super) status: u16,
     pub(super) detail: String,
+    /// The run that is in the way.
+    #[serde(rename = "runningId", skip_serializing_if = "Option::is_none")]
+    pub(super) running_id: Option<String>,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,0 +1,37 @@
+//! Point-in-time recovery: what the database server is set to, and how the archive gets on.
+
+use std::time::Duration;
+
+use axum::Json;
+
+use super::super::problem::Error;
+use super::super::views::pitr::{Setup, Stats};
+use super::Shared;
+use crate::pitr::Keeper;
+
+/// A database that does not answer by then is asked in vain.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Needs no database: what is known is in memory.
+pub(super) async fn stats(state: Shared) -> Result<Json<Stats>, Error> {
+    let keeper = keeper(&state)?;
+    Ok(Json(Stats::new(&keeper.stats(), state.parts.clock.wall())))
+}
+
+/// The server's settings against what is needed, asked now.
+pub(super) async fn config(state: Shared) -> Result<Json<Setup>, Error> {
+    let keeper = keeper(&state)?;
+    match tokio::time::timeout(ASK_TIMEOUT, keeper.checks()).await {
+        Ok(Ok(checks)) => Ok(Json(Setup::new(keeper.config(), &checks))),
+        Ok(Err(error)) => Err(Error::Unavailable(format!("the database cannot be asked: {error}"))),
+        Err(_) => Err(Error::Unavailable("the database does not answer".to_owned())),
+    }
+}
+
+fn keeper(state: &Shared) -> Result<&Keeper, Error> {
+    state
+        .parts
+        .pitr
+        .as_deref()
+        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or could not begin: see /health".to_owned()))
+}

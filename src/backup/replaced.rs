@@ -1,0 +1,97 @@
+//! Databases that a restore replaced: kept under a dated name, dropped once `keep_replaced` is over.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::{Error, Vault};
+use crate::postgres::Admin;
+
+/// PostgreSQL cuts names at 63 bytes; the mark and the date take 27 of them.
+const LIVE_BYTES_MAX: usize = 36;
+const MARK: &str = "_replaced_";
+const DATE: &str = "%Y%m%dt%H%M%Sz";
+
+/// `app` becomes `app_replaced_20261123t160501z`.
+pub(super) fn dated_name(live: &str, at: Timestamp) -> String {
+    format!("{}{MARK}{}", cut(live), at.to_zoned(TimeZone::UTC).strftime(DATE))
+}
+
+/// When the database of this name was replaced, if it is one that `live` was.
+fn replaced_at(name: &str, live: &str) -> Option<Timestamp> {
+    let date = name.strip_prefix(cut(live))?.strip_prefix(MARK)?;
+    let civil = jiff::civil::DateTime::strptime(DATE, date).ok()?;
+    civil.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+fn cut(live: &str) -> &str {
+    let mut end = live.len().min(LIVE_BYTES_MAX);
+    while !live.is_char_boundary(end) {
+        end -= 1;
+    }
+    live.get(..end).unwrap_or_default()
+}
+
+/// A database that was replaced, and whether it is kept no longer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    pub name: String,
+    pub at: Timestamp,
+    pub is_over: bool,
+}
+
+impl Vault {
+    /// The replaced databases of the live one, oldest first; those that are over are dropped unless `dry_run`.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn drop_replaced(&self, dry_run: bool) -> Result<Vec<Replaced>, Error> {
+        let admin = Admin::connect(&self.target, "postgres", "foregate clean-up").await?;
+        let now = self.clock.wall();
+        let rows = admin
+            .query(
+                "looking for replaced databases",
+                "SELECT datname::text FROM pg_database WHERE NOT datistemplate",
+                &[],
+            )
+            .await?;
+        let mut found: Vec<Replaced> = Vec::new();
+        for row in rows {
+            let name: String = row.get(0);
+            if let Some(at) = replaced_at(&name, self.target.database()) {
+                let age = now.duration_since(at);
+                let is_over = !age.is_negative() && age.unsigned_abs() >= self.config.keep_replaced;
+                found.push(Replaced { name, at, is_over });
+            }
+        }
+        found.sort_by_key(|replaced| replaced.at);
+        for replaced in found.iter().filter(|replaced| replaced.is_over && !dry_run) {
+            self.drop_database(&admin, &replaced.name).await?;
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_databases_that_a_restore_replaced_are_recognised() {
+        let at = Timestamp::from_second(1_790_000_000).expect("in range");
+        let long = "ä".repeat(40);
+        for live in ["app", long.as_str()] {
+            let name = dated_name(live, at);
+            assert!(name.len() <= 63, "{name}");
+            assert_eq!(replaced_at(&name, live), Some(at));
+        }
+        for other in [
+            "app",
+            "app_replaced_",
+            "app_replaced_yesterday",
+            "shop_replaced_20261123t160501z",
+            "app_replaced_20261123t160501z_2",
+        ] {
+            assert_eq!(replaced_at(other, "app"), None, "{other}");
+        }
+    }
+}

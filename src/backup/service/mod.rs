@@ -1,0 +1,335 @@
+//! The vault inside the server: runs one thing at a time, by schedule or because somebody asked, and tells how it goes
+//! by status, metrics, health and alerts. See `schedule` for what runs when.
+
+mod ending;
+mod history;
+mod metrics;
+mod orders;
+mod run;
+mod schedule;
+pub mod stats;
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::Timestamp;
+use prometheus::Registry;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use ulid::Ulid;
+
+pub use self::run::{Act, Run, State, Status, Step};
+pub use self::stats::KindStats;
+use super::verify::chain;
+use super::{Entry, Error, Hold, Settings, Vault};
+use crate::clock::Clock;
+use crate::telemetry::alert::Alerts;
+use crate::telemetry::health::{Board, Condition};
+use ending::Ending;
+use history::History;
+use metrics::Metrics;
+
+/// The name under which the vault stands on the health board.
+const PART: &str = "backup";
+/// A catalogue that was read this long ago is shown without asking the repository again.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What the service uses of other parts.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    pub clock: Clock,
+    pub alerts: Alerts,
+    pub board: Board,
+    pub registry: Registry,
+    pub hold: Hold,
+}
+
+/// Why a request was not taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("the vault is off: [database] url is not set in the configuration")]
+    Off,
+    #[error("the vault cannot be used: {0}")]
+    Unusable(String),
+    #[error("run {0} is under way; one at a time")]
+    Busy(Ulid),
+    #[error(transparent)]
+    Domain(#[from] Error),
+}
+
+/// The handle; clones share it.
+#[derive(Debug, Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    parts: Parts,
+    settings: ArcSwap<Settings>,
+    /// `None` while it is off or cannot be opened.
+    vault: ArcSwapOption<Vault>,
+    unusable: Mutex<Option<String>>,
+    metrics: Metrics,
+    since: Timestamp,
+    runs: Mutex<Runs>,
+    catalogue: tokio::sync::Mutex<Catalogue>,
+    /// Something has changed since the catalogue was read.
+    is_stale: AtomicBool,
+    poke: Notify,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Runs {
+    current: Option<Arc<Run>>,
+    history: History,
+}
+
+/// The list of backups as it was last read.
+#[derive(Debug, Clone, Default)]
+struct Catalogue {
+    read_at: Option<Duration>,
+    entries: Arc<Vec<Entry>>,
+}
+
+impl Service {
+    /// Prepares the vault; [`Service::run`] makes it live.
+    ///
+    /// # Errors
+    /// A metric's name is taken. A vault that cannot be opened is no error here: it is shown, and tried again.
+    pub fn new(settings: Settings, parts: Parts) -> Result<Self, prometheus::Error> {
+        let metrics = Metrics::register(&parts.registry)?;
+        let history = History::open(&settings.state_dir);
+        let shared = Shared {
+            since: parts.clock.wall(),
+            settings: ArcSwap::from_pointee(settings),
+            vault: ArcSwapOption::empty(),
+            unusable: Mutex::default(),
+            metrics,
+            runs: Mutex::new(Runs { current: None, history }),
+            catalogue: tokio::sync::Mutex::default(),
+            is_stale: AtomicBool::new(false),
+            poke: Notify::new(),
+            tasks: Mutex::default(),
+            parts,
+        };
+        let service = Self {
+            shared: Arc::new(shared),
+        };
+        service.open();
+        Ok(service)
+    }
+
+    /// Puts new settings into force; a run that is under way ends with the old ones.
+    pub fn reload(&self, settings: Settings) {
+        if **self.shared.settings.load() == settings {
+            return;
+        }
+        self.shared.settings.store(Arc::new(settings));
+        self.open();
+        self.shared.poke.notify_one();
+    }
+
+    fn open(&self) {
+        let shared = &self.shared;
+        let Some(config) = shared.settings.load().vault() else {
+            shared.vault.store(None);
+            *lock(&shared.unusable) = None;
+            return;
+        };
+        let is_encrypted = !config.repository.recipients.is_empty();
+        match Vault::open(config, shared.parts.clock, super::silent()) {
+            Ok(vault) => {
+                shared
+                    .vault
+                    .store(Some(Arc::new(vault.with_hold(shared.parts.hold.clone()))));
+                *lock(&shared.unusable) = None;
+                if !is_encrypted {
+                    tracing::warn!("backups are stored in the clear: backup.recipients names no age public key");
+                }
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                shared.vault.store(None);
+                shared.parts.board.set(PART, Condition::Degraded(reason.clone()));
+                shared
+                    .parts
+                    .alerts
+                    .raise("backup-unusable", &format!("the vault cannot be used: {reason}"));
+                *lock(&shared.unusable) = Some(reason);
+            }
+        }
+    }
+
+    /// The vault, for what only reads.
+    ///
+    /// # Errors
+    /// It is off or cannot be used.
+    fn vault(&self) -> Result<Arc<Vault>, Refusal> {
+        if let Some(vault) = self.shared.vault.load_full() {
+            return Ok(vault);
+        }
+        match lock(&self.shared.unusable).clone() {
+            Some(reason) => Err(Refusal::Unusable(reason)),
+            None => Err(Refusal::Off),
+        }
+    }
+
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.shared.settings.load_full()
+    }
+
+    /// What is worth a look, for people: sentences.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let settings = self.settings();
+        let mut warnings = Vec::new();
+        if settings.database.is_some() && settings.repository.recipients.is_empty() {
+            warnings.push("Backups are stored in the clear: backup.recipients names no age public key.".to_owned());
+        }
+        if settings.repository.url.starts_with("file://") && settings.database.is_some() {
+            warnings.push(
+                "The repository is a directory: it should not be on the disk that holds the database.".to_owned(),
+            );
+        }
+        warnings
+    }
+
+    /// All backups, oldest first, at most some seconds old.
+    ///
+    /// # Errors
+    /// Of the repository.
+    pub async fn list(&self) -> Result<Arc<Vec<Entry>>, Refusal> {
+        let vault = self.vault()?;
+        let now = self.shared.parts.clock.tick();
+        let mut catalogue = self.shared.catalogue.lock().await;
+        let is_stale = self.shared.is_stale.swap(false, Ordering::AcqRel);
+        let is_fresh = !is_stale && catalogue.read_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
+        if !is_fresh {
+            let (entries, unreadable) = vault.list().await?;
+            for error in unreadable {
+                tracing::warn!(error = chain(&error), "a manifest cannot be read");
+            }
+            *catalogue = Catalogue {
+                read_at: Some(now),
+                entries: Arc::new(entries),
+            };
+            self.shared.show(&catalogue.entries);
+        }
+        Ok(Arc::clone(&catalogue.entries))
+    }
+
+    /// The run of this id, running or past.
+    #[must_use]
+    pub fn find_run(&self, id: Ulid) -> Option<Arc<Run>> {
+        let runs = lock(&self.shared.runs);
+        let mut all = runs.current.iter().chain(runs.history.runs());
+        all.find(|run| run.id == id).map(Arc::clone)
+    }
+
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<Run>> {
+        lock(&self.shared.runs).current.clone()
+    }
+
+    /// Past runs, the newest first.
+    #[must_use]
+    pub fn past(&self) -> Vec<Arc<Run>> {
+        lock(&self.shared.runs).history.runs().map(Arc::clone).collect()
+    }
+
+    /// A line per kind, and the bytes of the whole repository.
+    ///
+    /// # Errors
+    /// Of the repository.
+    pub async fn stats(&self) -> Result<(Vec<KindStats>, u64), Refusal> {
+        let entries = self.list().await?;
+        let settings = self.settings();
+        let now = self.shared.parts.clock.wall();
+        let kinds = stats::kinds(&entries, &settings.plan, self.shared.since, now);
+        Ok((kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum()))
+    }
+
+    /// Begins a run in a task of its own, if nothing else is under way.
+    fn start<F, W>(&self, act: Act, id: Ulid, subjects: Vec<String>, work: W) -> Result<Arc<Run>, Refusal>
+    where
+        W: FnOnce(Vault, Self, Arc<Run>) -> F + Send + 'static,
+        F: Future<Output = Result<String, Error>> + Send + 'static,
+    {
+        let vault = self.vault()?;
+        let clock = self.shared.parts.clock;
+        let run = {
+            let mut runs = lock(&self.shared.runs);
+            if let Some(current) = &runs.current {
+                return Err(Refusal::Busy(current.id));
+            }
+            let run = Arc::new(Run::new(id, act, subjects, clock.wall(), self.shared.expected(act)));
+            runs.current = Some(Arc::clone(&run));
+            // At once, so that one that never ends is known as interrupted.
+            runs.history.add(Arc::clone(&run));
+            run
+        };
+        self.shared.metrics.began();
+        let (service, watched) = (self.clone(), Arc::clone(&run));
+        let vault = vault.with_progress(Arc::new(move |step, bytes| watched.progress(step, bytes, clock.wall())));
+        let working = Arc::clone(&run);
+        let mut tasks = lock(&self.shared.tasks);
+        while tasks.try_join_next().is_some() {}
+        drop(tasks.spawn(async move {
+            let ending = Ending {
+                service: service.clone(),
+                run: Arc::clone(&working),
+            };
+            let result = work(vault, service, working).await;
+            ending.end(result);
+        }));
+        Ok(run)
+    }
+
+    /// Stops what is under way; a restore that was swapping is finished or undone at the next start.
+    pub async fn shutdown(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.shared.tasks));
+        tasks.shutdown().await;
+    }
+}
+
+impl Shared {
+    /// Metrics and the alert for what is overdue, from a fresh catalogue.
+    fn show(&self, entries: &[Entry]) {
+        let now = self.parts.clock.wall();
+        let kinds = stats::kinds(entries, &self.settings.load().plan, self.since, now);
+        self.metrics
+            .show(&kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum());
+        for kind in &kinds {
+            let key = format!("backup-overdue-{}", kind.kind);
+            if kind.is_overdue {
+                let text = format!("there is no proven {} backup of the last two intervals", kind.kind);
+                self.parts.alerts.raise(&key, &text);
+            } else {
+                self.parts
+                    .alerts
+                    .resolve(&key, &format!("{} backups are up to date again", kind.kind));
+            }
+        }
+    }
+
+    /// What a run of this act will read, as far as the last one tells.
+    fn expected(&self, act: Act) -> Option<u64> {
+        let catalogue = self.catalogue.try_lock().ok()?;
+        let dumps = catalogue.entries.iter().rev();
+        let mut parts = dumps.filter_map(|entry| entry.manifest.part("dump"));
+        matches!(act, Act::Create | Act::Verify | Act::Restore)
+            .then(|| parts.next().map(|part| part.plain_bytes))
+            .flatten()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is replaced as a whole, so a panic leaves nothing half written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,192 @@
+//! What can be asked of the vault. Whatever takes long is started, and followed by its run.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ulid::Ulid;
+
+use super::{Act, Refusal, Run, Service, stats};
+use crate::backup::verify::chain;
+use crate::backup::{Entry, Pruned, Swap};
+use crate::repository::Manifest;
+use crate::repository::manifest::{Content, Level};
+
+impl Service {
+    /// Starts a backup that carries `labels`; returns its id at once.
+    ///
+    /// # Errors
+    /// Something else is running, or the vault is off.
+    pub fn start_create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Arc<Run>, Refusal> {
+        let subjects = labels.clone();
+        self.start(
+            Act::Create,
+            Ulid::generate(),
+            subjects,
+            move |vault, service, run| async move {
+                let manifest = vault.create_as(run.id, labels, schedule_keys).await?;
+                service.created(&manifest).await;
+                Ok(format!("proven to {:?}", manifest.verified))
+            },
+        )
+    }
+
+    /// Starts a restore. What can be refused is refused before, by its status.
+    ///
+    /// # Errors
+    /// Something else is running, or the vault is off.
+    pub fn start_restore(&self, id: String, swap: Swap) -> Result<Arc<Run>, Refusal> {
+        let subjects = vec![id.clone()];
+        self.start(
+            Act::Restore,
+            Ulid::generate(),
+            subjects,
+            move |vault, _, _| async move {
+                let done = vault.restore(&id, &swap).await?;
+                let replaced = done
+                    .replaced
+                    .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
+                let place = if done.database.is_empty() {
+                    "a scratch database, dropped again"
+                } else {
+                    &done.database
+                };
+                Ok(format!("{} rows restored into {place}{replaced}", done.rows))
+            },
+        )
+    }
+
+    /// Starts reading a backup back; with `restore`, into a scratch database.
+    ///
+    /// # Errors
+    /// Unknown, something else is running, or the vault is off.
+    pub async fn start_verify(&self, id: &str, restore: bool) -> Result<Arc<Run>, Refusal> {
+        let entry = self.vault()?.show(id).await?;
+        let subjects = vec![entry.manifest.id.to_string()];
+        self.start(
+            Act::Verify,
+            Ulid::generate(),
+            subjects,
+            move |vault, service, _| async move {
+                let key = format!("backup-verify-{}", entry.manifest.id);
+                let level = match vault.prove_again(&entry, restore).await {
+                    Ok(level) => level,
+                    Err(error) => {
+                        let text = format!("backup {} is not what it was: {}", entry.manifest.id, chain(&error));
+                        service.shared.parts.alerts.raise(&key, &text);
+                        return Err(error);
+                    }
+                };
+                let text = format!("backup {} is proven again", entry.manifest.id);
+                service.shared.parts.alerts.resolve(&key, &text);
+                Ok(format!("proven to {level:?}"))
+            },
+        )
+    }
+
+    /// Starts a clean-up.
+    ///
+    /// # Errors
+    /// Something else is running, or the vault is off.
+    pub fn start_prune(&self) -> Result<Arc<Run>, Refusal> {
+        self.start(
+            Act::Prune,
+            Ulid::generate(),
+            Vec::new(),
+            move |vault, _, _| async move {
+                let Pruned { marked, deleted, .. } = vault.prune(false).await?;
+                let dropped = vault
+                    .drop_replaced(false)
+                    .await?
+                    .iter()
+                    .filter(|one| one.is_over)
+                    .count();
+                let (marked, deleted) = (marked.len(), deleted.len());
+                Ok(format!(
+                    "{marked} marked, {deleted} deleted, {dropped} replaced databases dropped"
+                ))
+            },
+        )
+    }
+
+    /// What a clean-up would do.
+    ///
+    /// # Errors
+    /// Of the repository.
+    pub async fn preview_prune(&self) -> Result<Pruned, Refusal> {
+        Ok(self.vault()?.prune(true).await?)
+    }
+
+    /// Checks a restore without touching anything.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub async fn preview_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Refusal> {
+        Ok(self.vault()?.check_restore(id, swap).await?)
+    }
+
+    /// The id of the backup whose manifest or part lies at `path` in the repository.
+    ///
+    /// # Errors
+    /// A path outside it, or at which no backup lies.
+    pub async fn id_at(&self, path: &str) -> Result<Ulid, Refusal> {
+        Ok(self.vault()?.id_at(path).await?)
+    }
+
+    /// Where the backup of this folder lies, as people and `restore` name it.
+    #[must_use]
+    pub fn place(&self, folder: &str) -> String {
+        let settings = self.settings();
+        let url = settings.repository.url.trim_end_matches('/');
+        format!("{}/{folder}", url.strip_prefix("file://").unwrap_or(url))
+    }
+
+    /// The name of the database that is backed up.
+    #[must_use]
+    pub fn database(&self) -> Option<String> {
+        self.shared
+            .vault
+            .load()
+            .as_ref()
+            .map(|vault| vault.database().to_owned())
+    }
+
+    /// Marks a backup for deletion.
+    ///
+    /// # Errors
+    /// Unknown, in use, or the last good one.
+    pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
+        if let Some(run) = self.current() {
+            return Err(Refusal::Busy(run.id));
+        }
+        self.vault()?.delete(id).await?;
+        self.shared.is_stale.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// A new proven backup is there.
+    async fn created(&self, manifest: &Manifest) {
+        let alerts = &self.shared.parts.alerts;
+        self.shared.is_stale.store(true, Ordering::Release);
+        let Ok(entries) = self.list().await else { return };
+        if manifest.verified < Level::L2 {
+            return;
+        }
+        alerts.ping();
+        let alike: Vec<&Entry> = entries
+            .iter()
+            .filter(|entry| is_alike(&entry.manifest.content, &manifest.content))
+            .collect();
+        match stats::unusual_size(&alike) {
+            Some(text) => alerts.raise("backup-size", &text),
+            None => alerts.resolve("backup-size", "backups are of their usual size again"),
+        }
+    }
+}
+
+fn is_alike(one: &Content, other: &Content) -> bool {
+    match (one, other) {
+        (Content::Database { database: one, .. }, Content::Database { database: other, .. }) => one == other,
+        (Content::Files { name: one, .. }, Content::Files { name: other, .. }) => one == other,
+        _ => false,
+    }
+}

@@ -1,0 +1,59 @@
+//! `[database]`, `[backup]` and `[[backup.files]]`, resolved: what is backed up, to where, when, and how long it is kept.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::files::FileSet;
+use super::task::Kind;
+use super::{Config, retention};
+use crate::tasks::calendar::Schedule;
+use crate::{postgres, repository};
+
+/// The longest that one step of a run may take.
+const STEP_TIMEOUT: Duration = Duration::from_hours(12);
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// `None`: the vault is off.
+    pub database: Option<postgres::Config>,
+    pub repository: repository::Config,
+    pub retention: retention::Policy,
+    pub keep_replaced: Duration,
+    pub plan: Plan,
+    pub state_dir: PathBuf,
+}
+
+/// What is done when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub zone: TimeZone,
+    /// `daily`, `weekly`, `monthly`: those that are on.
+    pub kinds: Vec<Kind>,
+    pub cleanup: Option<Schedule>,
+    /// When old backups are read back again.
+    pub verify: Option<Schedule>,
+    pub files: Vec<FilePlan>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilePlan {
+    pub set: FileSet,
+    pub schedule: Schedule,
+}
+
+impl Settings {
+    /// What the vault needs; `None`: there is no database, and so no vault.
+    #[must_use]
+    pub fn vault(&self) -> Option<Config> {
+        Some(Config {
+            database: self.database.clone()?,
+            repository: self.repository.clone(),
+            retention: self.retention,
+            state_dir: self.state_dir.clone(),
+            keep_replaced: self.keep_replaced,
+            step_timeout: STEP_TIMEOUT,
+        })
+    }
+}

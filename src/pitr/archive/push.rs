@@ -1,0 +1,215 @@
+//! Into the archive. The rule is that of PostgreSQL's own `basic_archive`: a file appears whole and durable or not at
+//! all, the identical one sent again is welcome, a different one is refused and changes nothing.
+
+use std::io::{self, Read, Seek as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::{Buf as _, Bytes};
+use sha2::{Digest as _, Sha256};
+
+use super::{Archive, COMPRESSION, Error, Pushed};
+use crate::pitr::header::{self, Header};
+use crate::pitr::name::File;
+use crate::repository::seal::{self, Compression};
+
+/// Read, hashed and compressed at once: small enough for the cache of one core.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Chunks that are hashed and wait to be compressed.
+const CHUNKS_AHEAD: usize = 8;
+/// A file up to this size is sealed in memory, while it is hashed. A longer one is read twice.
+const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
+/// Of a history or a label.
+const SMALL_BYTES_MAX: u64 = 1024 * 1024;
+
+impl Archive {
+    /// Archives the file at `path` as `name`. Returns once it is durable.
+    ///
+    /// # Errors
+    /// A name or content that is not this cluster's, a different file of that name, or of the repository.
+    pub async fn push(&self, name: &str, path: &Path) -> Result<Pushed, Error> {
+        let file: File = name.parse()?;
+        let source = std::fs::File::open(path).map_err(|source| Error::Read { file, source })?;
+        self.push_file(file, source).await
+    }
+
+    /// As [`Archive::push`], from an open file.
+    ///
+    /// # Errors
+    /// As [`Archive::push`].
+    pub async fn push_file(&self, file: File, source: std::fs::File) -> Result<Pushed, Error> {
+        let bytes = check(&self.cluster.prefix(), file, &source)?;
+        if bytes > IN_MEMORY_MAX {
+            return self.push_long(file, source).await;
+        }
+        let (sender, receiver) = sync_channel(CHUNKS_AHEAD);
+        let keys = Arc::clone(&self.keys);
+        let compression = Compression {
+            threads: if file.is_log() { COMPRESSION.threads } else { 0 },
+            ..COMPRESSION
+        };
+        let hashing = tokio::task::spawn_blocking(move || hash(source, &sender));
+        let sealing = tokio::task::spawn_blocking(move || {
+            let source = Chunks {
+                receiver,
+                chunk: Bytes::new(),
+            };
+            seal::seal_unhashed(source, &keys, compression)
+        });
+        let (hash, sealed, there) = tokio::join!(hashing, sealing, self.find(&file));
+        let (hash, read) = hash
+            .map_err(|_| Error::Worker)?
+            .map_err(|source| Error::Read { file, source })?;
+        if read != bytes {
+            return Err(Error::Length {
+                file,
+                found: read,
+                wanted: bytes,
+            });
+        }
+        if self.is_there(file, &hash, &there?).await? {
+            return Ok(Pushed::Already);
+        }
+        let sealed = sealed
+            .map_err(|_| Error::Worker)?
+            .map_err(|source| Error::Read { file, source })?;
+        let key = self.key(&file, &hash);
+        if !self.repository.create(&key, sealed).await? {
+            self.repository.make_durable(&key).await?;
+        }
+        self.settle(file, &hash, &key).await
+    }
+
+    /// A segment of a cluster with very long ones: hashed first, then sealed as it is uploaded.
+    async fn push_long(&self, file: File, source: std::fs::File) -> Result<Pushed, Error> {
+        let again = source.try_clone().map_err(|source| Error::Read { file, source })?;
+        let (sender, receiver) = sync_channel(CHUNKS_AHEAD);
+        drop(receiver);
+        let hashing = tokio::task::spawn_blocking(move || hash(source, &sender));
+        let (hash, _) = hashing
+            .await
+            .map_err(|_| Error::Worker)?
+            .map_err(|source| Error::Read { file, source })?;
+        if self.is_there(file, &hash, &self.find(&file).await?).await? {
+            return Ok(Pushed::Already);
+        }
+        (&again).rewind().map_err(|source| Error::Read { file, source })?;
+        let key = self.key(&file, &hash);
+        let keys = Arc::clone(&self.keys);
+        let sealed = self
+            .repository
+            .put_sealed(&key, again, keys, COMPRESSION, || Ok(()), |_| ())
+            .await?;
+        if sealed.plain_sha256 != hash {
+            self.repository.delete(&key).await?;
+            return Err(Error::Damaged { key });
+        }
+        self.settle(file, &hash, &key).await
+    }
+
+    /// Whether the identical file is among `there`.
+    async fn is_there(&self, file: File, hash: &str, there: &[super::Archived]) -> Result<bool, Error> {
+        match there {
+            [] => Ok(false),
+            [one] if one.sha256() == hash => {
+                self.repository.make_durable(&one.key).await?;
+                Ok(true)
+            }
+            _ => Err(Error::Different { file }),
+        }
+    }
+
+    /// Looks once more after publishing: two who send different files at the same time both find the place empty.
+    /// Whoever sees the other's takes its own back, so that never both are told that theirs is archived.
+    async fn settle(&self, file: File, hash: &str, key: &str) -> Result<Pushed, Error> {
+        let there = self.find(&file).await?;
+        if there.iter().all(|archived| archived.sha256() == hash) {
+            return Ok(Pushed::New);
+        }
+        self.repository.delete(key).await?;
+        Err(Error::Different { file })
+    }
+}
+
+/// Looks at what is to be archived before anything is written: is it what its name says? Returns its length.
+fn check(cluster: &str, file: File, source: &std::fs::File) -> Result<u64, Error> {
+    let metadata = source.metadata().map_err(|source| Error::Read { file, source })?;
+    let bytes = metadata.len();
+    let (File::Segment(stem) | File::Partial(stem)) = file else {
+        let sensible = metadata.is_file() && (1..=SMALL_BYTES_MAX).contains(&bytes);
+        return sensible.then_some(bytes).ok_or(Error::Irregular { file });
+    };
+    // Asked before reading: a pipe would make us wait.
+    if !metadata.is_file() {
+        return Err(Error::Irregular { file });
+    }
+    let mut head = [0; header::BYTES];
+    let read = source
+        .read_at(&mut head, 0)
+        .map_err(|source| Error::Read { file, source })?;
+    let head = Header::parse(head.get(..read).unwrap_or_default()).map_err(|reason| Error::Header { file, reason })?;
+    if head.cluster.prefix() != cluster {
+        return Err(Error::Foreign {
+            file,
+            found: head.cluster.prefix(),
+            wanted: cluster.to_owned(),
+        });
+    }
+    if bytes != head.size.bytes() {
+        return Err(Error::Length {
+            file,
+            found: bytes,
+            wanted: head.size.bytes(),
+        });
+    }
+    let first = stem.name(head.size).map(|name| name.first(head.size));
+    if first != Some(head.first) || head.timeline > stem.timeline {
+        return Err(Error::Place {
+            file,
+            found: head.first,
+        });
+    }
+    Ok(bytes)
+}
+
+/// Reads `source` once, handing each chunk on before hashing it. Nobody needs to be at the other end.
+fn hash(mut source: std::fs::File, sender: &SyncSender<Bytes>) -> io::Result<(String, u64)> {
+    let mut hash = Sha256::new();
+    let mut bytes = 0_u64;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        (&mut source).take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+        if chunk.is_empty() {
+            return Ok((hex::encode(hash.finalize()), bytes));
+        }
+        let chunk = Bytes::from(chunk);
+        // One who stopped compressing has an error to tell, which is heard later.
+        drop(sender.send(chunk.clone()));
+        hash.update(&chunk);
+        bytes = bytes.saturating_add(chunk.len() as u64);
+    }
+}
+
+/// What [`hash`] hands on, as a reader.
+struct Chunks {
+    receiver: Receiver<Bytes>,
+    chunk: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.chunk.is_empty() {
+            match self.receiver.recv() {
+                Ok(chunk) => self.chunk = chunk,
+                Err(_) => return Ok(0),
+            }
+        }
+        let taken = buffer.len().min(self.chunk.len());
+        if let Some(target) = buffer.get_mut(..taken) {
+            self.chunk.copy_to_slice(target);
+        }
+        Ok(taken)
+    }
+}

@@ -1,0 +1,79 @@
+//! The heartbeat's rhythm, and keeping what it tells.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Keeper;
+use crate::pitr::archiver::chain;
+use crate::pitr::beat::Beat;
+use crate::pitr::heartbeat::Heart;
+use crate::pitr::metrics::seconds;
+
+/// Between two objects of beats: what a crash can lose of them. The log itself has them all.
+const WRITE_EVERY: Duration = Duration::from_secs(300);
+/// While the repository is away; beyond it the oldest are let go.
+const BEATS_MAX: usize = 10_000;
+
+impl Keeper {
+    pub(super) async fn beat(self: &Arc<Self>) {
+        let mut heart: Option<Heart> = None;
+        let mut ticks = tokio::time::interval(self.config.heartbeat);
+        // After a pause one beat is enough.
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut written = self.clock.tick();
+        loop {
+            ticks.tick().await;
+            match self.one_beat(&mut heart).await {
+                Ok(beat) => self.note_beat(beat),
+                Err(error) => {
+                    heart = None;
+                    self.metrics().beat_failures.inc();
+                    self.note("heartbeat", Some(format!("no heartbeat: {}", chain(&error))));
+                }
+            }
+            let now = self.clock.tick();
+            if now.saturating_sub(written) >= WRITE_EVERY {
+                written = now;
+                self.write_beats().await;
+            }
+        }
+    }
+
+    async fn one_beat(&self, heart: &mut Option<Heart>) -> Result<Option<Beat>, crate::postgres::Error> {
+        let beating = match heart.take() {
+            Some(heart) => heart,
+            None => Heart::new(self.connect().await?).await?,
+        };
+        let beat = beating.beat().await?;
+        *heart = Some(beating);
+        Ok(beat)
+    }
+
+    fn note_beat(&self, beat: Option<Beat>) {
+        self.note("heartbeat", None);
+        let Some(beat) = beat else { return };
+        self.metrics().beats.inc();
+        self.metrics().last_beat.set(seconds(beat.at));
+        let mut state = self.lock();
+        state.last_beat = Some(beat);
+        state.beats.push(beat);
+        let surplus = state.beats.len().saturating_sub(BEATS_MAX);
+        state.beats.drain(..surplus);
+    }
+
+    /// Puts the beats since the last time into the repository; while that is away, they are kept.
+    pub(super) async fn write_beats(&self) {
+        let (Some(archive), beats) = (self.archive(), std::mem::take(&mut self.lock().beats)) else {
+            return;
+        };
+        if let Err(error) = archive.put_beats(&beats).await {
+            tracing::warn!(
+                error = error.chain(),
+                "heartbeats cannot be written to the repository yet"
+            );
+            let mut state = self.lock();
+            let newer = std::mem::replace(&mut state.beats, beats);
+            state.beats.extend(newer);
+        }
+    }
+}

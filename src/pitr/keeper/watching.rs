@@ -1,0 +1,156 @@
+//! Looking at the archiver, the slot and the archive now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::Keeper;
+use crate::pitr::archive::Archive;
+use crate::pitr::archiver::chain;
+use crate::pitr::inventory::take;
+use crate::pitr::setup::Way;
+use crate::pitr::watch::{self, Seen, Verdict};
+use crate::postgres::{self, Admin};
+use crate::repository::layout::{self, Cluster};
+
+const WATCH_EVERY: Duration = Duration::from_secs(15);
+const WATCH_EVERY_MIN: Duration = Duration::from_secs(1);
+/// A listing of the whole archive takes a second for a hundred thousand segments on a disk, a minute in a bucket: so
+/// it is done at this share of the time, within these bounds.
+const COUNT_PAUSES: u32 = 20;
+const COUNT_EVERY_MIN: Duration = Duration::from_secs(15);
+const COUNT_EVERY_MAX: Duration = Duration::from_secs(600);
+/// No push takes that long.
+const UNFINISHED_AGE: SignedDuration = SignedDuration::from_hours(1);
+/// Before the first connection it is not known whose archive to count.
+const COUNT_FIRST: Duration = Duration::from_secs(5);
+
+impl Keeper {
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut admin: Option<Admin> = None;
+        // Often enough to see that patience is at an end.
+        let every = (self.config.patience / 4).clamp(WATCH_EVERY_MIN, WATCH_EVERY);
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.look(&mut admin).await {
+                Ok(seen) => self.judge(seen),
+                Err(error) => {
+                    admin = None;
+                    self.note(
+                        "database",
+                        Some(format!("the database cannot be asked: {}", chain(&error))),
+                    );
+                }
+            }
+        }
+    }
+
+    async fn look(&self, admin: &mut Option<Admin>) -> Result<Seen, postgres::Error> {
+        let connected = match admin.take() {
+            Some(admin) => admin,
+            None => {
+                let admin = self.connect().await?;
+                self.archiver.remember(&Cluster {
+                    system_identifier: admin.system_identifier().await?,
+                    major: admin.server_version().await? / 10_000,
+                });
+                admin
+            }
+        };
+        let slot = (self.config.wal == Way::Stream).then_some(self.config.slot.as_str());
+        let seen = watch::look(&connected, slot).await?;
+        *admin = Some(connected);
+        Ok(seen)
+    }
+
+    fn judge(&self, seen: Seen) {
+        let metrics = self.metrics();
+        metrics
+            .ready_files
+            .set(i64::try_from(seen.ready_files).unwrap_or(i64::MAX));
+        metrics.ready_age.set(seen.ready_age.as_secs_f64());
+        let retained = match &seen.slot {
+            Some(slot) if slot.is_lost => -1,
+            Some(slot) => i64::try_from(slot.retained_bytes).unwrap_or(i64::MAX),
+            None => 0,
+        };
+        metrics.slot_retained.set(retained);
+        let verdict = match self.config.wal {
+            Way::ArchiveCommand => watch::judge_archiver(&seen, self.config.patience),
+            Way::Stream => watch::judge_slot(&seen, &self.config.slot),
+        };
+        self.note("database", None);
+        self.note(
+            "archiver",
+            match verdict {
+                Verdict::Good => None,
+                Verdict::Bad(text) => Some(text),
+            },
+        );
+        self.lock().seen = Some(seen);
+    }
+
+    pub(super) async fn count(self: Arc<Self>) {
+        loop {
+            let counted = self.count_once().await;
+            let pause = match counted {
+                Ok(Some(took)) => took
+                    .saturating_mul(COUNT_PAUSES)
+                    .clamp(COUNT_EVERY_MIN, COUNT_EVERY_MAX),
+                Ok(None) => COUNT_FIRST,
+                Err(error) => {
+                    self.note("archive", Some(format!("the archive cannot be counted: {error}")));
+                    WATCH_EVERY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn sweep(&self, archive: &Archive) {
+        let before = self.clock.wall().checked_sub(UNFINISHED_AGE).unwrap_or_default();
+        let folder = layout::wal(archive.cluster());
+        match archive.repository().sweep_unfinished(&folder, before).await {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "removed what an earlier process left unfinished in the archive"),
+            Err(error) => tracing::warn!(error = chain(&error), "the archive cannot be swept"),
+        }
+    }
+
+    /// How long the listing took; `None`: it is not known yet whose archive to count.
+    async fn count_once(&self) -> Result<Option<Duration>, String> {
+        let Some(archive) = self.archive() else {
+            return Ok(None);
+        };
+        let admin = self.connect().await.map_err(|error| chain(&error))?;
+        let size = watch::segment_size(&admin).await.map_err(|error| chain(&error))?;
+        drop(admin);
+        self.sweep(&archive).await;
+        let begun = self.clock.tick();
+        let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
+        let took = self.clock.tick().saturating_sub(begun);
+        let missing = inventory
+            .gaps
+            .iter()
+            .map(crate::pitr::chain::Gap::segments)
+            .sum::<u64>();
+        let metrics = self.metrics();
+        metrics
+            .archive_bytes
+            .set(i64::try_from(inventory.stored_bytes).unwrap_or(i64::MAX));
+        metrics
+            .archive_segments
+            .set(i64::try_from(inventory.segments).unwrap_or(i64::MAX));
+        metrics.gap_segments.set(i64::try_from(missing).unwrap_or(i64::MAX));
+        self.note(
+            "archive",
+            (missing > 0)
+                .then(|| format!("{missing} segments of the log are missing in the archive: take a base backup")),
+        );
+        self.lock().inventory = Some(inventory);
+        Ok(Some(took))
+    }
+}

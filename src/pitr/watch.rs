@@ -1,0 +1,245 @@
+//! Whether PostgreSQL's archiver and our slot get on. An archiver that cannot even start its command counts no failure,
+//! so what is watched is how long the oldest finished file has waited.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::name::SegmentSize;
+use crate::postgres::{Admin, Error};
+
+/// What the server says at one instant, times by its own clock.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// Files that are finished and not yet archived.
+    pub ready_files: u64,
+    /// How long the oldest of them has waited.
+    pub ready_age: Duration,
+    pub archived: Tried,
+    pub failed: Tried,
+    /// `None`: there is no such slot.
+    pub slot: Option<Slot>,
+    pub is_standby: bool,
+}
+
+/// A column pair of `pg_stat_archiver`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tried {
+    pub count: u64,
+    pub last: Option<String>,
+    pub at: Option<Timestamp>,
+}
+
+/// A replication slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Log that the server keeps for it.
+    pub retained_bytes: u64,
+    pub is_active: bool,
+    /// The bound was exceeded: what it held is gone, and the archive has a gap.
+    pub is_lost: bool,
+}
+
+/// What is to be thought of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Good,
+    /// A sentence for the operator.
+    Bad(String),
+}
+
+/// Asks the server. Takes `pg_monitor`.
+///
+/// # Errors
+/// Of the server.
+pub async fn look(admin: &Admin, slot: Option<&str>) -> Result<Seen, Error> {
+    let act = "watching the archiver";
+    let column = |source| Error::Query {
+        act: act.to_owned(),
+        source,
+    };
+    let sql = "\
+SELECT a.archived_count, a.last_archived_wal, (extract(epoch FROM a.last_archived_time) * 1000000)::bigint,
+       a.failed_count, a.last_failed_wal, (extract(epoch FROM a.last_failed_time) * 1000000)::bigint,
+       r.files, coalesce(r.age, 0)::bigint, pg_is_in_recovery()
+FROM pg_stat_archiver a,
+     (SELECT count(*) files, extract(epoch FROM clock_timestamp() - min(modification)) age
+      FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') r";
+    let rows = admin.query(act, sql, &[]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Seen::default());
+    };
+    let tried = |from: usize| {
+        let at: Option<i64> = row.try_get(from + 2).map_err(column)?;
+        Ok::<_, Error>(Tried {
+            count: u64::try_from(row.try_get::<_, i64>(from).map_err(column)?).unwrap_or(0),
+            last: row.try_get(from + 1).map_err(column)?,
+            at: at.and_then(|at| Timestamp::from_microsecond(at).ok()),
+        })
+    };
+    let positive = |number: i64| u64::try_from(number).unwrap_or(0);
+    Ok(Seen {
+        archived: tried(0)?,
+        failed: tried(3)?,
+        ready_files: positive(row.try_get(6).map_err(column)?),
+        ready_age: Duration::from_secs(positive(row.try_get(7).map_err(column)?)),
+        is_standby: row.try_get(8).map_err(column)?,
+        slot: match slot {
+            Some(name) => look_at_slot(admin, name).await?,
+            None => None,
+        },
+    })
+}
+
+async fn look_at_slot(admin: &Admin, name: &str) -> Result<Option<Slot>, Error> {
+    let act = "watching the replication slot";
+    let sql = "\
+SELECT coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn()
+       END, restart_lsn), 0)::bigint, active, coalesce(wal_status = 'lost', false)
+FROM pg_replication_slots WHERE slot_name = $1";
+    let rows = admin.query(act, sql, &[&name]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let column = |source| Error::Query {
+        act: act.to_owned(),
+        source,
+    };
+    Ok(Some(Slot {
+        retained_bytes: u64::try_from(row.try_get::<_, i64>(0).map_err(column)?).unwrap_or(0),
+        is_active: row.try_get(1).map_err(column)?,
+        is_lost: row.try_get(2).map_err(column)?,
+    }))
+}
+
+/// The segment size of the server.
+///
+/// # Errors
+/// Of the server.
+pub async fn segment_size(admin: &Admin) -> Result<SegmentSize, Error> {
+    let act = "reading the segment size";
+    let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'";
+    let bytes: i64 = admin.value(act, sql, &[]).await?;
+    Ok(SegmentSize::new(u64::try_from(bytes).unwrap_or(0)).unwrap_or(SegmentSize::DEFAULT))
+}
+
+/// Judges what was seen by `archive_command`: nothing may have waited for longer than `patience`.
+#[must_use]
+pub fn judge_archiver(seen: &Seen, patience: Duration) -> Verdict {
+    if seen.is_standby || seen.ready_files == 0 || seen.ready_age <= patience {
+        return Verdict::Good;
+    }
+    let waits = format!(
+        "PostgreSQL has {} finished log files that are not archived, the oldest for {} s",
+        seen.ready_files,
+        seen.ready_age.as_secs()
+    );
+    // The last failure is newer than the last success: it counts them, so the command runs and says why.
+    let fails = seen
+        .failed
+        .at
+        .is_some_and(|failed| seen.archived.at.is_none_or(|archived| archived < failed));
+    Verdict::Bad(if fails {
+        let file = seen.failed.last.as_deref().unwrap_or("a file");
+        format!("{waits}; archive_command fails for {file}, and the server's log says why")
+    } else {
+        format!(
+            "{waits}; no failure is counted, so the archiver could not run archive_command at all (is the binary where \
+             it says?) or does not end: `foregate pitr setup` tries it"
+        )
+    })
+}
+
+/// Judges what was seen of the slot of a stream.
+#[must_use]
+pub fn judge_slot(seen: &Seen, name: &str) -> Verdict {
+    match &seen.slot {
+        None => Verdict::Bad(format!(
+            "the replication slot {name:?} does not exist: nothing holds the log for the stream"
+        )),
+        Some(slot) if slot.is_lost => Verdict::Bad(format!(
+            "the replication slot {name:?} is lost: the server removed log that was not read, so the archive has a gap; \
+             drop the slot and take a base backup"
+        )),
+        Some(slot) if !slot.is_active => Verdict::Bad(format!(
+            "nobody reads the replication slot {name:?}; the server keeps {} bytes for it",
+            slot.retained_bytes
+        )),
+        Some(_) => Verdict::Good,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(age: u64) -> Seen {
+        Seen {
+            ready_files: 3,
+            ready_age: Duration::from_secs(age),
+            ..Seen::default()
+        }
+    }
+
+    fn at(second: i64) -> Option<Timestamp> {
+        Timestamp::from_second(second).ok()
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn a_file_that_waits_too_long_alerts_although_no_failure_is_counted() {
+        assert_eq!(judge_archiver(&seen(300), PATIENCE), Verdict::Good);
+        let Verdict::Bad(text) = judge_archiver(&seen(301), PATIENCE) else {
+            unreachable!("it has waited too long");
+        };
+        assert!(text.contains("could not run archive_command"), "{text}");
+    }
+
+    #[test]
+    fn a_command_that_fails_is_told_from_one_that_cannot_run() {
+        let mut failing = seen(1000);
+        failing.failed = Tried {
+            count: 4,
+            last: Some("000000010000000000000007".to_owned()),
+            at: at(50),
+        };
+        failing.archived.at = at(40);
+        let Verdict::Bad(text) = judge_archiver(&failing, PATIENCE) else {
+            unreachable!("it has waited too long");
+        };
+        assert!(text.contains("fails for 000000010000000000000007"), "{text}");
+        failing.archived.at = at(60);
+        assert!(matches!(judge_archiver(&failing, PATIENCE), Verdict::Bad(text) if text.contains("at all")));
+    }
+
+    #[test]
+    fn a_standby_and_an_idle_server_are_well() {
+        assert_eq!(judge_archiver(&Seen::default(), PATIENCE), Verdict::Good);
+        let standby = Seen {
+            is_standby: true,
+            ..seen(9999)
+        };
+        assert_eq!(judge_archiver(&standby, PATIENCE), Verdict::Good);
+    }
+
+    #[test]
+    fn a_slot_is_well_only_while_someone_reads_it() {
+        let with = |slot| Seen {
+            slot,
+            ..Seen::default()
+        };
+        let slot = Slot {
+            retained_bytes: 7,
+            is_active: true,
+            is_lost: false,
+        };
+        assert_eq!(judge_slot(&with(Some(slot.clone())), "x"), Verdict::Good);
+        let idle = Slot {
+            is_active: false,
+            ..slot.clone()
+        };
+        let lost = Slot { is_lost: true, ..slot };
+        for bad in [None, Some(idle), Some(lost)] {
+            assert!(matches!(judge_slot(&with(bad), "x"), Verdict::Bad(_)));
+        }
+    }
+}

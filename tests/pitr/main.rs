@@ -1,0 +1,13 @@
+//! Promises of point-in-time recovery, kept on real PostgreSQL clusters.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "black-box tests start processes, wait by the real clock, and fail by panicking"
+)]
+
+mod get;
+mod push;
+mod stream;
+mod support;
+mod watch;

@@ -1,0 +1,64 @@
+//! `wal = "stream"`: the log over a replication slot.
+
+use crate::support::cluster::Cluster;
+use crate::support::server::Server;
+use crate::support::until;
+
+const STREAM: &str = "wal = \"stream\"";
+
+#[test]
+fn the_log_is_streamed_and_continues_without_a_gap_after_a_kill() {
+    let cluster = Cluster::new();
+    cluster.archive_command("true");
+    let server = Server::start_with(&cluster, STREAM, &[]);
+    let read = "SELECT active FROM pg_replication_slots WHERE slot_name = 'foregate'";
+    until("the slot is read", || cluster.sql(read) == "t");
+    let mut names = vec![cluster.finish_segment(), cluster.finish_segment()];
+    until("they are archived", || {
+        names.iter().all(|name| cluster.objects(name).len() == 1)
+    });
+    server.kill();
+    until("nobody reads", || cluster.sql(read) == "f");
+    names.extend([cluster.finish_segment(), cluster.finish_segment()]);
+    let server = Server::start_with(&cluster, STREAM, &[]);
+    names.push(cluster.finish_segment());
+    until("all are archived", || {
+        names.iter().all(|name| cluster.objects(name).len() == 1)
+    });
+    until("the slot is well", || server.get("/health").contains("\"healthy\""));
+    until("the archive is counted", || {
+        server.metric("foregate_pitr_archive_segments") >= Some(5.0)
+    });
+    assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
+}
+
+#[test]
+fn a_slot_that_the_server_gave_up_is_told() {
+    let cluster = Cluster::new();
+    cluster.archive_command("true");
+    let server = Server::start_with(&cluster, STREAM, &[]);
+    let slot = |what: &str| {
+        cluster.sql(&format!(
+            "SELECT {what} FROM pg_replication_slots WHERE slot_name = 'foregate'"
+        ))
+    };
+    until("the slot is read", || slot("active") == "t");
+    let first = cluster.finish_segment();
+    until("it is archived", || cluster.objects(&first).len() == 1);
+    server.kill();
+    until("nobody reads", || slot("active") == "f");
+    cluster.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
+    cluster.sql("ALTER SYSTEM SET max_wal_size = '32MB'");
+    cluster.sql("ALTER SYSTEM SET wal_keep_size = 0");
+    cluster.sql("SELECT pg_reload_conf()");
+    until("the slot is lost", || {
+        cluster.finish_segment();
+        cluster.sql("CHECKPOINT");
+        slot("wal_status") == "lost"
+    });
+    let server = Server::start_with(&cluster, STREAM, &[]);
+    until("the gauge says so", || {
+        server.metric("foregate_pitr_slot_retained_bytes") == Some(-1.0)
+    });
+    assert!(server.get("/health").contains("degraded"));
+}

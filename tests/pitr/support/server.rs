@@ -1,0 +1,157 @@
+//! Foregate's server, as a process of its own.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::cluster::Cluster;
+use super::until;
+
+pub(crate) struct Server {
+    child: Child,
+    admin: SocketAddr,
+    root: PathBuf,
+}
+
+/// A server that archives `cluster`, with more lines in `[pitr]`.
+pub(crate) fn config(cluster: &Cluster, more: &str) -> String {
+    let root = cluster.root().display();
+    format!(
+        r#"
+state_dir = "{root}/state"
+[server]
+listen = ["127.0.0.1:0"]
+workers = 1
+[tls]
+mode = "off"
+[upstream]
+servers = ["http://127.0.0.1:9"]
+[admin]
+listen = "127.0.0.1:0"
+[database]
+url = {{ env = "DATABASE_URL" }}
+[backup]
+repository = "file://{}"
+recipients = ["{}"]
+identity = {{ file = "{}" }}
+[pitr]
+enabled = true
+user = "postgres"
+socket = "{root}/wal.sock"
+heartbeat = "1s"
+{more}
+"#,
+        cluster.repository().display(),
+        cluster.recipient,
+        cluster.key()
+    )
+}
+
+/// The path of the server's socket.
+pub(crate) fn socket(cluster: &Cluster) -> String {
+    cluster.root().join("wal.sock").display().to_string()
+}
+
+/// Lets the cluster archive through the server's socket.
+pub(crate) fn archive_through(cluster: &Cluster) {
+    cluster.archive_command(&format!(
+        "{} wal push --socket {} %p",
+        cluster.binary(),
+        socket(cluster)
+    ));
+}
+
+impl Server {
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        Self::start_with(cluster, "", &[])
+    }
+
+    /// `before`: a program and arguments that replace themselves by the server.
+    pub(crate) fn start_with(cluster: &Cluster, more: &str, before: &[&str]) -> Self {
+        let file = cluster.root().join("config.toml");
+        std::fs::write(&file, config(cluster, more)).expect("the configuration is written");
+        let addresses = cluster.root().join("addresses.json");
+        drop(std::fs::remove_file(&addresses));
+        let log = |name: &str| std::fs::File::create(cluster.root().join(name)).expect("a log file");
+        let binary = cluster.binary();
+        let mut words: Vec<&str> = before.to_vec();
+        words.push(&binary);
+        let (program, args) = words.split_first().expect("a program");
+        let mut child = Command::new(program)
+            .args(args)
+            .args(["run", "--config"])
+            .arg(&file)
+            .env("FOREGATE_ADDRESS_FILE", &addresses)
+            .env("DATABASE_URL", cluster.url())
+            .stdin(Stdio::null())
+            .stdout(log("stdout"))
+            .stderr(log("stderr"))
+            .process_group(0)
+            .spawn()
+            .expect("the server starts");
+        let mut admin = None;
+        until("the server listens", || {
+            let ended = child.try_wait().expect("our child");
+            assert!(
+                ended.is_none(),
+                "the server ended: {}",
+                text(cluster.root().join("stderr"))
+            );
+            let json: serde_json::Value = serde_json::from_str(&text(addresses.clone())).unwrap_or_default();
+            let address = json.get("admin").and_then(serde_json::Value::as_str);
+            admin = address.and_then(|address| address.parse().ok());
+            admin.is_some()
+        });
+        Self {
+            child,
+            admin: admin.expect("an address"),
+            root: cluster.root().to_owned(),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it is killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// A gauge or counter by its whole name, labels included.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let text = self.get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok())
+    }
+
+    pub(crate) fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin).expect("the admin listener");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have been killed by the test.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        // Shown only where the test fails.
+        eprintln!("{}\n{}", text(self.root.join("stdout")), text(self.root.join("stderr")));
+    }
+}
+
+fn text(path: PathBuf) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}

@@ -1,0 +1,68 @@
+//! What the operator is told: an archiver that cannot run, a server that is not set up.
+
+use crate::support::cluster::Cluster;
+use crate::support::server::{Server, socket};
+use crate::support::{output, until};
+
+#[test]
+fn an_archiver_that_cannot_find_the_binary_alerts_although_no_failure_is_counted() {
+    let cluster = Cluster::new();
+    cluster.archive_command("/nowhere/foregate wal push %p");
+    let server = Server::start_with(&cluster, "patience = \"2s\"", &[]);
+    cluster.finish_segment();
+    until("the gauge rises", || {
+        server.metric("foregate_pitr_ready_age_seconds") > Some(2.0)
+    });
+    until("the board shows it", || server.get("/health").contains("degraded"));
+    assert_eq!(cluster.sql("SELECT failed_count FROM pg_stat_archiver"), "0");
+    assert!(server.metric("foregate_pitr_ready_files") >= Some(1.0));
+}
+
+#[test]
+fn setup_prints_what_is_missing_applies_it_and_lets_postgresql_try_the_client() {
+    let cluster = Cluster::new();
+    let _server = Server::start(&cluster);
+    let config = cluster.root().join("config.toml").display().to_string();
+    let url = format!("DATABASE_URL={}", cluster.url());
+    let binary = cluster.binary();
+    let setup = |more: &[&str]| {
+        let mut args = vec![url.as_str(), &binary, "pitr", "setup", "--config", &config];
+        args.extend(more);
+        let output = output("env", &args, cluster.root());
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let line = format!("archive_command = '{binary} wal push --socket {} %p'", socket(&cluster));
+    let (is_good, text) = setup(&[]);
+    assert!(!is_good && text.contains(&line), "{text}");
+    assert!(text.contains("archive_timeout = '60'"), "{text}");
+    let (is_good, text) = setup(&["--apply"]);
+    assert!(is_good, "{text}");
+    assert!(text.contains("and reaches Foregate"), "{text}");
+    let name = cluster.finish_segment();
+    cluster.wait_until_archived();
+    assert_eq!(cluster.objects(&name).len(), 1);
+}
+
+#[test]
+fn the_heartbeat_commits_and_is_told() {
+    let cluster = Cluster::new();
+    let server = Server::start(&cluster);
+    until("it beats", || {
+        server.metric("foregate_pitr_heartbeats_total") > Some(1.0)
+    });
+    let rows: u64 = cluster
+        .sql("SELECT count(*) FROM foregate.heartbeat")
+        .parse()
+        .expect("a count");
+    assert!(rows > 1);
+    cluster.stop();
+    until("it is missed", || {
+        server.metric("foregate_pitr_heartbeat_failures_total") > Some(0.0)
+    });
+    assert!(server.get("/health").contains("degraded"));
+    cluster.start();
+    until("it is well again", || server.get("/health").contains("\"healthy\""));
+}

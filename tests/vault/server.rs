@@ -1,0 +1,395 @@
+//! The vault inside the server: what runs by itself, what the API promises, who is told when it breaks.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    reason = "black-box tests start processes, and fail by panicking"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::support::{Bed, PORT, until};
+
+const BACKUPS: &str = "/api/infrastructure/backups";
+
+/// The server before a sample app, with the cluster of `bed` in its vault.
+struct Server<'a> {
+    bed: &'a Bed,
+    child: Child,
+    gate: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// Collects what is sent to it, and answers 200.
+struct Hook {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hook {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&seen);
+        drop(std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let request = read_message(&mut stream);
+                shared.lock().expect("no thread panics here").push(request);
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"));
+            }
+        }));
+        Self { address, seen }
+    }
+
+    fn wait_for(&self, text: &str) {
+        until(&format!("{text:?} at the webhook"), || {
+            self.seen
+                .lock()
+                .expect("no thread panics here")
+                .iter()
+                .any(|message| message.contains(text))
+        });
+    }
+}
+
+/// A head, and as much of a body as it announces.
+fn read_message(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            if body.len() >= length.unwrap_or(0) {
+                return text;
+            }
+        }
+        match stream.read(&mut piece) {
+            Ok(length @ 1..) => bytes.extend_from_slice(&piece[..length]),
+            _ => return text,
+        }
+    }
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a timeout");
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer test\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).expect("the server reads");
+    let answer = read_message(&mut stream);
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    (
+        status,
+        serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())),
+    )
+}
+
+impl<'a> Server<'a> {
+    fn start(bed: &'a Bed, hook: &Hook) -> Self {
+        let directory = bed.directory();
+        let (addresses, config) = (directory.join("addresses.json"), directory.join("config.toml"));
+        drop(std::fs::remove_file(&addresses));
+        let hash = hex::encode(Sha256::digest("test"));
+        let text = format!(
+            "state_dir = {state:?}\nserver.listen = [\"127.0.0.1:0\"]\ntls.mode = \"off\"\n\
+             limits.requests_per_minute = 0\nlimits.requests_per_hour = 0\nupstream.servers = [\"http://{app}\"]\n\
+             database.url = {{ env = \"DATABASE_URL\" }}\nalerts.webhook = {{ env = \"HOOK\" }}\nalerts.ping = {{ env = \"PING\" }}\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\ntokens = [{{ name = \"test\", role = \"admin\", sha256 = \"{hash}\" }}]\n\
+             [backup]\nrepository = \"file://{repository}\"\nrecipients = [{recipient:?}]\nidentity = {{ file = {key:?} }}\n",
+            state = directory.join("state").display().to_string(),
+            app = hook.address,
+            repository = bed.repository().display(),
+            recipient = bed.recipient(),
+            key = bed.key().display().to_string(),
+        );
+        std::fs::write(&config, text).expect("a config");
+        let socket = bed.socket().display().to_string().replace('/', "%2F");
+        let log = std::fs::File::create(directory.join("server.log")).expect("a log");
+        let child = Command::new(env!("CARGO_BIN_EXE_foregate"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .env("FOREGATE_ADDRESS_FILE", &addresses)
+            .env(
+                "DATABASE_URL",
+                format!("postgres://postgres:hidden-password@{socket}:{PORT}/app"),
+            )
+            .env("HOOK", format!("http://{}/hidden-hook", hook.address))
+            .env("PING", format!("http://{}/alive", hook.address))
+            .stdin(Stdio::null())
+            .stderr(log.try_clone().expect("a second handle"))
+            .stdout(log)
+            .spawn()
+            .expect("foregate starts");
+        let mut ready = Value::Null;
+        until("the addresses of the server", || {
+            let text = std::fs::read_to_string(&addresses).unwrap_or_default();
+            ready = serde_json::from_str(&text).unwrap_or_default();
+            !ready.is_null()
+        });
+        let address = |value: &Value| value.as_str().and_then(|text| text.parse().ok()).expect("an address");
+        Self {
+            bed,
+            child,
+            gate: address(&ready["gate"][0]),
+            admin: address(&ready["admin"]),
+        }
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let (status, body) = ask(self.admin, "GET", path, &Value::Null);
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        ask(self.admin, "POST", path, body)
+    }
+
+    /// Starts a run and waits for its end.
+    fn done(&self, path: &str, body: &Value) -> Value {
+        let mut id = Value::Null;
+        until("the vault to be free", || {
+            let (status, answer) = self.post(path, body);
+            assert!(matches!(status, 202 | 409), "{path}: {status} {answer}");
+            id = answer["status"].clone();
+            status == 202
+        });
+        let status = id.as_str().expect("a status address").to_owned();
+        let mut run = Value::Null;
+        until("the end of the run", || {
+            run = self.get(&status)["run"].clone();
+            run["state"] != "running"
+        });
+        run
+    }
+
+    fn good(&self) -> Vec<Value> {
+        let list = self.get(BACKUPS)["backups"].as_array().cloned().unwrap_or_default();
+        list.into_iter().filter(|backup| backup["good"] == true).collect()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.bed.directory().join("server.log")).unwrap_or_default()
+    }
+
+    fn metric(&self, name: &str) -> Option<f64> {
+        let text = self.get("/metrics");
+        let lines = text.as_str().unwrap_or_default().lines();
+        let mut values = lines.filter_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        values.next()
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn missed_backups_are_made_up_for_at_once_and_only_once() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    until("the first backup", || server.good().len() == 1);
+    let first = server.good().remove(0);
+    assert_eq!(
+        first["labels"],
+        json!(["daily", "weekly", "monthly"]),
+        "one run for all that is due"
+    );
+    hook.wait_for("GET /alive");
+    let stats = server.get(&format!("{BACKUPS}/stats"));
+    let kinds = stats["kinds"].as_array().expect("kinds");
+    assert_eq!(kinds.len(), 3, "{stats}");
+    assert!(
+        kinds
+            .iter()
+            .all(|kind| kind["overdue"] == false && kind["nextRun"].is_string()),
+        "{stats}"
+    );
+    until("the metrics", || {
+        server.metric("foregate_backup_good{kind=\"daily\"}") == Some(1.0)
+    });
+    drop(server);
+    let again = Server::start(&bed, &hook);
+    // The clean-up is the last of what a start looks at.
+    until("the clean-up", || {
+        let runs = again.get(&format!("{BACKUPS}/runs"));
+        let prunes = runs["runs"]
+            .as_array()
+            .map_or(0, |runs| runs.iter().filter(|run| run["act"] == "prune").count());
+        prunes == 2
+    });
+    assert_eq!(again.good().len(), 1, "a restart repeats no period");
+}
+
+#[test]
+fn one_run_at_a_time_and_its_status_address_tells_how_it_goes() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    until("the first backup", || server.good().len() == 1);
+    until("rest", || server.get(BACKUPS)["running"].is_null());
+    // pg_dump waits for this lock, so the run lasts as long as we want.
+    let mut holder = bed.hold_lock("app", "app.t");
+    let (status, accepted) = server.post(&format!("{BACKUPS}/create"), &json!({"type": "weekly"}));
+    assert_eq!(status, 202, "{accepted}");
+    let (status, refused) = server.post(&format!("{BACKUPS}/create"), &Value::Null);
+    assert_eq!((status, &refused["runningId"]), (409, &accepted["id"]), "{refused}");
+    let address = accepted["status"].as_str().expect("an address").to_owned();
+    until("the step", || server.get(&address)["run"]["step"] == "dump");
+    assert_eq!(
+        server.get(&address)["backup"],
+        Value::Null,
+        "it does not exist before it is proven"
+    );
+    drop(bed.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%(3600)%' AND pid <> pg_backend_pid()"));
+    drop(holder.wait());
+    until("the end", || server.get(&address)["run"]["state"] == "succeeded");
+    let shown = server.get(&address);
+    assert_eq!(
+        (&shown["backup"]["id"], &shown["backup"]["labels"]),
+        (&accepted["id"], &json!(["weekly"]))
+    );
+    assert!(
+        shown["run"]["log"].as_array().is_some_and(|log| log.len() >= 4),
+        "{shown}"
+    );
+    let (status, _) = server.post(&format!("{BACKUPS}/create"), &json!({"type": "hourly"}));
+    assert_eq!(status, 422);
+}
+
+#[test]
+fn restore_by_path_swaps_while_traffic_waits_and_none_fails() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    until("the first backup", || server.good().len() == 1);
+    until("rest", || server.get(BACKUPS)["running"].is_null());
+    let path = server.good()[0]["filepath"].clone();
+    for outside in ["/etc/passwd", "../x", "dumps/..", ""] {
+        let (status, problem) = server.post(&format!("{BACKUPS}/restore"), &json!({"filepath": outside}));
+        assert!(matches!(status, 404 | 422), "{outside}: {status} {problem}");
+    }
+    let (status, preview) = server.post(
+        &format!("{BACKUPS}/restore"),
+        &json!({"filepath": path, "dryRun": true}),
+    );
+    assert_eq!(
+        (status, &preview["replaces"], &preview["database"]),
+        (200, &json!(true), &json!("app")),
+        "{preview}"
+    );
+    drop(bed.sql("app", "DELETE FROM app.t WHERE id > 3"));
+    let gate = server.gate;
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let traffic = std::thread::spawn(move || {
+        let mut codes = Vec::new();
+        while stopped.try_recv().is_err() {
+            codes.push(ask(gate, "GET", "/", &Value::Null).0);
+        }
+        codes
+    });
+    let run = server.done(&format!("{BACKUPS}/restore"), &json!({"filepath": path}));
+    assert_eq!(run["state"], "succeeded", "{run}");
+    stop.send(()).ok();
+    let codes = traffic.join().expect("the traffic ends");
+    assert!(codes.len() > 10 && codes.iter().all(|code| *code == 200), "{codes:?}");
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    let replaced = bed.sql(
+        "postgres",
+        "SELECT datname FROM pg_database WHERE datname LIKE 'app_replaced_%'",
+    );
+    drop(bed.sql("postgres", &format!("ALTER DATABASE {replaced} ALLOW_CONNECTIONS true")));
+    assert_eq!(
+        bed.sql(&replaced, "SELECT count(*) FROM app.t"),
+        "3",
+        "the old one is kept"
+    );
+}
+
+#[test]
+fn failure_is_told_once_and_so_is_its_end_and_no_secret_with_it() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    until("the first backup", || server.good().len() == 1);
+    drop(bed.sql("postgres", "ALTER DATABASE app RENAME TO gone"));
+    let run = server.done(&format!("{BACKUPS}/create"), &Value::Null);
+    assert_eq!(run["state"], "failed", "{run}");
+    assert!(
+        run["reason"].as_str().is_some_and(|reason| reason.contains("app")),
+        "{run}"
+    );
+    hook.wait_for("failed at");
+    let health = server.get("/health/comprehensive");
+    assert_eq!(health["parts"]["backup"]["status"], "degraded", "{health}");
+    drop(bed.sql("postgres", "ALTER DATABASE gone RENAME TO app"));
+    let run = server.done(&format!("{BACKUPS}/create"), &Value::Null);
+    assert_eq!(run["state"], "succeeded", "{run}");
+    hook.wait_for("works again");
+    assert_eq!(
+        server.get("/health/comprehensive")["parts"]["backup"]["status"],
+        "healthy"
+    );
+    assert_eq!(
+        server.metric("foregate_backup_runs_total{act=\"create\",result=\"failed\"}"),
+        Some(1.0)
+    );
+    let told = hook.seen.lock().expect("no thread panics here").join("\n");
+    for text in [told, server.log(), run.to_string()] {
+        assert!(!text.contains("hidden-password"), "{text}");
+    }
+    assert!(!server.log().contains("hidden-hook"));
+}
+
+#[test]
+fn last_good_backup_cannot_be_deleted_and_others_go_after_a_grace() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    until("the first backup", || server.good().len() == 1);
+    let first = server.good()[0]["id"].as_str().expect("an id").to_owned();
+    // A clean-up that follows a backup is in the way for a moment.
+    let delete = |id: &str| {
+        let mut answer = (0, Value::Null);
+        until("the vault to be free", || {
+            answer = ask(server.admin, "DELETE", &format!("{BACKUPS}/{id}"), &Value::Null);
+            answer.0 != 409
+        });
+        answer
+    };
+    until("rest", || server.get(BACKUPS)["running"].is_null());
+    let (status, problem) = delete(&first);
+    assert_eq!(status, 422, "{problem}");
+    let run = server.done(&format!("{BACKUPS}/create"), &Value::Null);
+    assert_eq!(run["state"], "succeeded", "{run}");
+    assert_eq!(delete(&first).0, 204);
+    assert_eq!(
+        server.get(&format!("{BACKUPS}/{first}"))["backup"]["state"],
+        "to be deleted"
+    );
+    assert_eq!(delete("01ARZ3NDEKTSV4RRFFQ69G5FAV").0, 404);
+    let run = server.done(&format!("{BACKUPS}/latest/verify"), &json!({"restore": true}));
+    assert_eq!(run["state"], "succeeded", "{run}");
+    assert_eq!(server.get(&format!("{BACKUPS}/latest"))["backup"]["level"], "L3");
+}
