@@ -45,6 +45,10 @@ impl Vault {
     /// # Errors
     /// Of the server.
     pub async fn drop_replaced(&self, dry_run: bool) -> Result<Vec<Replaced>, Error> {
+        if self.target.database().is_empty() {
+            // Only files are kept here.
+            return Ok(Vec::new());
+        }
         let admin = Admin::connect(&self.target, "postgres", "foregate clean-up").await?;
         let now = self.clock.wall();
         let rows = admin

@@ -22,6 +22,8 @@ pub(crate) struct Store {
     /// The address of the repository.
     pub(crate) url: String,
     pub(crate) environment: Vec<(String, String)>,
+    /// The name of the state directory.
+    state: String,
 }
 
 impl Store {
@@ -39,6 +41,7 @@ impl Store {
             recipient,
             url,
             environment: Vec::new(),
+            state: "state".to_owned(),
         }
     }
 
@@ -65,7 +68,7 @@ impl Store {
             .args(args)
             .args(["--repository", &self.url])
             .arg("--state-dir")
-            .arg(self.directory().join("state"))
+            .arg(self.directory().join(&self.state))
             .args(["--recipient", &self.recipient])
             .env_remove("DATABASE_URL")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -171,6 +174,26 @@ impl Bed {
     pub(crate) fn move_repository(&mut self, url: &str, environment: Vec<(String, String)>) {
         url.clone_into(&mut self.store.url);
         self.store.environment.extend(environment);
+    }
+
+    /// From now on the server believes nobody without a password but its own superuser.
+    pub(crate) fn demand_passwords(&self) {
+        let rules = "local all postgres trust\nlocal all all scram-sha-256\n";
+        std::fs::write(Path::new(&self.data()).join("pg_hba.conf"), rules).expect("writable");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// `user:password`.
+    pub(crate) fn connect_as(&mut self, who: &str) {
+        let socket = self.directory().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://{who}@{socket}:{PORT}/app");
+        self.store.environment.retain(|(name, _)| name != "DATABASE_URL");
+        self.store.environment.push(("DATABASE_URL".to_owned(), url));
+    }
+
+    /// As on another machine, which shares no lock but those of the database and the repository.
+    pub(crate) fn use_state(&mut self, name: &str) {
+        name.clone_into(&mut self.store.state);
     }
 
     pub(crate) fn socket(&self) -> &Path {
