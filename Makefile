@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers bench-pitr soak drills deps fmt lint doc deny deb try-deb
+.PHONY: help run test bench bench-peers bench-pitr bench-vault soak drills deps fmt lint doc deny deb try-deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -40,6 +40,9 @@ bench: ## microbenchmarks of the hot paths
 bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked
 	PEERS_PAGE=benches/README.md $(CARGO) bench --locked --profile fast --bench peers
+
+bench-vault: ## backup and restore beside pg_dump and pg_restore, and the proxy meanwhile; needs root
+	$(CARGO) bench --locked --profile fast --bench vault
 
 bench-pitr: ## the log's archive and base backups beside pgBackRest's; needs root
 	$(CARGO) bench --locked --profile fast --bench pitr

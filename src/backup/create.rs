@@ -130,7 +130,7 @@ impl Vault {
         manifest.finished_at = self.clock.wall();
         if !self
             .repository
-            .create(&layout::manifest(folder), super::verify::to_json(&manifest))
+            .create(&layout::manifest(folder), manifest.to_bytes())
             .await?
         {
             return Err(Error::Vanished { id });

@@ -45,7 +45,8 @@ impl Vault {
     /// # Errors
     /// Of the server.
     pub async fn drop_replaced(&self, dry_run: bool) -> Result<Vec<Replaced>, Error> {
-        if self.database().is_empty() {
+        if self.target.database().is_empty() {
+            // Only files are kept here.
             return Ok(Vec::new());
         }
         let admin = Admin::connect(&self.target, "postgres", "foregate clean-up").await?;

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::backup::files::FileSet;
-use crate::backup::{Config, Entry, Progress, Settings, Swap, Vault};
+use crate::backup::{Entry, FilePlan, Progress, Settings, Swap, Vault};
 use crate::clock::Clock;
 use crate::config::{Overrides, Style};
 use crate::postgres;
@@ -96,15 +96,15 @@ enum Command {
 /// A file set instead of the database.
 #[derive(Debug, Args)]
 struct Files {
-    /// Back up files under this name, instead of the database.
+    /// Back up the file set of this name, instead of the database: one of the configuration, or the paths given.
     #[arg(long = "files", value_name = "NAME", conflicts_with = "labels")]
     name: Option<String>,
     /// A directory or file of the set; may be repeated.
     #[arg(long = "path", value_name = "PATH", requires = "name")]
     paths: Vec<PathBuf>,
-    /// How long the set is kept.
-    #[arg(long, value_name = "DAYS", default_value_t = 30)]
-    keep_days: u32,
+    /// How long the set is kept; 30 where nothing says otherwise.
+    #[arg(long, value_name = "DAYS", requires = "name")]
+    keep_days: Option<u32>,
 }
 
 /// Runs the command.
@@ -120,11 +120,17 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn command(options: &Options) -> anyhow::Result<()> {
-    let vault = Vault::open(config(options)?, Clock::system(), progress(options.json))?;
+    let settings = settings(options)?;
+    let config = settings.vault().context("which database?")?;
+    let vault = Vault::open(config, Clock::system(), progress(options.json))?;
     match &options.command {
         Command::Create { labels, files } => {
             let manifest = match &files.name {
-                Some(name) => vault.create_files(&file_set(options, name, files)?).await?,
+                Some(name) => {
+                    vault
+                        .create_files(&file_set(name, files, &settings.plan.files)?)
+                        .await?
+                }
                 None => vault.create(labels.clone(), Vec::new()).await?,
             };
             complain_of_notes(&manifest);
@@ -190,6 +196,26 @@ async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json:
     })
 }
 
+fn file_set(name: &str, files: &Files, configured: &[FilePlan]) -> anyhow::Result<FileSet> {
+    let mut set = match configured.iter().find(|plan| plan.set.name == name) {
+        Some(plan) => plan.set.clone(),
+        None => FileSet {
+            name: name.to_owned(),
+            paths: Vec::new(),
+            keep_days: 30,
+        },
+    };
+    if !files.paths.is_empty() {
+        set.paths.clone_from(&files.paths);
+    }
+    set.keep_days = files.keep_days.unwrap_or(set.keep_days);
+    anyhow::ensure!(
+        !set.paths.is_empty(),
+        "the configuration has no file set {name:?}; name its paths with --path"
+    );
+    Ok(set)
+}
+
 fn complain_of_notes(manifest: &Manifest) {
     let Content::Files { notes, more_notes, .. } = &manifest.content else {
         return;
@@ -200,22 +226,6 @@ fn complain_of_notes(manifest: &Manifest) {
     if *more_notes > 0 {
         complain(&format!("warning: and {more_notes} more\n"));
     }
-}
-
-/// As the command line says, or the configuration if that knows the name.
-fn file_set(options: &Options, name: &str, files: &Files) -> anyhow::Result<FileSet> {
-    if files.paths.is_empty() {
-        let plans = settings(options)?.plan.files;
-        let known = plans.into_iter().find(|plan| plan.set.name == name);
-        return known
-            .map(|plan| plan.set)
-            .with_context(|| format!("the configuration has no [[backup.files]] named {name:?}; name its --path"));
-    }
-    Ok(FileSet {
-        name: name.to_owned(),
-        paths: files.paths.clone(),
-        keep_days: files.keep_days,
-    })
 }
 
 async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
@@ -287,8 +297,8 @@ fn state(entry: &Entry) -> &'static str {
 fn content(manifest: &Manifest) -> String {
     match &manifest.content {
         Content::Database { database, .. } => format!("database {database}"),
-        Content::Base { timeline, .. } => format!("base on timeline {timeline}"),
         Content::Files { name, .. } => format!("files {name}"),
+        Content::Base { system_identifier, .. } => format!("base of cluster {system_identifier}"),
     }
 }
 
@@ -304,14 +314,6 @@ fn line(manifest: &Manifest) -> String {
 
 /// The configuration, if there is one, with what the command line says instead. On the day that the machine burned there
 /// is none: the repository, the key and the database's address are then enough.
-fn config(options: &Options) -> anyhow::Result<Config> {
-    let mut settings = settings(options)?;
-    // Much needs no database, above all on the day that it is gone; what needs one says so.
-    let url = Secret::new("");
-    settings.database.get_or_insert(postgres::Config { url });
-    settings.vault().context("[database] url is not set")
-}
-
 fn settings(options: &Options) -> anyhow::Result<Settings> {
     let path = options.config.clone().or_else(|| {
         let usual = PathBuf::from(USUAL_CONFIG);
@@ -342,6 +344,9 @@ fn settings(options: &Options) -> anyhow::Result<Settings> {
     if options.database_url_file.is_some() || settings.database.is_none() {
         settings.database = url.map(|url| postgres::Config { url });
     }
+    // Files need none; what needs one says so.
+    let none = || postgres::Config { url: Secret::new("") };
+    settings.database.get_or_insert_with(none);
     Ok(settings)
 }
 

@@ -114,7 +114,7 @@ impl Target {
 pub enum Error {
     #[error("the database address must be postgres://user:password@host:port/database")]
     Address,
-    #[error("no database address is given")]
+    #[error("which database? Set [database] url in the configuration, DATABASE_URL, or --database-url-file")]
     NoDatabase,
     #[error("connecting to database {database:?}")]
     Connect {

@@ -18,24 +18,27 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 type Opened = (Arc<dyn ObjectStore>, Path);
 
-/// Opens `url`; `None`: its scheme is not one of a bucket.
-pub(super) fn open(url: &str) -> Option<Result<Opened, String>> {
-    let (scheme, rest) = url.split_once("://")?;
-    if !matches!(scheme, "s3" | "az" | "gs") {
-        return None;
-    }
-    Some(open_bucket(scheme, rest))
+pub(super) fn is_bucket(url: &str) -> bool {
+    ["s3://", "az://", "gs://"].iter().any(|scheme| url.starts_with(scheme))
 }
 
-fn open_bucket(scheme: &str, rest: &str) -> Result<Opened, String> {
+/// Scheme, bucket and prefix. The reason why not continues "`repository` ...".
+pub(super) fn check(url: &str) -> Result<(&str, &str, Path), &'static str> {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err("it names no bucket".to_owned());
+        return Err("names no bucket");
     }
     if bucket.contains(['@', ':', '?']) || prefix.contains(['?', '#']) {
-        return Err("it is a bucket and a prefix alone: endpoint and credentials belong in the environment".to_owned());
+        return Err("is a bucket and a prefix alone: endpoint and credentials belong in the environment");
     }
-    let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|error| error.to_string())?;
+    let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|_| "has a prefix that is no path")?;
+    Ok((scheme, bucket, prefix))
+}
+
+/// Opens what [`is_bucket`] said yes to.
+pub(super) fn open(url: &str) -> Result<Opened, String> {
+    let (scheme, bucket, prefix) = check(url)?;
     let store: Arc<dyn ObjectStore> = match scheme {
         "s3" => Arc::new(s3(bucket)?),
         "az" => {
@@ -136,12 +139,12 @@ mod tests {
             "gs://b/x?token=1",
             "s3://bucket/a//b",
         ] {
-            let refused = open(url).expect("a bucket's scheme");
-            let reason = refused.expect_err(url);
+            assert!(is_bucket(url));
+            let reason = open(url).expect_err(url);
             assert!(!reason.contains("secret"), "{reason}");
         }
-        assert!(open("file:///x").is_none());
-        assert!(open("ftp://x").is_none());
+        assert!(!is_bucket("file:///x"));
+        assert!(!is_bucket("ftp://x"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use super::seal::Sealed;
@@ -165,12 +166,32 @@ impl Manifest {
         self.parts.iter().find(|part| part.name == name)
     }
 
-    /// Reads one; an unknown field or a newer format is refused rather than half understood.
+    /// What is stored: JSON with the SHA-256 of its own content, since nothing else vouches for the manifest.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Our own plain structs: there is nothing in them that JSON cannot say.
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert(CHECKSUM.to_owned(), self.checksum().into());
+        }
+        serde_json::to_vec_pretty(&value).unwrap_or_default()
+    }
+
+    fn checksum(&self) -> String {
+        hex::encode(Sha256::digest(serde_json::to_vec(self).unwrap_or_default()))
+    }
+
+    /// Reads one; an unknown field, a newer format or a wrong checksum is refused rather than half understood.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let checksum = value.as_object_mut().and_then(|fields| fields.remove(CHECKSUM));
+        let manifest: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        if checksum.as_ref().and_then(|checksum| checksum.as_str()) != Some(manifest.checksum().as_str()) {
+            return Err("its content does not match its checksum".to_owned());
+        }
         if manifest.format != FORMAT {
             return Err(format!("format {} is not {FORMAT}", manifest.format));
         }
@@ -181,6 +202,9 @@ impl Manifest {
     }
 }
 
+/// The field beside those of [`Manifest`] that vouches for them.
+const CHECKSUM: &str = "sha256";
+
 /// A name without a path in it.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
@@ -188,4 +212,46 @@ fn is_plain_name(name: &str) -> bool {
         && name
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_single_bit_of_a_manifest_can_flip_unnoticed() {
+        let manifest = Manifest {
+            format: FORMAT,
+            id: Ulid::from_parts(1, 2),
+            content: Content::Database {
+                database: "app".to_owned(),
+                system_identifier: "7".to_owned(),
+                server_version: 150_018,
+                client_version: "15".to_owned(),
+                tables: BTreeMap::from([("\"a\".\"b\"".to_owned(), 5)]),
+                database_bytes: 9,
+            },
+            labels: vec!["daily".to_owned()],
+            schedule_keys: Vec::new(),
+            started_at: Timestamp::UNIX_EPOCH,
+            finished_at: Timestamp::UNIX_EPOCH,
+            verified: Level::L2,
+            parts: Vec::new(),
+            recipients: Vec::new(),
+            foregate: "0".to_owned(),
+        };
+        let bytes = manifest.to_bytes();
+        assert_eq!(Manifest::parse(&bytes), Ok(manifest.clone()));
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                // Space between tokens may turn into other space.
+                assert!(
+                    Manifest::parse(&flipped).is_ok_and(|read| read == manifest) || Manifest::parse(&flipped).is_err()
+                );
+            }
+            assert!(Manifest::parse(&bytes[..at]).is_err());
+        }
+    }
 }

@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod seal;
 pub mod storage;
 
+pub use self::folders::Folder;
 pub use self::listing::Stored;
 pub use self::manifest::Manifest;
 pub use self::seal::Keys;

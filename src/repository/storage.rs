@@ -62,8 +62,8 @@ impl Repository {
             });
         }
         #[cfg(feature = "object-store-cloud")]
-        if let Some(opened) = super::bucket::open(url) {
-            let (store, prefix) = opened.map_err(refuse)?;
+        if super::bucket::is_bucket(url) {
+            let (store, prefix) = super::bucket::open(url).map_err(refuse)?;
             return Ok(Self {
                 store,
                 prefix,
@@ -82,11 +82,9 @@ impl Repository {
             let is_absolute = std::path::Path::new(directory).is_absolute();
             return is_absolute.then_some(()).ok_or("needs an absolute path behind file://");
         }
-        if cfg!(feature = "object-store-cloud")
-            && let Some(rest) = url.strip_prefix("s3://")
-        {
-            let bucket = rest.split('/').next().unwrap_or_default();
-            return (!bucket.is_empty()).then_some(()).ok_or("names no bucket");
+        #[cfg(feature = "object-store-cloud")]
+        if super::bucket::is_bucket(url) {
+            return super::bucket::check(url).map(drop);
         }
         Err("is neither a directory nor a bucket")
     }

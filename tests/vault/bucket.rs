@@ -17,7 +17,7 @@ const ACCESS: &str = "AKIATESTTESTTEST";
 const SECRET: &str = "a-secret-that-nobody-may-print";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     Status(u16),
     SlowDown,
     /// No answer, ever.
@@ -37,21 +37,23 @@ struct Rule {
 }
 
 #[derive(Default)]
-struct Script {
+pub(crate) struct Script {
     rules: Vec<Rule>,
-    seen: Vec<String>,
+    pub(crate) seen: Vec<String>,
+    /// From this request on nothing is answered.
+    pub(crate) silent_from: Option<usize>,
 }
 
 /// The server; it ends with the test.
-struct Server {
+pub(crate) struct Server {
     port: u16,
-    script: Arc<Mutex<Script>>,
+    pub(crate) script: Arc<Mutex<Script>>,
     directory: PathBuf,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Server {
-    fn start(store: &Store) -> Self {
+    pub(crate) fn start(store: &Store) -> Self {
         let directory = store.directory().join("s3");
         std::fs::create_dir_all(directory.join("backups")).expect("a bucket");
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(&directory).expect("a store"));
@@ -76,7 +78,7 @@ impl Server {
         }
     }
 
-    fn fail(&self, method: &'static str, part: &'static str, fault: Fault, times: usize) {
+    pub(crate) fn fail(&self, method: &'static str, part: &'static str, fault: Fault, times: usize) {
         let rule = Rule {
             method,
             part,
@@ -87,13 +89,14 @@ impl Server {
     }
 
     /// Everything works again. Returns what was asked for so far.
-    fn heal(&self) -> Vec<String> {
+    pub(crate) fn heal(&self) -> Vec<String> {
         let mut script = self.script.lock().expect("not poisoned");
         script.rules.clear();
+        script.silent_from = None;
         std::mem::take(&mut script.seen)
     }
 
-    fn environment(&self) -> Vec<(String, String)> {
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
         let endpoint = format!("http://127.0.0.1:{}", self.port);
         let pairs = [
             ("AWS_ENDPOINT", endpoint.as_str()),
@@ -108,7 +111,7 @@ impl Server {
     }
 
     /// Stored objects, without what the server keeps for itself.
-    fn objects(&self) -> Vec<PathBuf> {
+    pub(crate) fn objects(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.directory.join("backups")];
         while let Some(folder) = folders.pop() {
@@ -142,13 +145,15 @@ async fn answer(
         let mut script = script.lock().expect("not poisoned");
         let target = request.uri().to_string();
         script.seen.push(format!("{} {target}", request.method()));
+        let is_silent = script.silent_from.is_some_and(|from| script.seen.len() > from);
         let matches =
             |rule: &&mut Rule| rule.times > 0 && rule.method == request.method().as_str() && target.contains(rule.part);
         let rule = script.rules.iter_mut().find(matches);
-        rule.map(|rule| {
+        let fault = rule.map(|rule| {
             rule.times -= 1;
             rule.fault
-        })
+        });
+        if is_silent { Some(Fault::Hang) } else { fault }
     };
     let refuse = |status: u16, code: &str| {
         let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as told</Message></Error>");

@@ -1,7 +1,9 @@
 //! The vault against a real PostgreSQL and the real programs: what must hold after each fault.
 
 mod bucket;
+mod faults;
 mod files;
+mod secrets;
 mod server;
 mod support;
 

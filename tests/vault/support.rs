@@ -22,6 +22,8 @@ pub(crate) struct Store {
     /// The address of the repository.
     pub(crate) url: String,
     pub(crate) environment: Vec<(String, String)>,
+    /// The name of the state directory.
+    state: String,
 }
 
 impl Store {
@@ -39,6 +41,7 @@ impl Store {
             recipient,
             url,
             environment: Vec::new(),
+            state: "state".to_owned(),
         }
     }
 
@@ -65,7 +68,7 @@ impl Store {
             .args(args)
             .args(["--repository", &self.url])
             .arg("--state-dir")
-            .arg(self.directory().join("state"))
+            .arg(self.directory().join(&self.state))
             .args(["--recipient", &self.recipient])
             .env_remove("DATABASE_URL")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -173,6 +176,26 @@ impl Bed {
         self.store.environment.extend(environment);
     }
 
+    /// From now on the server believes nobody without a password but its own superuser.
+    pub(crate) fn demand_passwords(&self) {
+        let rules = "local all postgres trust\nlocal all all scram-sha-256\n";
+        std::fs::write(Path::new(&self.data()).join("pg_hba.conf"), rules).expect("writable");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// `user:password`.
+    pub(crate) fn connect_as(&mut self, who: &str) {
+        let socket = self.directory().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://{who}@{socket}:{PORT}/app");
+        self.store.environment.retain(|(name, _)| name != "DATABASE_URL");
+        self.store.environment.push(("DATABASE_URL".to_owned(), url));
+    }
+
+    /// As on another machine, which shares no lock but those of the database and the repository.
+    pub(crate) fn use_state(&mut self, name: &str) {
+        name.clone_into(&mut self.store.state);
+    }
+
     pub(crate) fn socket(&self) -> &Path {
         self.directory()
     }
@@ -256,6 +279,24 @@ impl Bed {
         ];
         let args = [&args[..], &["-d", database, "-c", sql]].concat();
         run("psql", &args).trim().to_owned()
+    }
+
+    /// Holds a table so that nobody reads it, until the child is killed.
+    pub(crate) fn hold_lock(&self, database: &str, table: &str) -> Child {
+        let socket = self.socket().display().to_string();
+        let sql = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(3600)");
+        let child = Command::new("psql")
+            .args([
+                "-Xq", "-h", &socket, "-p", PORT, "-U", "postgres", "-d", database, "-c", &sql,
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("psql starts");
+        let held = format!(
+            "SELECT count(*) FROM pg_locks WHERE granted AND relation = '{table}'::regclass AND mode = 'AccessExclusiveLock'"
+        );
+        until("the lock", || self.sql(database, &held) == "1");
+        child
     }
 
     /// A table that takes some seconds to dump.

@@ -22,7 +22,7 @@ use ulid::Ulid;
 use self::archive::Report;
 use self::names::Names;
 use super::journal::local;
-use super::verify::{Draining, compare, to_json};
+use super::verify::{Draining, compare};
 use super::{Error, Vault};
 use crate::repository::manifest::{Content, Manifest, Part};
 use crate::repository::seal::Compression;
@@ -101,7 +101,7 @@ impl Vault {
         manifest.finished_at = self.clock.wall();
         let published = self
             .repository
-            .create(&layout::manifest(folder), to_json(&manifest))
+            .create(&layout::manifest(folder), manifest.to_bytes())
             .await?;
         if published {
             Ok(manifest)

@@ -1,0 +1,271 @@
+//! What must hold after each fault: nothing claims to be good and is not, no good backup goes, live data is untouched,
+//! and the next run works.
+
+use std::path::PathBuf;
+
+use crate::bucket::{Fault, Server};
+use crate::support::{Bed, Store, run, until};
+
+/// Ids of what is listed as good, each proven again.
+fn proven(store: &Store) -> Vec<String> {
+    let list: serde_json::Value = serde_json::from_str(&store.ok(&["list", "--json"])).expect("a list in JSON");
+    let entries = list.as_array().expect("an array").iter();
+    let good = entries.filter(|entry| entry["good"] == true);
+    let ids: Vec<String> = good
+        .map(|entry| {
+            let id = entry.pointer("/manifest/id").and_then(|id| id.as_str());
+            id.expect("an id").to_owned()
+        })
+        .collect();
+    ids.iter().for_each(|id| drop(store.ok(&["verify", id])));
+    ids
+}
+
+/// Runs `args` once to count its requests, then again and again, killed at each of them in turn.
+fn killed_at_every_request(store: &Store, server: &Server, args: &[&str], mut after: impl FnMut(usize)) {
+    server.heal();
+    store.ok(args);
+    let requests = server.heal().len();
+    assert!(requests > 3, "{args:?} asks {requests} times");
+    for at in 0..requests {
+        server.script.lock().expect("not poisoned").silent_from = Some(at);
+        let mut running = store.start(args);
+        until("the request, or the end", || {
+            let seen = server.script.lock().expect("not poisoned").seen.len();
+            seen > at || running.try_wait().expect("it can be asked").is_some()
+        });
+        drop(running.kill());
+        running.wait().expect("it ends");
+        server.heal();
+        after(at);
+        server.heal();
+    }
+}
+
+#[test]
+fn killed_at_every_step_of_a_backup_nothing_false_is_good_and_the_next_one_works() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups/a", server.environment());
+    let mut good = 1;
+    killed_at_every_request(&bed, &server, &["create"], |at| {
+        let now = proven(&bed).len();
+        assert!(
+            now == good || now == good + 1,
+            "killed at {at}: {now} are good, {good} were"
+        );
+        assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+        until("its backends end", || bed.backends("%") == 0);
+        good = now;
+    });
+    bed.ok(&["create"]);
+    assert_eq!(proven(&bed).len(), good + 1);
+}
+
+#[test]
+fn killed_at_every_step_of_a_deletion_the_good_one_stays_and_the_next_one_finishes() {
+    let mut store = Store::new();
+    let server = Server::start(&store);
+    store.url = "s3://backups/a".to_owned();
+    store.environment = server.environment();
+    let path = store.key().display().to_string();
+    let create = ["create", "--files", "app", "--path", &path, "--keep-days", "0"];
+    store.ok(&create);
+    let prepare = || {
+        // The one before is marked, and its grace made long over.
+        store.ok(&create);
+        store.ok(&["prune"]);
+        let is_tombstone = |path: &&PathBuf| path.parent().is_some_and(|folder| folder.ends_with("tombstones"));
+        for path in server.objects().iter().filter(is_tombstone) {
+            let text = std::fs::read_to_string(path).expect("readable");
+            let at = text.find("\"at\": \"20").expect("a time") + 7;
+            let aged = format!("{}2001{}", &text[..at], &text[at + 4..]);
+            std::fs::write(path, aged).expect("writable");
+        }
+    };
+    prepare();
+    killed_at_every_request(&store, &server, &["prune"], |at| {
+        let good = proven(&store);
+        assert!(!good.is_empty(), "killed at {at}");
+        prepare();
+    });
+    store.ok(&["prune"]);
+    store.ok(&["prune"]);
+    assert_eq!(proven(&store).len(), 1);
+    let left = server.objects();
+    assert_eq!(
+        left.iter().filter(|path| path.ends_with("files.zst.age")).count(),
+        1,
+        "{left:?}"
+    );
+}
+
+#[test]
+fn killed_at_every_request_of_a_restore_the_database_serves_after_the_next_start() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups/a", server.environment());
+    bed.ok(&["create"]);
+    killed_at_every_request(&bed, &server, &["restore", "latest"], |at| {
+        bed.sql("app", "DELETE FROM app.t WHERE id > 5");
+        bed.ok(&["restore", "latest", "--verify-only"]);
+        let rows = bed.sql("app", "SELECT count(*) FROM app.t");
+        assert_eq!(rows, "5", "killed at {at}");
+        let leftovers = "SELECT count(*) FROM pg_database WHERE datname LIKE 'foregate%'";
+        assert_eq!(bed.sql("postgres", leftovers), "0", "killed at {at}");
+    });
+    bed.ok(&["restore", "latest"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+}
+
+/// The process that Foregate started under this name.
+fn child(parent: u32, name: &str) -> Option<u32> {
+    let children = std::fs::read_dir(format!("/proc/{parent}/task")).ok()?.flatten();
+    let mut ids = children.flat_map(|task| {
+        let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        list.split_whitespace()
+            .filter_map(|id| id.parse().ok())
+            .collect::<Vec<u32>>()
+    });
+    ids.find(|id| std::fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm.trim() == name))
+}
+
+#[test]
+fn pg_dump_killed_after_some_bytes_leaves_no_backup() {
+    let bed = Bed::new();
+    bed.add_big_table();
+    let mut running = bed.start(&["create"]);
+    until("pg_dump copies", || bed.backends("COPY%") > 0);
+    let mut dump = None;
+    until("pg_dump is found", || {
+        dump = child(running.id(), "pg_dump");
+        dump.is_some()
+    });
+    run("kill", &["-KILL", &dump.expect("it was found").to_string()]);
+    assert!(!running.wait().expect("it ends").success());
+    assert_eq!((bed.good(), bed.objects()), (0, Vec::new()));
+    bed.ok(&["create"]);
+    assert_eq!(proven(&bed).len(), 1);
+}
+
+#[test]
+fn a_server_stopped_in_the_middle_leaves_no_backup() {
+    let bed = Bed::new();
+    bed.add_big_table();
+    let mut running = bed.start(&["create"]);
+    until("pg_dump copies", || bed.backends("COPY%") > 0);
+    bed.stop_server("immediate");
+    assert!(!running.wait().expect("it ends").success());
+    assert_eq!((bed.good(), bed.objects()), (0, Vec::new()));
+    bed.start_server();
+    bed.ok(&["create"]);
+    assert_eq!(proven(&bed).len(), 1);
+}
+
+/// A tmpfs of its own where name spaces are allowed, else a limit of a file's size.
+#[test]
+fn a_full_disk_leaves_no_backup_and_nothing_half_written() {
+    let store = Store::new();
+    let files = store.directory().join("app");
+    let repository = store.repository();
+    let made = format!(
+        "mkdir {0} {1}; head -c 9000000 /dev/urandom > {0}/blob",
+        files.display(),
+        repository.display()
+    );
+    run("bash", &["-c", &made]);
+    let path = files.display().to_string();
+    let quote = |command: &std::process::Command| {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words
+            .map(|word| format!("'{}'", word.to_string_lossy()))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let key = store.key();
+    let create = quote(&store.command(Some(&key), &["create", "--files", "app", "--path", &path]));
+    let list = quote(&store.command(Some(&key), &["list", "--json"]));
+    let inside = format!("if {create} 2>&1; then exit 9; fi; {list}; find . -type f ! -name .lock");
+    let script = format!(
+        "cd {0}; if unshare -rm true 2>/dev/null; then \
+         exec unshare -rm bash -c \"mount -t tmpfs -o size=4m tmpfs {0}; cd {0}; $1\"; \
+         else trap '' XFSZ; ulimit -f 4000; eval \"$1\"; fi",
+        repository.display()
+    );
+    let told = run("bash", &["-c", &script, "bash", &inside]);
+    assert!(
+        told.contains("No space left") || told.contains("File too large"),
+        "{told}"
+    );
+    assert!(
+        told.trim_end().ends_with("[]"),
+        "nothing is listed and nothing is left: {told}"
+    );
+    store.ok(&["create", "--files", "app", "--path", &path]);
+    assert_eq!(proven(&store).len(), 1);
+}
+
+/// A backup from the future, or a deletion from it: the clock jumped, and ages mean nothing.
+#[test]
+fn after_a_jump_of_the_clock_nothing_is_deleted() {
+    let store = Store::new();
+    let path = store.key().display().to_string();
+    for _ in 0..3 {
+        store.ok(&["create", "--files", "app", "--path", &path, "--keep-days", "0"]);
+    }
+    store.ok(&["prune"]);
+    let is_tombstone = |path: &&PathBuf| path.parent().is_some_and(|folder| folder.ends_with("tombstones"));
+    let marked: Vec<PathBuf> = store.objects().iter().filter(is_tombstone).cloned().collect();
+    assert_eq!(marked.len(), 2);
+    for path in marked {
+        let text = std::fs::read_to_string(&path).expect("readable");
+        std::fs::write(&path, text.replace("\"at\": \"20", "\"at\": \"21")).expect("writable");
+    }
+    let before = store.objects();
+    store.ok(&["prune"]);
+    assert_eq!(store.objects(), before);
+}
+
+#[test]
+fn a_damaged_manifest_is_no_backup_and_stops_pruning() {
+    let store = Store::new();
+    let path = store.key().display().to_string();
+    for _ in 0..2 {
+        store.ok(&["create", "--files", "app", "--path", &path, "--keep-days", "0"]);
+    }
+    let manifest = store.object("manifest.json");
+    let whole = std::fs::read(&manifest).expect("readable");
+    let digit = String::from_utf8_lossy(&whole).find("\"entries\": 1").expect("a count") + 11;
+    let mut flipped = whole.clone();
+    flipped[digit] ^= 2;
+    for damaged in [flipped, whole[..whole.len() / 2].to_vec(), Vec::new()] {
+        std::fs::write(&manifest, damaged).expect("writable");
+        assert_eq!(store.good(), 1, "the other one");
+        store.fails(&["prune"]);
+        assert_eq!(store.good(), 1);
+    }
+    std::fs::write(&manifest, whole).expect("writable");
+    assert_eq!(proven(&store).len(), 2);
+}
+
+#[test]
+fn two_servers_on_one_bucket_never_back_up_at_once() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups/a", server.environment());
+    // The first one stands still at its upload, with the database's lock in its hand.
+    server.fail("POST", "uploads", Fault::Hang, usize::MAX);
+    let mut first = bed.start(&["create"]);
+    until("its upload begins", || {
+        let script = server.script.lock().expect("not poisoned");
+        script.seen.iter().any(|seen| seen.contains("uploads"))
+    });
+    bed.use_state("another machine's");
+    let second = bed.fails(&["create"]);
+    assert!(second.contains("is running"), "{second}");
+    first.kill().expect("it is killed");
+    first.wait().expect("it ends");
+    server.heal();
+    until("the server notices", || bed.succeeds(&["create"]));
+    assert_eq!(proven(&bed).len(), 1);
+}
