@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers soak deps fmt lint doc deny deb try-deb
+.PHONY: help run test bench bench-peers soak attacks fuzz deps fmt lint doc deny deb try-deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -41,8 +41,17 @@ bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked
 	PEERS_PAGE=benches/README.md $(CARGO) bench --locked --profile fast --bench peers
 
-soak: ## the long tests: those that `make test` leaves out
-	$(CARGO) test --locked --test it -- --ignored --nocapture
+soak: ## mixed requests for SOAK_SECONDS (600); the sum of all runs stands in target/soak-total
+	$(CARGO) test --locked --profile fast --test it -- --ignored --nocapture
+
+attacks: ## hostile clients for some seconds each: what they cost others and the gate, as a table in target/attacks.md
+	rm -f target/attacks.md
+	ATTACK_SECONDS=$${ATTACK_SECONDS:-5} ATTACK_TABLE=$$PWD/target/attacks.md \
+	  $(CARGO) test --locked --profile fast --test it -- attacks --test-threads=1 --nocapture
+	cat target/attacks.md
+
+fuzz: ## every parser of foreign bytes for FUZZ_SECONDS (30); needs a nightly compiler and cargo-fuzz
+	fuzz/run $${FUZZ_SECONDS:-30}
 
 deny: ## licences, bans and sources of the dependencies; needs cargo-deny
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \

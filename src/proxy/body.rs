@@ -333,9 +333,12 @@ impl ResponseBody {
     }
 }
 
+/// What a body yields when it is asked for more.
+type Next = Option<Result<Frame<Bytes>, Error>>;
+
 impl ResponseBody {
     /// The next part of at most one piece, and whether it is the last.
-    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<(Option<Result<Frame<Bytes>, Error>>, bool)> {
+    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<(Next, bool)> {
         let Source::App { incoming, lease, rest } = &mut self.source else {
             return Poll::Ready((None, true));
         };

@@ -22,6 +22,7 @@ mod reload;
 mod servers;
 mod shutdown;
 mod slow;
+mod slow_attacks;
 mod smoke;
 mod soak;
 mod store;
