@@ -7,6 +7,7 @@
 #![expect(clippy::indexing_slicing, reason = "a missing key fails the test that reads it")]
 
 mod admin;
+mod answers;
 mod blocklist;
 mod corpus;
 mod grpc;
