@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers bench-pitr bench-vault soak drills deps fmt lint doc deny deb try-deb
+.PHONY: help run test bench bench-peers bench-pitr bench-vault soak attacks fuzz drills deps fmt lint doc deny deb try-deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -47,8 +47,17 @@ bench-vault: ## backup and restore beside pg_dump and pg_restore, and the proxy 
 bench-pitr: ## the log's archive and base backups beside pgBackRest's; needs root
 	$(CARGO) bench --locked --profile fast --bench pitr
 
-soak: ## the long tests: those that `make test` leaves out
-	$(CARGO) test --locked --test it -- --ignored --nocapture
+soak: ## mixed requests for SOAK_SECONDS (600); the sum of all runs stands in target/soak-total
+	$(CARGO) test --locked --profile fast --test it -- --ignored --nocapture
+
+attacks: ## hostile clients for some seconds each: what they cost others and the gate, as a table in target/attacks.md
+	rm -f target/attacks.md
+	ATTACK_SECONDS=$${ATTACK_SECONDS:-5} ATTACK_TABLE=$$PWD/target/attacks.md \
+	  $(CARGO) test --locked --profile fast --test it -- attacks --test-threads=1 --nocapture
+	cat target/attacks.md
+
+fuzz: ## every parser of foreign bytes for FUZZ_SECONDS (30); needs a nightly compiler and cargo-fuzz
+	fuzz/run $${FUZZ_SECONDS:-30}
 
 drills: ## recover twenty instants of a cluster under load, right to the transaction
 	$(CARGO) test --locked --test recovery -- --ignored --nocapture

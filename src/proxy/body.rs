@@ -333,12 +333,12 @@ impl ResponseBody {
     }
 }
 
-/// A part of a body, or why there is no further one.
-type Next = Result<Frame<Bytes>, Error>;
+/// What a body yields when it is asked for more.
+type Next = Option<Result<Frame<Bytes>, Error>>;
 
 impl ResponseBody {
     /// The next part of at most one piece, and whether it is the last.
-    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<(Option<Next>, bool)> {
+    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<(Next, bool)> {
         let Source::App { incoming, lease, rest } = &mut self.source else {
             return Poll::Ready((None, true));
         };

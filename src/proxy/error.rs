@@ -33,6 +33,9 @@ pub(super) enum Error {
     Misdirected,
     #[error("the request has passed through here already")]
     Loop,
+    /// `Max-Forwards` is used up: the answer to OPTIONS is ours.
+    #[error("the request was to go no further than here")]
+    LastHop,
     #[error("the client stopped sending its request")]
     RequestTimeout,
     #[error("the app cannot be reached")]
@@ -62,6 +65,7 @@ impl Error {
             | Self::ExpectationFailed
             | Self::Misdirected
             | Self::Loop
+            | Self::LastHop
             | Self::RequestTimeout => Blame::Client,
             Self::Unreachable | Self::BadAnswer | Self::UpstreamTimeout | Self::NoServer { .. } => Blame::Upstream,
             Self::Internal(_) | Self::Held => Blame::Us,

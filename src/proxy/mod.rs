@@ -16,7 +16,7 @@ mod hold;
 mod listener;
 mod metrics;
 mod pipeline;
-mod proxy_protocol;
+pub mod proxy_protocol;
 mod request;
 mod respond;
 mod shared;
@@ -39,6 +39,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use config::Config;
+#[doc(hidden)]
+pub use connection::Control;
 pub use hold::{Held, Holder};
 
 use crate::clock::Clock;

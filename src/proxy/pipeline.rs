@@ -120,6 +120,7 @@ async fn forward(
     let config = &snapshot.config;
     let upgrade = request::take_upgrade(&connection.worker, &mut parts);
     request::check(&parts, &config.caps, &snapshot.via)?;
+    request::count_hop(&mut parts)?;
     request::check_server_name(connection.server_name.borrow().as_deref(), &host)?;
     // The bytes of an extended CONNECT's stream belong to the tunnel.
     let incoming = if matches!(upgrade, Some(Upgrade::Stream(..))) {
@@ -329,7 +330,10 @@ fn refuse(
     }
     ticket.sent.set(response.body().len() as u64);
     headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
-    respond::close_where_needed(error, connection.is_http2.get(), response.headers_mut());
+    // A proxy's connection is not closed on its other clients.
+    let is_shared =
+        connection.is_http2.get() || (ticket.outcome.get() == Outcome::Blocked && ticket.client != connection.peer);
+    respond::close_where_needed(error, is_shared, response.headers_mut());
     response
         .headers_mut()
         .insert(headers::X_REQUEST_ID, ticket.request_id.clone());

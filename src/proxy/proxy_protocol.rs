@@ -23,7 +23,7 @@ pub(super) struct Header {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub enum Error {
     #[error("the connection ended inside the header")]
     Ended,
     #[error("the header is longer than {HEADER_BYTES_MAX} bytes")]
@@ -56,7 +56,7 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Header
 }
 
 /// The source and the header's length; `None`: more bytes are needed.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Option<SocketAddr>, usize)>, Error> {
+pub fn parse(bytes: &[u8]) -> Result<Option<(Option<SocketAddr>, usize)>, Error> {
     if bytes.is_empty() {
         return Ok(None);
     }

@@ -4,7 +4,9 @@
 use std::fmt::Write as _;
 
 use base64::Engine as _;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING, UPGRADE, VIA,
+};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
@@ -73,7 +75,7 @@ fn host(parts: &Parts) -> Result<HeaderValue, Error> {
         (Some(_), _) if parts.uri.scheme().is_none() && parts.method != Method::CONNECT => {
             return Err(Error::BadRequest("the target must be a path that starts with \"/\""));
         }
-        (Some(_), Some(field)) if !is_valid_host(field.as_bytes()) => {
+        (Some(_), Some(field)) if !target::is_valid_host(field.as_bytes()) => {
             return Err(Error::BadRequest("the Host header is not valid"));
         }
         (Some(authority), _) => {
@@ -83,54 +85,11 @@ fn host(parts: &Parts) -> Result<HeaderValue, Error> {
         (None, None) if parts.version <= Version::HTTP_10 => HeaderValue::from_static("localhost"),
         (None, None) => return Err(Error::BadRequest("the Host header is missing")),
     };
-    if is_valid_host(host.as_bytes()) {
+    if target::is_valid_host(host.as_bytes()) {
         Ok(host)
     } else {
         Err(Error::BadRequest("the host is not valid"))
     }
-}
-
-/// A registered name, IPv4 address or bracketed IPv6 address with an optional port (RFC 3986 section 3.2); no user.
-fn is_valid_host(host: &[u8]) -> bool {
-    if host.len() > 255 + 6 {
-        return false;
-    }
-    let port = match host.strip_prefix(b"[") {
-        Some(rest) => {
-            let Some(end) = memchr::memchr(b']', rest) else {
-                return false;
-            };
-            let (address, port) = rest.split_at(end);
-            let text = std::str::from_utf8(address).unwrap_or_default();
-            if text.parse::<std::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            port.get(1..).unwrap_or_default()
-        }
-        None => {
-            let end = memchr::memchr(b':', host).unwrap_or(host.len());
-            let (name, port) = host.split_at(end);
-            let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
-            if name.is_empty() || !name.iter().all(is_allowed) {
-                return false;
-            }
-            port
-        }
-    };
-    port.is_empty() || is_valid_port(port)
-}
-
-/// `:` and at most five digits that are a port; an empty port is allowed (RFC 3986 section 3.2.3).
-fn is_valid_port(text: &[u8]) -> bool {
-    let Some(digits) = text.strip_prefix(b":") else {
-        return false;
-    };
-    let value = digits.iter().fold(0_u32, |value, &digit| {
-        value
-            .saturating_mul(10)
-            .saturating_add(u32::from(digit.wrapping_sub(b'0')))
-    });
-    digits.iter().all(u8::is_ascii_digit) && value <= u32::from(u16::MAX)
 }
 
 /// Checks what must hold for every request that is forwarded.
@@ -175,6 +134,25 @@ pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue) -> Result<(),
         return Err(Error::Loop);
     }
     Ok(())
+}
+
+/// Counts this hop (RFC 9110 section 7.6.2); of the methods that have it, TRACE is refused anyway.
+pub(super) fn count_hop(parts: &mut Parts) -> Result<(), Error> {
+    if parts.method != Method::OPTIONS {
+        return Ok(());
+    }
+    let Some(field) = parts.headers.get(MAX_FORWARDS) else {
+        return Ok(());
+    };
+    let left: Option<u64> = field.to_str().ok().and_then(|text| text.parse().ok());
+    match left {
+        None => Err(Error::BadRequest("Max-Forwards is not a number")),
+        Some(0) => Err(Error::LastHop),
+        Some(left) => {
+            parts.headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            Ok(())
+        }
+    }
 }
 
 /// Where client certificates are required, the certificate was checked for the name of the handshake: a request for

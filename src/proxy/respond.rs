@@ -17,6 +17,7 @@ use crate::guard::limit::{Excess, Window};
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -33,6 +34,9 @@ struct Problem {
 
 /// The response to `error`. `reference` is the request's id, which the access log carries too.
 pub(super) fn response(error: &Error, reference: &HeaderValue, now: Timestamp) -> Response<Bytes> {
+    if matches!(error, Error::LastHop) {
+        return options();
+    }
     let problem = problem(error, now);
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, PROBLEM_JSON);
@@ -42,6 +46,14 @@ pub(super) fn response(error: &Error, reference: &HeaderValue, now: Timestamp) -
     let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = problem.status;
     *response.headers_mut() = headers;
+    response
+}
+
+/// The answer to OPTIONS that goes no further (RFC 9110 section 9.3.7).
+fn options() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(ALLOW, METHODS);
     response
 }
 
@@ -83,6 +95,7 @@ fn problem(error: &Error, now: Timestamp) -> Problem {
         Error::ExpectationFailed => about_blank(StatusCode::EXPECTATION_FAILED, "Expectation failed", said),
         Error::Misdirected => about_blank(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", said),
         Error::Loop => about_blank(StatusCode::LOOP_DETECTED, "Loop detected", said),
+        Error::LastHop => about_blank(StatusCode::NO_CONTENT, "Last hop", said),
         Error::RequestTimeout => about_blank(StatusCode::REQUEST_TIMEOUT, "Request timeout", said),
         Error::Unreachable | Error::BadAnswer => about_blank(StatusCode::BAD_GATEWAY, "Bad gateway", said),
         Error::UpstreamTimeout => about_blank(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout", said),
@@ -124,17 +137,14 @@ fn extra_headers(error: &Error, now: Timestamp, headers: &mut HeaderMap) {
             headers.insert(RETRY_AFTER, HeaderValue::from(1));
         }
         Error::MethodRefused(_) => {
-            headers.insert(
-                ALLOW,
-                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-            );
+            headers.insert(ALLOW, METHODS);
         }
         _ => {}
     }
 }
 
 /// Closes an HTTP/1.1 connection where the rest of the message is unread or cannot be trusted to be framed as we think.
-pub(super) fn close_where_needed(error: &Error, http2: bool, headers: &mut HeaderMap) {
+pub(super) fn close_where_needed(error: &Error, is_shared: bool, headers: &mut HeaderMap) {
     let is_doubtful = matches!(
         error,
         Error::Blocked(_)
@@ -143,7 +153,7 @@ pub(super) fn close_where_needed(error: &Error, http2: bool, headers: &mut Heade
             | Error::BadRequest(_)
             | Error::HeadersTooLarge { .. }
     );
-    if is_doubtful && !http2 {
+    if is_doubtful && !is_shared {
         headers.insert(CONNECTION, CLOSE);
     }
 }

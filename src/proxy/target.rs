@@ -120,6 +120,49 @@ fn remove_dot_segments(path: &[u8]) -> Result<Vec<u8>, Refused> {
     Ok(out)
 }
 
+/// A registered name, IPv4 address or bracketed IPv6 address with an optional port (RFC 3986 section 3.2); no user.
+pub fn is_valid_host(host: &[u8]) -> bool {
+    if host.len() > 255 + 6 {
+        return false;
+    }
+    let port = match host.strip_prefix(b"[") {
+        Some(rest) => {
+            let Some(end) = memchr::memchr(b']', rest) else {
+                return false;
+            };
+            let (address, port) = rest.split_at(end);
+            let text = std::str::from_utf8(address).unwrap_or_default();
+            if text.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            port.get(1..).unwrap_or_default()
+        }
+        None => {
+            let end = memchr::memchr(b':', host).unwrap_or(host.len());
+            let (name, port) = host.split_at(end);
+            let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+            if name.is_empty() || !name.iter().all(is_allowed) {
+                return false;
+            }
+            port
+        }
+    };
+    port.is_empty() || is_valid_port(port)
+}
+
+/// `:` and at most five digits that are a port; an empty port is allowed (RFC 3986 section 3.2.3).
+fn is_valid_port(text: &[u8]) -> bool {
+    let Some(digits) = text.strip_prefix(b":") else {
+        return false;
+    };
+    let value = digits.iter().fold(0_u32, |value, &digit| {
+        value
+            .saturating_mul(10)
+            .saturating_add(u32::from(digit.wrapping_sub(b'0')))
+    });
+    digits.iter().all(u8::is_ascii_digit) && value <= u32::from(u16::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -104,6 +104,15 @@ async fn block_behind_a_trusted_proxy_leaves_the_shared_connection_to_others() {
             assert_eq!(response.status(), wanted, "{client} in round {round}");
         }
     }
+    // The same over one connection of HTTP/1.1.
+    let mut raw = Raw::plain(gate.address).await;
+    for (client, wanted) in [("198.51.100.7", 403), ("192.0.2.1", 200), ("198.51.100.7", 403)] {
+        raw.send(format!(
+            "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {client}\r\n\r\n"
+        ))
+        .await;
+        assert_eq!(raw.answer().await.status, wanted, "{client}");
+    }
 }
 
 #[tokio::test]

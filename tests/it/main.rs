@@ -7,6 +7,7 @@
 #![expect(clippy::indexing_slicing, reason = "a missing key fails the test that reads it")]
 
 mod admin;
+mod answers;
 mod blocklist;
 mod corpus;
 mod grpc;
@@ -22,6 +23,7 @@ mod reload;
 mod servers;
 mod shutdown;
 mod slow;
+mod slow_attacks;
 mod smoke;
 mod soak;
 mod store;

@@ -166,6 +166,25 @@ async fn pipelined_requests_are_answered_in_order_over_few_connections_to_the_ap
 }
 
 #[tokio::test]
+async fn options_go_no_further_than_they_say() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let ask = async |method: &str, hops: &str| {
+        let field = format!("max-forwards: {hops}\r\n");
+        client::request(gate.address, method, "/hops", &field, "").await
+    };
+    let own = ask("OPTIONS", "0").await;
+    assert_eq!((own.status, own.body.len()), (204, 0));
+    assert!(own.header("allow").expect("Allow").contains("OPTIONS"), "{own:?}");
+    assert!(origin.heads().is_empty());
+    assert_eq!(ask("OPTIONS", "7").await.status, 200);
+    assert!(origin.text().contains("max-forwards: 6\r\n"), "{}", origin.text());
+    assert_eq!(ask("OPTIONS", "many").await.status, 400);
+    // Other methods have no use for it (RFC 9110 section 7.6.2).
+    assert_eq!(ask("GET", "0").await.status, 200);
+}
+
+#[tokio::test]
 async fn expectation_is_answered_before_the_body_is_sent() {
     let origin = Origin::answering("x").await;
     let gate = Gate::start(&Config::before(&origin)).await;

@@ -13,7 +13,7 @@ use crate::support::{metrics, wait};
 
 const GROWTH_BYTES_MAX: u64 = 32 << 20;
 
-fn hasty(origin: &Origin) -> Config {
+pub(crate) fn hasty(origin: &Origin) -> Config {
     Config::before(origin)
         .set("server.timeouts.tls_handshake", r#""1s""#)
         .set("server.timeouts.request_header", r#""1s""#)
@@ -264,9 +264,35 @@ async fn slow_reader_has_all_the_time_it_needs() {
 }
 
 /// Requests under way, as the gate tells Prometheus.
-async fn in_flight(gate: &Gate) -> f64 {
+pub(crate) async fn in_flight(gate: &Gate) -> f64 {
     let text = metrics::scrape(gate.admin).await;
     metrics::sample(&text, "foregate_proxy_requests_in_flight").expect("the gauge")
+}
+
+#[tokio::test]
+async fn connection_beyond_the_cap_of_all_is_refused_until_another_ends() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin).set("server.max_connections", "5")).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 200);
+        held.push(raw);
+    }
+    if let Ok(sixth) = TcpStream::connect(gate.address).await {
+        Raw::over(sixth).closed().await;
+    }
+    let text = metrics::scrape(gate.admin).await;
+    let refused = metrics::sample(&text, "foregate_proxy_refused_connections_total{reason=\"full\"}");
+    assert_eq!(refused, Some(1.0), "{text}");
+    held.pop();
+    wait::until("the place of a connection that ended", async || {
+        let mut raw = Raw::over(TcpStream::connect(gate.address).await.ok()?);
+        raw.try_send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.ok()?;
+        raw.try_answer().await.filter(|answer| answer.status == 200)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -138,3 +138,70 @@ async fn block_of_the_client_closes_its_websockets() {
         );
     }
 }
+
+/// An app that switches, and ends its own side of the tunnel first if it `hurries`; then says how much it got.
+async fn counting_app(hurries: bool) -> (std::net::SocketAddr, JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let app = tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.expect("a connection");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert!(tcp.read_buf(&mut head).await.expect("a head") > 0);
+        }
+        let switch = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+        tcp.write_all(switch).await.expect("the answer");
+        if hurries {
+            tcp.write_all(b"all I have").await.expect("the words");
+            tcp.shutdown().await.expect("the end of one side");
+        }
+        let mut got = Vec::new();
+        tcp.read_to_end(&mut got)
+            .await
+            .expect("the client's side ends in order");
+        assert_eq!(got.len(), 100_000);
+        if !hurries {
+            tcp.write_all(b"all I have").await.expect("the words");
+        }
+    });
+    (address, app)
+}
+
+#[tokio::test]
+async fn either_side_of_a_tunnel_may_end_while_the_other_goes_on() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    for hurries in [false, true] {
+        let (address, app) = counting_app(hurries).await;
+        let unused = Origin::answering("x").await;
+        let config = Config::before(&unused).set("upstream.servers", &format!(r#"["http://{address}"]"#));
+        let gate = Gate::start(&config).await;
+        let mut tcp = TcpStream::connect(gate.address).await.expect("the port accepts");
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+            .await
+            .expect("the request");
+        let mut got = Vec::new();
+        while !got.windows(4).any(|window| window == b"\r\n\r\n") {
+            let count = wait::within("the switch", tcp.read_buf(&mut got)).await.expect("bytes");
+            assert!(count > 0, "{}", String::from_utf8_lossy(&got));
+        }
+        if hurries {
+            // The app has said everything before the client begins.
+            wait::within("the app's end", tcp.read_to_end(&mut got))
+                .await
+                .expect("an orderly end");
+            assert!(got.ends_with(b"all I have"));
+        }
+        tcp.write_all(&vec![b'y'; 100_000])
+            .await
+            .expect("the client's side is open");
+        tcp.shutdown().await.expect("the end of the client's side");
+        if !hurries {
+            wait::within("the app's end", tcp.read_to_end(&mut got))
+                .await
+                .expect("an orderly end");
+            assert!(got.ends_with(b"all I have"));
+        }
+        wait::within("the app", app).await.expect("the app is content");
+    }
+}

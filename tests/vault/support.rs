@@ -281,24 +281,6 @@ impl Bed {
         run("psql", &args).trim().to_owned()
     }
 
-    /// Holds a table so that nobody reads it, until the child is killed.
-    pub(crate) fn hold_lock(&self, database: &str, table: &str) -> Child {
-        let socket = self.socket().display().to_string();
-        let sql = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(3600)");
-        let child = Command::new("psql")
-            .args([
-                "-Xq", "-h", &socket, "-p", PORT, "-U", "postgres", "-d", database, "-c", &sql,
-            ])
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("psql starts");
-        let held = format!(
-            "SELECT count(*) FROM pg_locks WHERE granted AND relation = '{table}'::regclass AND mode = 'AccessExclusiveLock'"
-        );
-        until("the lock", || self.sql(database, &held) == "1");
-        child
-    }
-
     /// A table that takes some seconds to dump.
     pub(crate) fn add_big_table(&self) {
         let big = "CREATE TABLE app.big AS SELECT g, repeat(md5(g::text), 30) v FROM generate_series(1, 150000) g";

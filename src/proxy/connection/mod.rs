@@ -1,5 +1,6 @@
 //! One client connection: who it is from, what it is doing, and the signals that end it.
 
+mod control;
 mod h1;
 mod h2;
 mod io;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 
+pub use control::Control;
 pub(super) use h2::OnThisThread;
 pub(super) use io::{ClientIo, Prefixed, Stream};
 
@@ -66,6 +68,9 @@ pub(super) enum Signal {
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// While draining, an idle connection is kept this long for a request that is on its way.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// HTTP/2 frames beside those of requests. A download needs two for each window that was read; what measures its line by
+/// PING (gRPC) sends some thousands at most.
+const CONTROL_FRAMES_PER_SECOND_MAX: u32 = 10_000;
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -89,6 +94,8 @@ pub(super) struct Connection {
     write_blocked_since: Cell<Option<Duration>>,
     /// The latest request of HTTP/2, until the task of its stream has taken it.
     newest: RefCell<Option<Rc<Flight>>>,
+    /// Frames of this second that carry nothing of a request.
+    control_frames: Cell<u32>,
     signal: Cell<Signal>,
     waker: RefCell<Option<Waker>>,
 }
@@ -119,6 +126,7 @@ impl Registration {
             heard: Cell::new(false),
             write_blocked_since: Cell::new(None),
             newest: RefCell::new(None),
+            control_frames: Cell::new(0),
             signal: Cell::new(Signal::None),
             waker: RefCell::new(None),
         });
@@ -191,6 +199,13 @@ impl Connection {
         *self.newest.borrow_mut() = Some(Rc::clone(flight));
     }
 
+    /// Whether the client may go on after so many more frames that carry nothing.
+    fn bears(&self, control_frames: u32) -> bool {
+        let count = self.control_frames.get().saturating_add(control_frames);
+        self.control_frames.set(count);
+        count <= CONTROL_FRAMES_PER_SECOND_MAX
+    }
+
     fn take_newest(&self) -> Option<Rc<Flight>> {
         self.newest.borrow_mut().take()
     }
@@ -236,6 +251,7 @@ impl Connection {
 
     /// Looks at the deadlines, once a second.
     pub(super) fn check(&self, now: Duration, timeouts: &Timeouts) {
+        self.control_frames.set(0);
         if self
             .write_blocked_since
             .get()

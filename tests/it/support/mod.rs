@@ -10,3 +10,4 @@ pub(crate) mod origin;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod wait;
+pub(crate) mod witness;

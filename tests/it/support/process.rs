@@ -121,11 +121,7 @@ impl Gate {
     /// Resident memory, as the kernel counts it.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the gate runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line
-            .and_then(|line| line.trim().strip_suffix("kB"))
-            .expect("VmRSS in kB");
-        kib.trim().parse::<u64>().expect("a number") * 1024
+        resident_bytes_in(&status)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -177,6 +173,15 @@ impl Drop for Gate {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Out of `/proc/PID/status`.
+pub(crate) fn resident_bytes_in(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line
+        .and_then(|line| line.trim().strip_suffix("kB"))
+        .expect("VmRSS in kB");
+    kib.trim().parse::<u64>().expect("a number") * 1024
 }
 
 fn text(directory: &TempDir, config: &Config) -> String {
