@@ -76,6 +76,8 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
     };
     let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
     let stop_vault = CancellationToken::new();
+    let alarms = super::alarms::watch(board.clone(), alerts.clone(), registry.clone(), clock);
+    drop(beside.spawn(alarms));
     drop(beside.spawn(vault.clone().run(stop_vault.clone())));
     let pitr = pitr(config, clock, &board, &registry);
     let recovery = recovery(config, clock, &board, &registry);

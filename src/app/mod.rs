@@ -1,5 +1,6 @@
 //! The composition root: build in order, run, reload, drain. The only place that knows all parts.
 
+mod alarms;
 mod announce;
 mod build;
 mod handover;

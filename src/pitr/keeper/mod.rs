@@ -187,7 +187,7 @@ impl Keeper {
         &self.config
     }
 
-    /// The archive of the cluster that [database] is; `None`: that is not known yet.
+    /// The archive of the cluster that `[database]` is; `None`: that is not known yet.
     #[must_use]
     pub fn archive(&self) -> Option<Archive> {
         Some(self.archiver.archive(self.archiver.ours()?))
