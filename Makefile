@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-peers bench-pitr bench-vault soak attacks fuzz drills deps fmt lint doc deny deb try-deb
+.PHONY: help run test bench bench-micro bench-peers bench-pitr bench-vault bench-deps soak attacks fuzz drills deps fmt lint doc deny deb try-deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -34,17 +34,22 @@ lint: ## formatting and clippy, warnings denied
 doc: ## build the documentation, warnings denied
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
-bench: ## microbenchmarks of the hot paths
+bench: bench-micro bench-vault bench-pitr ## microbenchmarks, then the vault beside its peers; some 15 minutes, needs root
+
+bench-deps: ## install the peers of the benchmarks (apt-get)
+	@scripts/install-bench-deps
+
+bench-micro: ## microbenchmarks of the hot paths
 	$(CARGO) bench --locked --profile fast --bench guard --bench blocklist --bench headers
 
-bench-peers: ## Foregate, nginx and HAProxy side by side, CPU per request
+bench-peers: bench-deps ## Foregate, nginx and HAProxy side by side, CPU per request
 	$(CARGO) build --release --locked
 	PEERS_PAGE=benches/README.md $(CARGO) bench --locked --profile fast --bench peers
 
-bench-vault: ## backup and restore beside pg_dump and pg_restore, and the proxy meanwhile; needs root
+bench-vault: bench-deps ## backup and restore beside pg_dump and pg_restore, and the proxy meanwhile; needs root
 	$(CARGO) bench --locked --profile fast --bench vault
 
-bench-pitr: ## the log's archive and base backups beside pgBackRest's; needs root
+bench-pitr: bench-deps ## the log's archive and base backups beside pgBackRest's; needs root
 	$(CARGO) bench --locked --profile fast --bench pitr
 
 soak: ## mixed requests for SOAK_SECONDS (600); the sum of all runs stands in target/soak-total
