@@ -76,6 +76,9 @@ pub(super) async fn serve(
     let ticket = Ticket::register(&connection, flight);
 
     if connection.is_redirect {
+        if has_body {
+            connection.leave_unread();
+        }
         return Ok(respond::redirect(&connection, host, &parts.uri, ticket));
     }
     // The limit is charged first: a malformed request costs as much as any other.

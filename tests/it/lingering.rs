@@ -1,5 +1,8 @@
 //! A client that is refused while it still sends gets to read why: the connection is not reset under the answer.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
 use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
 use crate::support::metrics;
@@ -61,6 +64,43 @@ async fn over_its_limit_a_client_may_finish_its_upload_too() {
     assert_eq!(client::get(gate.address, "/", "").await.status, 200);
     let (name, _, bytes) = uploads().remove(0);
     gets_its_answer(name, Raw::plain(gate.address).await, 429, &bytes).await;
+}
+
+/// Answers 401 as soon as it has a head, ends its side, and reads on for as long as the gate sends.
+async fn hasty_app() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    drop(tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+                if tcp.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            let answer = b"HTTP/1.1 401 Unauthorized\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno";
+            drop(tcp.write_all(answer).await);
+            drop(tcp.shutdown().await);
+            drop(tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await);
+        }
+    }));
+    address
+}
+
+#[tokio::test]
+async fn answer_of_an_app_that_does_not_want_the_upload_arrives_too() {
+    let (unused, address) = (Origin::answering("x").await, hasty_app().await);
+    let config = Config::before(&unused)
+        .set("upstream.servers", &format!(r#"["http://{address}"]"#))
+        .set("limits.max_request_size", r#""100MiB""#);
+    let gate = Gate::start(&config).await;
+    let (name, _, bytes) = uploads().remove(0);
+    let mut raw = Raw::plain(gate.address).await;
+    wait::within(name, raw.try_send(&bytes))
+        .await
+        .expect("the gate reads on");
+    assert_eq!(raw.answer().await.status, 401);
+    raw.closed().await;
 }
 
 #[tokio::test]
