@@ -270,3 +270,18 @@ async fn kernel_looks_after_both_sides_of_a_quiet_tunnel() {
         wait::until(side, async || is_probed(local, remote).then_some(())).await;
     }
 }
+
+#[tokio::test]
+async fn quiet_tunnel_over_h2_ends_too() {
+    let (address, _app) = counting_app(false).await;
+    let unused = Origin::answering("x").await;
+    let config = Config::before(&unused)
+        .set("upstream.servers", &format!(r#"["http://{address}"]"#))
+        .set("server.timeouts.tunnel_idle", r#""1s""#);
+    let gate = Gate::start(&config).await;
+    let mut tunnel = open_over_h2(&gate).await;
+    let mut got = Vec::new();
+    // By a reset or in order: both are an end.
+    drop(wait::within("the end of the tunnel", tunnel.read_to_end(&mut got)).await);
+    assert!(got.is_empty());
+}
