@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use foregate::clock::Clock;
 use foregate::proxy::address::origin;
+use foregate::proxy::config::ForwardedHeader;
 use foregate::proxy::headers::{Forwarding, for_client, for_upstream};
 use foregate::proxy::target::normalise;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -96,7 +97,12 @@ fn main() {
     let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("a network")];
 
     report("client address behind a trusted proxy", || {
-        drop(black_box(origin(peer, &trusted, black_box(&request))))
+        drop(black_box(origin(
+            peer,
+            &trusted,
+            ForwardedHeader::XForwardedFor,
+            black_box(&request),
+        )))
     });
     report("ordinary target", || {
         drop(black_box(normalise(black_box("/api/v1/sessions/current"))))

@@ -2,6 +2,7 @@
 #![no_main]
 
 use foregate::proxy::address::{is_trusted, origin};
+use foregate::proxy::config::ForwardedHeader;
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
@@ -16,12 +17,16 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     let stranger = "192.0.2.1".parse().expect("an address");
-    let untrusted = origin(stranger, &trusted, &headers);
+    let told_by = match bytes.len() % 2 {
+        0 => ForwardedHeader::XForwardedFor,
+        _ => ForwardedHeader::Forwarded,
+    };
+    let untrusted = origin(stranger, &trusted, told_by, &headers);
     assert_eq!((untrusted.client, untrusted.via_trusted), (stranger, false));
     assert!(untrusted.hops.is_empty());
 
     let peer = "10.0.0.1".parse().expect("an address");
-    let found = origin(peer, &trusted, &headers);
+    let found = origin(peer, &trusted, told_by, &headers);
     assert!(found.via_trusted && found.hops.len() <= 32);
     assert!(found.hops.iter().all(|hop| is_trusted(*hop, &trusted)), "{found:?}");
     assert_eq!(found.client, found.client.to_canonical());

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use toml::{Table, Value};
 
 use super::Config;
-use super::resolve::blocklist::never_block;
+use super::resolve::blocklist::{FORWARDED_HEADERS, never_block};
 use super::resolve::headers::HEADERS;
 use super::resolve::pitr::WAYS;
 use super::values::{show_duration, show_size};
@@ -71,6 +71,10 @@ pub(super) fn entries(config: &Config) -> Vec<Entry> {
     upstream(&mut out, &proxy.upstream);
     out.section = "client";
     out.put("trusted_proxies", strings(&proxy.trusted_proxies));
+    let told_by = FORWARDED_HEADERS
+        .iter()
+        .find(|(_, header)| *header == proxy.forwarded_header);
+    out.put("forwarded_header", told_by.map_or("", |(word, _)| word));
     out.put("ipv6_prefix", i64::from(guard.ipv6_prefix));
     limits(&mut out, &guard.limits, &proxy.caps);
     out.put("exempt", strings(&guard.exempt));

@@ -1,16 +1,21 @@
 //! Who the client is when trusted proxies stand between: `X-Forwarded-For` or `Forwarded` (RFC 7239), read from right to
 //! left past the hops that are trusted. Pure.
+//!
+//! Which of the two is read, the config says. To read whichever is there would let a client choose its address: a proxy
+//! passes the one that it does not write on as the client sent it, and nothing in a request tells which one that is.
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
 use http::header::FORWARDED;
+use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
+
+use super::config::ForwardedHeader;
 
 /// More hops than any honest chain has; what lies beyond is not read.
 const HOPS_MAX: usize = 32;
 
-pub(super) const X_FORWARDED_FOR: &str = "x-forwarded-for";
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The client's address, and the hops between it and us.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +29,7 @@ pub struct Origin {
 
 /// Reads the chain only if `peer` is trusted. A hop that cannot be parsed ends the walk: the client is then the last
 /// address that a trusted hop vouched for, never a bucket that strangers share.
-pub fn origin(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Origin {
+pub fn origin(peer: IpAddr, trusted: &[IpNet], told_by: ForwardedHeader, headers: &HeaderMap) -> Origin {
     let peer = peer.to_canonical();
     if !is_trusted(peer, trusted) {
         return Origin {
@@ -45,15 +50,17 @@ pub fn origin(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Origin {
             is_trusted(address, trusted)
         }
     };
-    if headers.contains_key(X_FORWARDED_FOR) {
-        let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
-        let tokens = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
-        let _all_trusted = tokens.take(HOPS_MAX).all(|token| step(parse_node(token)));
-    } else {
-        let lines = headers.get_all(FORWARDED).iter().rev();
-        let elements = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
-        let _all_trusted = elements.take(HOPS_MAX).all(|element| step(forwarded_for(element)));
-    }
+    let name = match told_by {
+        ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
+        ForwardedHeader::Forwarded => FORWARDED,
+    };
+    let read = |element| match told_by {
+        ForwardedHeader::XForwardedFor => parse_node(element),
+        ForwardedHeader::Forwarded => forwarded_for(element),
+    };
+    let lines = headers.get_all(name).iter().rev();
+    let elements = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
+    let _all_trusted = elements.take(HOPS_MAX).all(|element| step(read(element)));
     hops.reverse();
     Origin {
         client,
@@ -102,75 +109,89 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn client(peer: &str, lines: &[(&'static str, &str)]) -> String {
+    use ForwardedHeader::{Forwarded, XForwardedFor};
+
+    const XFF: &str = "x-forwarded-for";
+
+    type Line = (&'static str, &'static str);
+
+    fn found(peer: &str, told_by: ForwardedHeader, lines: &[Line]) -> Origin {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:ffff::/48".parse().unwrap()];
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        origin(peer.parse().unwrap(), &trusted, &headers).client.to_string()
+        origin(peer.parse().unwrap(), &trusted, told_by, &headers)
+    }
+
+    fn client(peer: &str, told_by: ForwardedHeader, lines: &[Line]) -> String {
+        found(peer, told_by, lines).client.to_string()
     }
 
     #[test]
     fn the_first_untrusted_hop_from_the_right_is_the_client() {
-        let xff = X_FORWARDED_FOR;
-        type Line = (&'static str, &'static str);
         let cases: &[(&str, &[Line], &str)] = &[
-            ("192.0.2.9", &[(xff, "198.51.100.1")], "192.0.2.9"),
+            ("192.0.2.9", &[(XFF, "198.51.100.1")], "192.0.2.9"),
             ("10.0.0.1", &[], "10.0.0.1"),
-            ("10.0.0.1", &[(xff, "198.51.100.1")], "198.51.100.1"),
-            ("10.0.0.1", &[(xff, "1.1.1.1, 198.51.100.1, 10.2.3.4")], "198.51.100.1"),
+            ("10.0.0.1", &[(XFF, "198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[(XFF, "1.1.1.1, 198.51.100.1, 10.2.3.4")], "198.51.100.1"),
             (
                 "10.0.0.1",
-                &[(xff, "1.1.1.1"), (xff, "198.51.100.1 ,10.2.3.4")],
+                &[(XFF, "1.1.1.1"), (XFF, "198.51.100.1 ,10.2.3.4")],
                 "198.51.100.1",
             ),
-            ("10.0.0.1", &[(xff, "10.9.9.9, 10.2.3.4")], "10.9.9.9"),
-            ("10.0.0.1", &[(xff, "junk")], "10.0.0.1"),
-            ("10.0.0.1", &[(xff, "198.51.100.1, junk, 10.2.3.4")], "10.2.3.4"),
-            ("10.0.0.1", &[(xff, "")], "10.0.0.1"),
-            ("10.0.0.1", &[(xff, "198.51.100.1:4711")], "198.51.100.1"),
-            ("10.0.0.1", &[(xff, "[2001:db8::7]:4711")], "2001:db8::7"),
-            ("10.0.0.1", &[(xff, "2001:db8::7")], "2001:db8::7"),
-            ("::ffff:10.0.0.1", &[(xff, "::ffff:198.51.100.1")], "198.51.100.1"),
-            ("2001:db8:ffff::1", &[(xff, "[2001:db8::7]")], "2001:db8::7"),
-            (
-                "10.0.0.1",
-                &[("forwarded", "for=1.1.1.1, for=\"[2001:db8::7]:99\";proto=https")],
-                "2001:db8::7",
-            ),
-            (
-                "10.0.0.1",
-                &[("forwarded", "proto=https;For=198.51.100.1")],
-                "198.51.100.1",
-            ),
-            ("10.0.0.1", &[("forwarded", "for=_hidden")], "10.0.0.1"),
-            (
-                "10.0.0.1",
-                &[("forwarded", "for=9.9.9.9"), (xff, "198.51.100.1")],
-                "198.51.100.1",
-            ),
+            ("10.0.0.1", &[(XFF, "10.9.9.9, 10.2.3.4")], "10.9.9.9"),
+            ("10.0.0.1", &[(XFF, "junk")], "10.0.0.1"),
+            ("10.0.0.1", &[(XFF, "198.51.100.1, junk, 10.2.3.4")], "10.2.3.4"),
+            ("10.0.0.1", &[(XFF, "")], "10.0.0.1"),
+            ("10.0.0.1", &[(XFF, "198.51.100.1:4711")], "198.51.100.1"),
+            ("10.0.0.1", &[(XFF, "[2001:db8::7]:4711")], "2001:db8::7"),
+            ("10.0.0.1", &[(XFF, "2001:db8::7")], "2001:db8::7"),
+            ("::ffff:10.0.0.1", &[(XFF, "::ffff:198.51.100.1")], "198.51.100.1"),
+            ("2001:db8:ffff::1", &[(XFF, "[2001:db8::7]")], "2001:db8::7"),
         ];
         for (peer, lines, wanted) in cases {
-            assert_eq!(client(peer, lines), *wanted, "{peer} {lines:?}");
+            assert_eq!(client(peer, XForwardedFor, lines), *wanted, "{peer} {lines:?}");
         }
     }
 
     #[test]
+    fn forwarded_is_read_the_same_way() {
+        let cases: &[(&[Line], &str)] = &[
+            (
+                &[("forwarded", "for=1.1.1.1, for=\"[2001:db8::7]:99\";proto=https")],
+                "2001:db8::7",
+            ),
+            (&[("forwarded", "proto=https;For=198.51.100.1")], "198.51.100.1"),
+            (&[("forwarded", "for=_hidden")], "10.0.0.1"),
+            (&[("forwarded", "for=9.9.9.9, for=10.2.3.4")], "9.9.9.9"),
+            (&[("forwarded", "by=9.9.9.9")], "10.0.0.1"),
+        ];
+        for (lines, wanted) in cases {
+            assert_eq!(client("10.0.0.1", Forwarded, lines), *wanted, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn field_that_the_proxy_does_not_write_is_never_believed() {
+        let both = [("forwarded", "for=9.9.9.9"), (XFF, "198.51.100.1")];
+        assert_eq!(client("10.0.0.1", XForwardedFor, &both), "198.51.100.1");
+        assert_eq!(client("10.0.0.1", Forwarded, &both), "9.9.9.9");
+        // Nor in the absence of the other.
+        assert_eq!(client("10.0.0.1", XForwardedFor, &both[..1]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", Forwarded, &both[1..]), "10.0.0.1");
+    }
+
+    #[test]
     fn a_very_long_chain_is_not_read_to_its_end() {
-        let chain = vec!["10.0.0.2"; 5000].join(", ");
-        assert_eq!(client("10.0.0.1", &[(X_FORWARDED_FOR, &chain)]), "10.0.0.2");
+        let chain: &'static str = vec!["10.0.0.2"; 5000].join(", ").leak();
+        assert_eq!(client("10.0.0.1", XForwardedFor, &[(XFF, chain)]), "10.0.0.2");
     }
 
     #[test]
     fn hops_between_client_and_peer_are_kept_in_order() {
-        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            X_FORWARDED_FOR,
-            HeaderValue::from_static("6.6.6.6, 198.51.100.1, 10.0.0.3, 10.0.0.2"),
-        );
-        let origin = origin("10.0.0.1".parse().unwrap(), &trusted, &headers);
+        let chain = [(XFF, "6.6.6.6, 198.51.100.1, 10.0.0.3, 10.0.0.2")];
+        let origin = found("10.0.0.1", XForwardedFor, &chain);
         assert_eq!(origin.client.to_string(), "198.51.100.1");
         let hops: Vec<String> = origin.hops.iter().map(ToString::to_string).collect();
         assert_eq!(hops, ["10.0.0.3", "10.0.0.2"]);

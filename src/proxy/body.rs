@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::flight::{Ended, Flight, NEVER, PACE_PER_SECOND, Ticket};
+use super::grpc::Messages;
 use super::headers;
 use super::metrics::Outcome;
 use super::upstream::Lease;
@@ -75,6 +76,8 @@ pub(super) struct Upload {
     flight: Rc<Flight>,
     fate: Rc<Cell<Fate>>,
     rules: Rules,
+    /// Of a call whose client may pause between messages.
+    messages: Messages,
     /// What has to have been received before the deadline is put off again.
     due: u64,
     clock: crate::clock::Clock,
@@ -87,20 +90,22 @@ pub(super) struct Rules {
     pub(super) limit: u64,
     /// Something has to arrive within this, ...
     pub(super) idle: Duration,
-    /// ... and so many bytes of it until the app has answered. 0: any at all.
+    /// ... and so many bytes of it until the app has answered.
     pub(super) pace: u64,
+    /// For gRPC, whose messages come when they come: how long the client may be silent between two of them. Within one it
+    /// is held to the rules of any body.
+    pub(super) pause: Option<Duration>,
     /// How long the app has for its headers once the last byte is sent.
     pub(super) response_timeout: Duration,
 }
 
 impl Rules {
-    /// `is_stream`: the body is made of messages that come when they come (gRPC), so that only silence ends it.
-    pub(super) fn new(limit: u64, idle: Duration, response_timeout: Duration, is_stream: bool) -> Self {
-        let pace = if is_stream { 0 } else { idle.as_secs() * PACE_PER_SECOND };
+    pub(super) fn new(limit: u64, idle: Duration, response_timeout: Duration, pause: Option<Duration>) -> Self {
         Self {
             limit,
             idle,
-            pace,
+            pace: idle.as_secs() * PACE_PER_SECOND,
+            pause,
             response_timeout,
         }
     }
@@ -110,12 +115,13 @@ impl RequestBody {
     pub(super) fn streaming(ticket: &Ticket, incoming: Incoming, rules: Rules) -> (Self, Rc<Cell<Fate>>) {
         let fate = Rc::new(Cell::new(Fate::Streaming));
         let clock = ticket.worker().clock;
-        ticket.deadline.set(clock.tick() + rules.idle);
+        ticket.deadline.set(clock.tick() + rules.pause.unwrap_or(rules.idle));
         let upload = Upload {
             incoming,
             flight: ticket.share(),
             fate: Rc::clone(&fate),
             due: rules.pace,
+            messages: Messages::default(),
             rules,
             clock,
         };
@@ -123,11 +129,19 @@ impl RequestBody {
     }
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.incoming.is_end_stream() && self.fate.get() != Fate::Complete {
+            self.flight.leave_unread();
+        }
+    }
+}
+
 impl Upload {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Poll::Ready(next) = Pin::new(&mut self.incoming).poll_frame(cx) else {
             // The sweeper ends the flight when the client sends nothing for too long.
-            return self.flight.poll_ended(cx).map_or(Poll::Pending, |why| {
+            return self.flight.poll_ended_by_upload(cx).map_or(Poll::Pending, |why| {
                 self.fate.set(Fate::ClientFailed);
                 Poll::Ready(Some(Err(why.into())))
             });
@@ -147,7 +161,11 @@ impl Upload {
     }
 
     fn pass(&mut self, mut frame: Frame<Bytes>, now: Duration) -> Result<Frame<Bytes>, Error> {
+        let was_between = self.is_between();
         if let Some(data) = frame.data_ref() {
+            if self.rules.pause.is_some() {
+                self.messages.pass(data);
+            }
             let received = self.flight.received.get() + data.len() as u64;
             if received > self.rules.limit {
                 self.fate.set(Fate::TooLarge);
@@ -161,19 +179,27 @@ impl Upload {
         if frame.is_trailers() || self.incoming.is_end_stream() {
             self.finish(now);
         } else {
-            self.note_progress(now);
+            self.note_progress(was_between, now);
         }
         Ok(frame)
     }
 
     /// Puts the deadline off if enough has come since it was set. An app that has answered already, while the body still
     /// comes, knows what it waits for.
-    fn note_progress(&mut self, now: Duration) {
+    fn note_progress(&mut self, was_between: bool, now: Duration) {
         let received = self.flight.received.get();
-        if self.is_answered() || received >= self.due {
+        let is_between = self.is_between();
+        // A message that begins is due like any body, whatever the pause before it could have been.
+        if self.is_answered() || received >= self.due || was_between || is_between {
             self.due = received + self.rules.pace;
-            self.put_off(now + self.rules.idle);
+            let pause = self.rules.pause.filter(|_| is_between || self.is_answered());
+            self.put_off(now + pause.unwrap_or(self.rules.idle));
         }
+    }
+
+    /// Whether the client owes nothing of a message that it began.
+    fn is_between(&self) -> bool {
+        self.rules.pause.is_some() && self.messages.is_between()
     }
 
     fn is_answered(&self) -> bool {

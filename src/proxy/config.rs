@@ -13,8 +13,10 @@ pub struct Config {
     pub server: Server,
     pub tls: Tls,
     pub upstream: Upstream,
-    /// Networks whose `X-Forwarded-For` and `Forwarded` are believed.
+    /// Networks whose word about the client's address is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// In which field they give it.
+    pub forwarded_header: ForwardedHeader,
     pub caps: Caps,
     /// Security headers to add where the app has not set them, in the order of the example config.
     pub security_headers: Vec<(HeaderName, HeaderValue)>,
@@ -79,6 +81,15 @@ pub struct TlsSettings {
 pub struct CertificateFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
+}
+
+/// The one field in which trusted proxies name the client. The other may have come from the client itself: a proxy passes on
+/// what it does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    XForwardedFor,
+    /// RFC 7239.
+    Forwarded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

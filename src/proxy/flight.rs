@@ -60,7 +60,10 @@ pub(super) struct Flight {
     abandoned: Cell<bool>,
     task: RefCell<Option<Waker>>,
     ended: Cell<Option<Ended>>,
+    /// Of the pipeline, and later of the answer's body.
     waker: RefCell<Option<Waker>>,
+    /// Of the task that sends the request's body: one slot for both would lose whoever was polled first.
+    upload_waker: RefCell<Option<Waker>>,
 }
 
 /// Owns a registered flight; dropping the last one writes its account. A piece of the answer holds one too until it is
@@ -99,6 +102,7 @@ impl Flight {
             task: RefCell::new(None),
             ended: Cell::new(None),
             waker: RefCell::new(None),
+            upload_waker: RefCell::new(None),
         }
     }
 
@@ -106,8 +110,10 @@ impl Flight {
     pub(super) fn end(&self, why: Ended) {
         if self.ended.get().is_none() {
             self.ended.set(Some(why));
-            if let Some(waker) = self.waker.borrow_mut().take() {
-                waker.wake();
+            for slot in [&self.waker, &self.upload_waker] {
+                if let Some(waker) = slot.borrow_mut().take() {
+                    waker.wake();
+                }
             }
         }
     }
@@ -167,15 +173,29 @@ impl Flight {
 
     /// Why it was ended, if it was; else the task is woken when it is.
     pub(super) fn poll_ended(&self, cx: &Context<'_>) -> Option<Ended> {
+        self.poll_ended_in(&self.waker, cx)
+    }
+
+    /// The same for the request's body, which another task polls.
+    pub(super) fn poll_ended_by_upload(&self, cx: &Context<'_>) -> Option<Ended> {
+        self.poll_ended_in(&self.upload_waker, cx)
+    }
+
+    fn poll_ended_in(&self, slot: &RefCell<Option<Waker>>, cx: &Context<'_>) -> Option<Ended> {
         if let Some(why) = self.ended.get() {
             return Some(why);
         }
-        let mut slot = self.waker.borrow_mut();
+        let mut slot = slot.borrow_mut();
         match slot.as_mut() {
             Some(waker) => waker.clone_from(cx.waker()),
             None => *slot = Some(cx.waker().clone()),
         }
         None
+    }
+
+    /// The client is to be given time to read the answer, though not all of its request will be read.
+    pub(super) fn leave_unread(&self) {
+        self.connection.leave_unread();
     }
 
     /// Runs `future` until it is done or the flight is ended.

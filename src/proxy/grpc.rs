@@ -18,6 +18,47 @@ pub(super) fn is_call(headers: &HeaderMap) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
+/// Follows the messages of a call, each a flag, a length of four bytes and so many bytes more, so that a pause between two of
+/// them can be told from a message that drips.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Messages {
+    /// How much of a message's head has come.
+    known: u8,
+    length: u32,
+    /// What is left of a message.
+    rest: u64,
+}
+
+/// A flag, and a length in big-endian order.
+const MESSAGE_HEAD_BYTES: u8 = 5;
+
+impl Messages {
+    /// `bytes` follow those of the last call.
+    pub(super) fn pass(&mut self, mut bytes: &[u8]) {
+        loop {
+            let skipped = usize::try_from(self.rest).unwrap_or(usize::MAX).min(bytes.len());
+            self.rest -= skipped as u64;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            let Some((&byte, after)) = bytes.split_first() else {
+                return;
+            };
+            bytes = after;
+            // The flag is shifted out by the four bytes that follow it.
+            self.length = self.length << 8 | u32::from(byte);
+            self.known += 1;
+            if self.known == MESSAGE_HEAD_BYTES {
+                self.known = 0;
+                self.rest = u64::from(self.length);
+            }
+        }
+    }
+
+    /// Whether the last message is complete, and nothing of the next has come.
+    pub(super) fn is_between(&self) -> bool {
+        self.known == 0 && self.rest == 0
+    }
+}
+
 /// The refusal that a problem document stands for. The log and the metrics keep the status of HTTP.
 pub(super) fn refusal(problem: Response<Bytes>, message: &str) -> Response<Bytes> {
     let (mut head, _) = problem.into_parts();
@@ -83,6 +124,31 @@ mod tests {
             assert_eq!(is_call(&headers), wanted, "{kind}");
         }
         assert!(!is_call(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn pause_between_messages_is_told_from_one_within_a_message() {
+        let stream = [
+            b"\0\0\0\0\x03abc".as_slice(),
+            b"\x01\0\0\0\0",
+            b"\0\0\0\x01\0",
+            &[7; 256],
+        ]
+        .concat();
+        let ends = [0, 8, 13, stream.len()];
+        for piece in [1, 2, 3, 7, 300] {
+            let (mut messages, mut at) = (Messages::default(), 0);
+            assert!(messages.is_between());
+            for part in stream.chunks(piece) {
+                messages.pass(part);
+                at += part.len();
+                assert_eq!(
+                    messages.is_between(),
+                    ends.contains(&at),
+                    "at {at} in pieces of {piece}"
+                );
+            }
+        }
     }
 
     #[test]

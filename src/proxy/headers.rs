@@ -99,6 +99,8 @@ pub fn for_trailers(trailers: &mut HeaderMap) {
                     | "age"
                     | "location"
                     | "date"
+                    | "via"
+                    | "www-authenticate"
             )
     });
 }
@@ -353,6 +355,8 @@ mod tests {
             "content-length",
             "authorization",
             "set-cookie",
+            "www-authenticate",
+            "via",
             "x-forwarded-for",
         ] {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("0"));

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 
 use super::address::{self, Origin};
 use super::body::{Fate, Patience, RequestBody, ResponseBody, Rules};
+use super::config::{UpstreamProtocol, UpstreamServer};
 use super::connection::{Connection, Signal};
 use super::error::Error;
 use super::flight::{Ended, Flight, Ticket};
@@ -21,7 +22,7 @@ use super::headers::{self, Forwarding};
 use super::metrics::Outcome;
 use super::request::Upgrade;
 use super::snapshot::Snapshot;
-use super::upstream::{self, Lease};
+use super::upstream::{self, Failure, Lease};
 use super::{grpc, hold, request, respond, tunnel};
 use crate::clock::Now;
 use crate::guard::{Verdict, Visit};
@@ -50,7 +51,14 @@ pub(super) async fn serve(
     let snapshot = worker.snapshot();
     let now = worker.now();
     let (mut parts, incoming) = request.into_parts();
-    let origin = address::origin(connection.peer, &snapshot.config.trusted_proxies, &parts.headers);
+    let has_body = !incoming.is_end_stream();
+    let config = &snapshot.config;
+    let origin = address::origin(
+        connection.peer,
+        &config.trusted_proxies,
+        config.forwarded_header,
+        &parts.headers,
+    );
     let request_id = request::id(worker, &parts.headers, origin.via_trusted);
     let host = request::take_target(&mut parts);
 
@@ -68,6 +76,9 @@ pub(super) async fn serve(
     let ticket = Ticket::register(&connection, flight);
 
     if connection.is_redirect {
+        if has_body {
+            connection.leave_unread();
+        }
         return Ok(respond::redirect(&connection, host, &parts.uri, ticket));
     }
     // The limit is charged first: a malformed request costs as much as any other.
@@ -77,7 +88,12 @@ pub(super) async fn serve(
     };
     let mut response = match answer {
         Ok(answer) => deliver(&connection, &snapshot, answer, ticket),
-        Err(error) => refuse(&connection, &snapshot, &error, ticket)?,
+        Err(error) => {
+            if has_body {
+                connection.leave_unread();
+            }
+            refuse(&connection, &snapshot, &error, ticket)?
+        }
     };
     if worker.is_draining() && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response
@@ -123,7 +139,7 @@ async fn forward(
     request::count_hop(&mut parts)?;
     request::check_server_name(connection.server_name.borrow().as_deref(), &host)?;
     // The bytes of an extended CONNECT's stream belong to the tunnel.
-    let incoming = if matches!(upgrade, Some(Upgrade::Stream(..))) {
+    let incoming = if matches!(upgrade, Some(Upgrade::Stream { .. })) {
         None
     } else {
         Some(incoming)
@@ -151,12 +167,14 @@ async fn forward(
     let request = Request::from_parts(parts, body);
 
     let sent = connection.worker.clock.tick();
-    let sending = upstream::send(&connection.worker, &config.upstream, request, fate.clone());
-    let (response, lease) = match ticket.guard(sending).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(fate.map_or(error, |fate| blame_body(fate.get(), config.caps.max_request_size))),
-        Err(Ended::Late) => return Err(late(fate.map(|fate| fate.get()))),
-        Err(Ended::Blocked) => return Err(blocked_meanwhile(connection, ticket)),
+    let sending = upstream::send(&connection.worker, &config.upstream, request, fate.clone(), ticket);
+    let (response, lease) = match sending.await {
+        Ok(answer) => answer,
+        Err(Failure::Failed(error)) => {
+            return Err(fate.map_or(error, |fate| blame_body(fate.get(), config.caps.max_request_size)));
+        }
+        Err(Failure::Ended(Ended::Late)) => return Err(late(fate.map(|fate| fate.get()))),
+        Err(Failure::Ended(Ended::Blocked)) => return Err(blocked_meanwhile(connection, ticket)),
     };
     let now = connection.worker.now();
     ticket.upstream.set(Some(now.tick.saturating_sub(sent)));
@@ -170,11 +188,7 @@ async fn forward(
         .answered(visit(ticket), response.status().as_u16(), now);
 
     let switched = match (response.status(), upgrade) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(wanted))
-            if request::same_protocol(response.headers(), wanted.protocol()) =>
-        {
-            Some(wanted)
-        }
+        (StatusCode::SWITCHING_PROTOCOLS, Some(wanted)) if wanted.is_granted(response.headers()) => Some(wanted),
         // A 101 that nobody asked for would let the app's bytes pass for something else (Pingora CVE-2026-2833).
         (StatusCode::SWITCHING_PROTOCOLS, _) => return Err(Error::BadAnswer),
         _ => None,
@@ -205,12 +219,11 @@ fn request_body(
         return Err(Error::BadRequest("TRACE carries no body"));
     }
     let timeouts = &snapshot.config.server.timeouts;
-    let idle = if ticket.is_grpc {
-        timeouts.tunnel_idle
-    } else {
-        timeouts.request_body_idle
-    };
-    let rules = Rules::new(limit, idle, response_timeout, ticket.is_grpc);
+    // Anybody can call a body gRPC: the patience for it is only for apps that speak it.
+    let speaks_grpc = |server: &UpstreamServer| server.protocol == UpstreamProtocol::H2c;
+    let is_call = ticket.is_grpc && snapshot.config.upstream.servers.iter().all(speaks_grpc);
+    let pause = is_call.then_some(timeouts.tunnel_idle);
+    let rules = Rules::new(limit, timeouts.request_body_idle, response_timeout, pause);
     let (body, fate) = RequestBody::streaming(ticket, incoming, rules);
     Ok((body, Some(fate)))
 }
@@ -293,7 +306,7 @@ fn open_tunnel(
     let pending = tunnel::Pending { upstream, ticket, idle };
     match upgrade {
         Upgrade::Switch(_) => *connection.tunnel.borrow_mut() = Some(Box::new(pending)),
-        Upgrade::Stream(_, stream) => {
+        Upgrade::Stream { stream, .. } => {
             *response.status_mut() = StatusCode::OK;
             response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
             drop(tokio::task::spawn_local(async move {

@@ -3,9 +3,12 @@
 
 use std::fmt::Write as _;
 
+use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TRANSFER_ENCODING,
+    UPGRADE, VIA,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -177,13 +180,31 @@ pub(super) enum Upgrade {
     /// `Upgrade` in HTTP/1.1.
     Switch(HeaderValue),
     /// Extended CONNECT in HTTP/2 (RFC 8441): the stream becomes the tunnel.
-    Stream(HeaderValue, OnUpgrade),
+    Stream {
+        protocol: HeaderValue,
+        stream: OnUpgrade,
+        /// The `Sec-WebSocket-Key` that we asked the app with: the client has none to check the answer by.
+        key: HeaderValue,
+    },
 }
 
 impl Upgrade {
     pub(super) fn protocol(&self) -> &HeaderValue {
         match self {
-            Self::Switch(protocol) | Self::Stream(protocol, _) => protocol,
+            Self::Switch(protocol) | Self::Stream { protocol, .. } => protocol,
+        }
+    }
+
+    /// Whether a 101 with these fields switches to what was asked for (RFC 9110 section 7.8), and, where we asked in the
+    /// client's place, proves that it was meant (RFC 6455 section 4.1).
+    pub(super) fn is_granted(&self, answer: &HeaderMap) -> bool {
+        let is_switched = headers::has_token(answer, &CONNECTION, "upgrade") && same_protocol(answer, self.protocol());
+        match self {
+            Self::Switch(_) => is_switched,
+            Self::Stream { key, .. } => {
+                let proof = answer.get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
+                is_switched && proof == Some(accept_of(key).as_bytes())
+            }
         }
     }
 }
@@ -205,15 +226,25 @@ pub(super) fn take_upgrade(worker: &Worker, parts: &mut Parts) -> Option<Upgrade
             }
             let stream = parts.extensions.remove::<OnUpgrade>()?;
             parts.method = Method::GET;
-            let key = base64::prelude::BASE64_STANDARD.encode(random_bytes(worker));
             // Base64 is always a valid value.
-            parts
-                .headers
-                .insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).ok()?);
-            Some(Upgrade::Stream(HeaderValue::from_static("websocket"), stream))
+            let key = HeaderValue::try_from(BASE64_STANDARD.encode(random_bytes(worker))).ok()?;
+            parts.headers.insert(SEC_WEBSOCKET_KEY, key.clone());
+            Some(Upgrade::Stream {
+                protocol: HeaderValue::from_static("websocket"),
+                stream,
+                key,
+            })
         }
         _ => None,
     }
+}
+
+/// RFC 6455 section 4.2.2.
+fn accept_of(key: &HeaderValue) -> String {
+    let mut digest = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    digest.update(key.as_bytes());
+    digest.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    BASE64_STANDARD.encode(digest.finish())
 }
 
 fn random_bytes(worker: &Worker) -> [u8; 16] {
@@ -221,7 +252,7 @@ fn random_bytes(worker: &Worker) -> [u8; 16] {
 }
 
 /// Whether the app switched to the protocol that was asked for.
-pub(super) fn same_protocol(answer: &HeaderMap, wanted: &HeaderValue) -> bool {
+fn same_protocol(answer: &HeaderMap, wanted: &HeaderValue) -> bool {
     answer.get(UPGRADE).is_some_and(|got| {
         let got = got.as_bytes();
         wanted
@@ -241,4 +272,32 @@ pub(super) fn chain(connection: &Connection, origin: &Origin) -> HeaderValue {
         let _ = write!(text, ", {hop}");
     }
     HeaderValue::try_from(text).unwrap_or_else(|_| connection.peer_text.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_is_that_of_the_standard() {
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(accept_of(&key), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn switch_is_granted_only_by_both_fields() {
+        let wish = Upgrade::Switch(HeaderValue::from_static("echo, other"));
+        let granted = |lines: &[(&'static str, &'static str)]| {
+            let fields = lines.iter().map(|(name, value)| {
+                let value = HeaderValue::from_static(value);
+                (http::HeaderName::from_static(name), value)
+            });
+            wish.is_granted(&fields.collect())
+        };
+        assert!(granted(&[("connection", "keep-alive, Upgrade"), ("upgrade", "Echo")]));
+        assert!(!granted(&[("upgrade", "echo")]));
+        assert!(!granted(&[("connection", "upgrade")]));
+        assert!(!granted(&[("connection", "upgrade"), ("upgrade", "another")]));
+        assert!(!granted(&[("connection", "upgrades"), ("upgrade", "echo")]));
+    }
 }

@@ -7,7 +7,10 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::slow::hasty;
 use crate::support::certificates::Authority;
+use crate::support::client::Raw;
+use crate::support::frames::{DATA, END_HEADERS, Fate, Frames, HEADERS, WINDOW_UPDATE, block, frame};
 use crate::support::grpc::{self, App, Client, Text};
 use crate::support::origin::Origin;
 use crate::support::process::{Config, Gate};
@@ -119,6 +122,86 @@ async fn messages_of_the_client_stream_and_those_of_both_sides_interleave() {
     }
     drop(said);
     assert_eq!(next(&mut heard).await.expect("the status is ok"), None);
+}
+
+/// The begin of a call that announces a message of 1,000 bytes.
+fn begun_call() -> Vec<u8> {
+    let head = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/test.Echo/Join"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]);
+    [
+        frame(HEADERS, END_HEADERS, 1, &head),
+        frame(DATA, 0, 1, &[0, 0, 0, 3, 232]),
+    ]
+    .concat()
+}
+
+/// Whether the gate ends a call whose message comes byte by byte, and one whose message stands still.
+async fn slow_messages_end(gate: &Gate) {
+    let mut still = Frames::open(gate.address).await;
+    still.send(&begun_call()).await;
+    assert_eq!(still.fate(1).await, Fate::Status(200), "a refusal in the words of gRPC");
+    let mut dripping = Frames::open(gate.address).await;
+    dripping.send(&begun_call()).await;
+    let mut ticker = tokio::time::interval(std::time::Duration::from_millis(50));
+    wait::within("the end of a dripping call", async {
+        loop {
+            tokio::select! {
+                _ = ticker.tick() => drop(dripping.try_send(&frame(DATA, 0, 1, b"x")).await),
+                next = dripping.next() => match next {
+                    Some(next) if next.stream != 1 || next.kind == WINDOW_UPDATE => {}
+                    _ => return,
+                },
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn body_that_calls_itself_grpc_is_held_to_the_deadlines_of_any_other() {
+    let origin = Origin::answering("x").await;
+    let before_h1 = Gate::start(&hasty(&origin)).await;
+    slow_messages_end(&before_h1).await;
+    // There not even a pause between messages is borne: this app knows of none.
+    let mut silent = Frames::open(before_h1.address).await;
+    let mut head = begun_call();
+    head.truncate(head.len() - 9 - 5);
+    silent.send(&head).await;
+    assert_eq!(silent.fate(1).await, Fate::Status(200));
+    let app = App::start();
+    let before_h2c =
+        Gate::start(&hasty(&origin).set("upstream.servers", &format!("[\"h2c://{}\"]", app.address))).await;
+    slow_messages_end(&before_h2c).await;
+}
+
+#[tokio::test]
+async fn call_may_pause_between_messages_for_longer_than_any_body_may_stand_still() {
+    let (app, origin) = (App::start(), Origin::answering("x").await);
+    let gate = Gate::start(&hasty(&origin).set("upstream.servers", &format!("[\"h2c://{}\"]", app.address))).await;
+    let mut client = grpc::plain(gate.address).await;
+    client.ready().await.expect("the channel is open");
+    let (said, saying) = mpsc::channel(1);
+    let joining = client.client_streaming(Request::new(ReceiverStream::new(saying)), method("Join"), Text);
+    let talking = async {
+        said.send("one".to_owned()).await.expect("the call is open");
+        // Two bodies, one after the other, that stand still until they are ended.
+        for _ in 0..2 {
+            let mut raw = Raw::plain(gate.address).await;
+            raw.send("POST /test.Echo/Join HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 9\r\n\r\nabc")
+                .await;
+            assert_eq!(raw.answer().await.status, 408);
+        }
+        said.send("two".to_owned()).await.expect("the call is still open");
+        drop(said);
+    };
+    let (joined, ()) = wait::within("Join", async { tokio::join!(joining, talking) }).await;
+    assert_eq!(joined.expect("an answer").into_inner(), "2 messages, 6 bytes");
 }
 
 #[tokio::test]

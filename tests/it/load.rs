@@ -124,11 +124,11 @@ async fn successor_takes_over_under_load_without_a_failed_request() {
 }
 
 /// The new process, which is the child of the old gate and would outlive the test.
-struct Successor(rustix::process::Pid);
+pub(crate) struct Successor(rustix::process::Pid);
 
 impl Successor {
     /// The only process that has this test's configuration on its command line.
-    fn of(gate: &Gate) -> Self {
+    pub(crate) fn of(gate: &Gate) -> Self {
         let config = gate.path("config.toml").display().to_string();
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
         let found = processes.filter_map(|entry| {

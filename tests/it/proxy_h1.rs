@@ -104,6 +104,26 @@ async fn request_id_of_a_trusted_proxy_is_kept_and_comes_back() {
 }
 
 #[tokio::test]
+async fn client_cannot_name_itself_in_the_field_that_its_proxy_does_not_write() {
+    let both = "x-forwarded-for: 198.51.100.1\r\nforwarded: for=192.0.2.1\r\n";
+    for (told_by, seen) in [
+        (None, "x-real-ip: 198.51.100.1"),
+        (Some(r#""forwarded""#), "x-real-ip: 192.0.2.1"),
+    ] {
+        let origin = Origin::answering("x").await;
+        let config = Config::before(&origin).set("client.trusted_proxies", r#"["127.0.0.0/8"]"#);
+        let config = told_by
+            .iter()
+            .fold(config, |config, word| config.set("client.forwarded_header", word));
+        let gate = Gate::start(&config).await;
+        assert_eq!(client::get(gate.address, "/", both).await.status, 200);
+        let head = origin.heads().concat();
+        assert!(head.contains(seen), "{told_by:?}: {head}");
+        assert!(!head.contains("forwarded: for="), "{head}");
+    }
+}
+
+#[tokio::test]
 async fn security_headers_are_added_where_the_app_has_none() {
     let origin = Origin::start(|_| {
         Script::Answer(b"HTTP/1.1 200 OK\r\nx-frame-options: SAMEORIGIN\r\ncontent-length: 0\r\n\r\n".to_vec())

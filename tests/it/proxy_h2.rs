@@ -63,6 +63,33 @@ async fn body_and_trailers_stream_both_ways_over_h2() {
 }
 
 #[tokio::test]
+async fn expectation_over_h2_waits_for_nothing_and_stays_on_its_hop() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut sender = connect(&gate).await;
+    let request = Request::post("http://a/c")
+        .header("expect", "100-continue")
+        .body(())
+        .expect("a request");
+    let (response, mut body) = sender.send_request(request, false).expect("a stream");
+    // No interim answer comes: a client sends its body after a moment (RFC 9110 section 10.1.1).
+    origin.wait_for("POST /c").await;
+    body.send_data(Bytes::from_static(b"the body"), true).expect("data");
+    let response = wait::within("an answer", response).await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    let text = origin.text();
+    assert!(text.contains("the body") && !text.contains("expect:"), "{text}");
+    let request = Request::post("http://a/c").header("expect", "miracles").body(());
+    let (response, _) = sender
+        .send_request(request.expect("a request"), true)
+        .expect("a stream");
+    assert_eq!(
+        wait::within("an answer", response).await.expect("an answer").status(),
+        417
+    );
+}
+
+#[tokio::test]
 async fn streams_of_one_connection_do_not_wait_for_each_other() {
     let open = Arc::new(Notify::new());
     let gate_of_origin = Arc::clone(&open);

@@ -123,6 +123,80 @@ async fn only_what_can_be_repeated_without_harm_is_sent_again() {
     }
 }
 
+/// Answers the first request of every connection, and ends it at the second without a word.
+async fn short_of_breath() -> Origin {
+    let origin = Origin::start(|head| match head.starts_with("GET /second") {
+        true => Script::Close(Vec::new()),
+        false => Script::Answer(ok("answered")),
+    });
+    origin.await
+}
+
+#[tokio::test]
+async fn request_is_sent_again_to_another_server_if_there_is_one() {
+    let (a, b) = (short_of_breath().await, Origin::answering("alive").await);
+    let config = Config::before(&a)
+        .set("upstream.servers", &before_all(&[&a.url(), &b.url()]))
+        .set("server.workers", "1");
+    let gate = Gate::start(&config).await;
+    let mut repeated = 0;
+    for number in 0..20 {
+        // Kept connections to both, one of which is ended by the next request.
+        for _ in 0..4 {
+            assert_eq!(client::get(gate.address, "/first", "").await.status, 200);
+        }
+        let path = format!("/second/{number} ");
+        let answer = client::get(gate.address, path.trim_end(), "").await;
+        let times = |origin: &Origin| origin.heads().iter().filter(|head| head.contains(&path)).count();
+        assert!(times(&a) <= 1, "a second time to the server that had just failed it");
+        if answer.status == 200 {
+            assert_eq!(times(&b), 1);
+            repeated += times(&a);
+        }
+    }
+    assert!(repeated > 0, "no request was sent again");
+}
+
+#[tokio::test]
+async fn server_that_takes_requests_and_never_answers_is_left_out() {
+    let (alive, mute) = (Origin::answering("alive").await, Origin::start(|_| Script::Never).await);
+    let config = Config::before(&alive)
+        .set("upstream.servers", &before_all(&[&alive.url(), &mute.url()]))
+        .set("upstream.response_timeout", r#""200ms""#)
+        .set("server.workers", "1");
+    let gate = Gate::start(&config).await;
+    wait::until("the mute server left out", async || {
+        let status = client::get(gate.address, "/", "").await.status;
+        assert!(matches!(status, 200 | 504), "{status}");
+        gate.log().contains("left out after 5 failures").then_some(())
+    })
+    .await;
+    assert_eq!(body(&gate).await, "alive");
+    assert!(gate.log().contains("did not answer in time"), "{}", gate.log());
+}
+
+#[tokio::test]
+async fn client_that_is_late_with_its_body_is_not_held_against_the_server() {
+    let (a, b) = (Origin::answering("x").await, Origin::answering("x").await);
+    let config = crate::slow::hasty(&a)
+        .set("upstream.servers", &before_all(&[&a.url(), &b.url()]))
+        .set("server.workers", "1");
+    let gate = Gate::start(&config).await;
+    let mut late = Vec::new();
+    for _ in 0..20 {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nabc")
+            .await;
+        late.push(raw);
+    }
+    for raw in &mut late {
+        assert_eq!(raw.answer().await.status, 408);
+    }
+    assert_eq!(client::get(gate.address, "/", "").await.status, 200);
+    let text = scrape(gate.admin).await;
+    assert!(!text.contains("foregate_upstream_errors_total{"), "{text}");
+}
+
 #[tokio::test]
 async fn server_that_fails_its_probe_gets_nothing_until_it_passes_again() {
     let (well, flag) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));

@@ -10,8 +10,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use crate::support::client::Stream;
-use crate::support::origin::Origin;
+use crate::support::client::{self, Stream};
+use crate::support::origin::{Origin, Script};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
 
@@ -112,7 +112,7 @@ async fn messages_pass_over_both_protocols_and_survive_a_reload() {
     gate.rewrite(&config.set("limits.max_header_size", r#""8KiB""#));
     wait::until("the reload", async || {
         let big = format!("x-big: {}\r\n", "a".repeat(12 << 10));
-        (crate::support::client::get(gate.address, "/", &big).await.status == 431).then_some(())
+        (client::get(gate.address, "/", &big).await.status == 431).then_some(())
     })
     .await;
     echoes(&mut h1, Message::text("three")).await;
@@ -136,6 +136,55 @@ async fn block_of_the_client_closes_its_websockets() {
             !matches!(end, Some(Ok(Message::Text(_) | Message::Binary(_)))),
             "{name}: {end:?}"
         );
+    }
+}
+
+/// What becomes of an extended CONNECT, or of an upgrade, that the app answers with these fields; `{accept}` stands for the
+/// proof that the key asks for.
+async fn switch_with(fields: &'static str, over_h2: bool) -> u16 {
+    use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+    let origin = Origin::start(move |head| {
+        let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
+        let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
+        let fields = fields.replace("{accept}", &accept);
+        Script::Answer(format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n").into_bytes())
+    })
+    .await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    if !over_h2 {
+        let wish = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        return client::get(gate.address, "/", wish).await.status;
+    }
+    let mut sender = client::h2_with_settings(gate.address).await;
+    let request = http::Request::connect(format!("http://{}/", gate.address))
+        .extension(hyper::ext::Protocol::from_static("websocket"))
+        .header("sec-websocket-version", "13")
+        .body(Empty::<Bytes>::new())
+        .expect("a request");
+    let response = wait::within("an answer", sender.send_request(request)).await;
+    response.expect("an answer").status().as_u16()
+}
+
+#[tokio::test]
+async fn tunnel_opens_only_by_an_answer_that_proves_the_wish_was_understood() {
+    const SOUND: &str = "connection: Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-accept: {accept}\r\n";
+    assert_eq!(switch_with(SOUND, true).await, 200);
+    assert_eq!(switch_with(SOUND, false).await, 101);
+    for fields in [
+        "upgrade: websocket\r\nsec-websocket-accept: {accept}\r\n",
+        "connection: upgrade\r\nsec-websocket-accept: {accept}\r\n",
+        "connection: upgrade\r\nupgrade: echo\r\nsec-websocket-accept: {accept}\r\n",
+    ] {
+        assert_eq!(switch_with(fields, true).await, 502, "over h2: {fields}");
+        assert_eq!(switch_with(fields, false).await, 502, "over h1: {fields}");
+    }
+    // Over HTTP/1.1 the client has the key, and checks this itself.
+    for fields in [
+        "connection: upgrade\r\nupgrade: websocket\r\n",
+        "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n",
+    ] {
+        assert_eq!(switch_with(fields, true).await, 502, "{fields}");
     }
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::raw::Section;
-use crate::config::values::{duration, flag, integer, list, network, number, path_prefix};
+use crate::config::values::{duration, flag, integer, list, network, number, path_prefix, word};
 use crate::guard::suspicion::Config;
+use crate::proxy::config::ForwardedHeader;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Ten years: beyond it a block should say that it is permanent.
@@ -17,8 +18,14 @@ const PROBE_PATHS: [&str; 4] = ["/.env", "/.git/", "/wp-login.php", "/phpmyadmin
 #[derive(Debug)]
 pub(super) struct Clients {
     pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) forwarded_header: ForwardedHeader,
     pub(super) ipv6_prefix: u8,
 }
+
+pub(in crate::config) const FORWARDED_HEADERS: &[(&str, ForwardedHeader)] = &[
+    ("x-forwarded-for", ForwardedHeader::XForwardedFor),
+    ("forwarded", ForwardedHeader::Forwarded),
+];
 
 pub(super) fn client(mut section: Section<'_>) -> Clients {
     let trusted_proxies = section.read("trusted_proxies", Vec::new(), list(network));
@@ -28,6 +35,11 @@ pub(super) fn client(mut section: Section<'_>) -> Clients {
             "name the networks of your proxies alone".to_owned(),
         );
     }
+    let told_by = section.read(
+        "forwarded_header",
+        ForwardedHeader::XForwardedFor,
+        word(FORWARDED_HEADERS),
+    );
     let ipv6_prefix = section.read("ipv6_prefix", 64, integer(16..=128));
     if ipv6_prefix.value > 64 {
         let help = "a subscriber commands a /64 at the least, so use 64 or less".to_owned();
@@ -36,6 +48,7 @@ pub(super) fn client(mut section: Section<'_>) -> Clients {
     section.finish();
     Clients {
         trusted_proxies: trusted_proxies.value,
+        forwarded_header: told_by.value,
         ipv6_prefix: ipv6_prefix.value,
     }
 }

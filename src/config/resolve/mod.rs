@@ -75,6 +75,7 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
             tls,
             upstream,
             trusted_proxies: clients.trusted_proxies,
+            forwarded_header: clients.forwarded_header,
             caps: limits.caps,
             security_headers,
         },

@@ -27,6 +27,7 @@ name_servers = ["10.0.0.2:53"]
 health = { path = "/health", interval = "7s" }
 [client]
 trusted_proxies = ["10.0.0.0/8", "2001:db8::/32"]
+forwarded_header = "forwarded"
 ipv6_prefix = 56
 [limits]
 mode = "observe"

@@ -40,6 +40,8 @@ pub(super) enum State {
     Busy,
     /// An open tunnel: its flight has the deadline.
     Tunnel,
+    /// The last answer is written, and what the client still sends is thrown away, since this tick.
+    Lingering(Duration),
 }
 
 /// What a listener's connections are for.
@@ -64,6 +66,8 @@ pub(super) enum Signal {
     Close,
 }
 
+/// How long a client that sends what nobody will read has to notice its answer.
+const LINGER: Duration = Duration::from_secs(5);
 /// An idle HTTP/1.1 connection gives its buffers back after this long.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// While draining, an idle connection is kept this long for a request that is on its way.
@@ -90,6 +94,8 @@ pub(super) struct Connection {
     served: Cell<bool>,
     /// Bytes came since the last request was complete.
     heard: Cell<bool>,
+    /// Part of a request will not be read.
+    unread: Cell<bool>,
     /// The write that waits, since this tick.
     write_blocked_since: Cell<Option<Duration>>,
     /// The latest request of HTTP/2, until the task of its stream has taken it.
@@ -124,6 +130,7 @@ impl Registration {
             in_flight: Cell::new(0),
             served: Cell::new(false),
             heard: Cell::new(false),
+            unread: Cell::new(false),
             write_blocked_since: Cell::new(None),
             newest: RefCell::new(None),
             control_frames: Cell::new(0),
@@ -183,7 +190,14 @@ impl Connection {
         self.in_flight.set(self.in_flight.get() + 1);
         self.served.set(true);
         self.heard.set(false);
+        self.unread.set(false);
         self.state.set(State::Busy);
+    }
+
+    /// The rest of the request will not be read: closing at once would reset the connection, and the reset could reach the
+    /// client before the answer (RFC 9112 section 9.6).
+    pub(super) fn leave_unread(&self) {
+        self.unread.set(true);
     }
 
     pub(super) fn request_ended(&self) {
@@ -264,6 +278,7 @@ impl Connection {
             State::Handshake(since) if is_past(since, timeouts.tls_handshake) => self.signal(Signal::Close),
             State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),
             State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
+            State::Lingering(since) if is_past(since, LINGER) => self.signal(Signal::Close),
             // A request may be on its way: it is answered, with `Connection: close`, if it comes in time.
             State::Idle(since)
                 if self

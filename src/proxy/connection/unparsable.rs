@@ -44,6 +44,7 @@ fn answer(connection: &Rc<Connection>, error: &Error) -> Bytes {
     flight.method = Method::from_bytes(b"INVALID").unwrap_or_default();
     flight.request_id = request::id(worker, &http::HeaderMap::new(), false);
     let ticket = Ticket::register(connection, flight);
+    connection.leave_unread();
     // Whatever the verdict, the answer is the same; this charges the client's quota.
     drop(worker.shared.guard.admit(
         Visit {

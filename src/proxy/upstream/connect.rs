@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -21,6 +22,17 @@ const RESPONSE_BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// What an HTTP/2 app may send ahead, per stream and per connection.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// A quiet HTTP/2 connection is asked by PING whether it is still there; all requests share it, and would wait for it.
+const PING_AFTER: Duration = Duration::from_secs(5);
+const PONG_WITHIN: Duration = Duration::from_secs(5);
+/// Cancelled streams whose late frames are still known for what they are. Frames of forgotten ones look like an attack of the
+/// app (h2#856), so that no count of them ends the connection: it is the clients who cancel.
+const CANCELLED_STREAMS_MAX: usize = 4096;
+/// A tunnel may be quiet for an hour; the kernel finds out within two minutes that the app's machine is gone.
+const TCP_PROBE_AFTER: Duration = Duration::from_secs(60);
+const TCP_PROBE_EVERY: Duration = Duration::from_secs(15);
+const TCP_PROBES: u32 = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -69,6 +81,13 @@ pub(super) async fn connect(worker: &Rc<Worker>, server: &Known, timeout: Durati
                     addresses => any_of(addresses, worker.chance(), timeout).await?,
                 };
                 stream.set_nodelay(true).map_err(Error::Refused)?;
+                let probes = TcpKeepalive::new()
+                    .with_time(TCP_PROBE_AFTER)
+                    .with_interval(TCP_PROBE_EVERY)
+                    .with_retries(TCP_PROBES);
+                SockRef::from(&stream)
+                    .set_tcp_keepalive(&probes)
+                    .map_err(Error::Refused)?;
                 let sender = handshake(stream, protocol).await?;
                 Ok::<_, Error>(Made { sender, peer })
             }
@@ -125,6 +144,12 @@ where
             let (sender, connection) = http2::Builder::new(OnThisThread)
                 .initial_stream_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_AFTER)
+                .keep_alive_timeout(PONG_WITHIN)
+                .keep_alive_while_idle(true)
+                .max_concurrent_reset_streams(CANCELLED_STREAMS_MAX)
+                .max_local_error_reset_streams(None)
                 .handshake(io)
                 .await?;
             drive(connection);

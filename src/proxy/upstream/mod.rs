@@ -7,12 +7,13 @@ mod resolve;
 mod server;
 mod watch;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
 
@@ -24,6 +25,7 @@ pub(super) use watch::{register, run as look_after};
 use super::body::{Fate, RequestBody};
 use super::config::Upstream as Config;
 use super::error::Error;
+use super::flight::{Ended, Ticket};
 use super::worker::Worker;
 
 /// The first try and, where it is safe, others.
@@ -102,23 +104,56 @@ impl Upstreams {
     }
 }
 
-/// Servers that could not be reached for this request.
+/// Servers that could not be reached for this request, or did not take it.
 type Tried = SmallVec<[Rc<Server>; ATTEMPTS_MAX]>;
 
-/// Sends `request` to a server and waits for its headers. Retries only what was never sent, or what is idempotent,
-/// has no body and went out on a reused connection that the server may just have closed (RFC 9110 section 9.2.2).
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Failed(Error),
+    /// The flight was ended meanwhile.
+    Ended(Ended),
+}
+
+impl From<Ended> for Failure {
+    fn from(why: Ended) -> Self {
+        Self::Ended(why)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What became of a request on one connection.
+enum Sent {
+    Answered(Response<Incoming>),
+    /// It may be sent once more.
+    Again(Request<RequestBody>),
+}
+
+/// How the request body fared; `None`: there is none.
+type BodyFate = Option<Rc<Cell<Fate>>>;
+
+/// Sends `request` to a server and waits for its headers, or for the end of the flight. Retries, on another server if there
+/// is one, only what was never sent, what the server says that it did not process (RFC 9113 section 8.7), or what is
+/// idempotent, has no body and went out on a reused connection that the server may just have closed (RFC 9110 section 9.2.2).
 pub(super) async fn send(
     worker: &Rc<Worker>,
     config: &Config,
     mut request: Request<RequestBody>,
-    fate: Option<Rc<std::cell::Cell<Fate>>>,
-) -> Result<(Response<Incoming>, Lease), Error> {
+    fate: BodyFate,
+    ticket: &Ticket,
+) -> Result<(Response<Incoming>, Lease), Failure> {
     let mut attempt = 0;
     let mut tried = Tried::new();
     loop {
         attempt += 1;
         let server = worker.upstreams.choose(&tried, worker.coarse_tick(), worker.chance())?;
-        let mut lease = match server.lease(worker, config.connect_timeout, fate.clone()).await {
+        let leasing = server.lease(worker, config.connect_timeout, fate.clone());
+        let mut lease = match ticket.guard(leasing).await? {
             Ok(lease) => lease,
             Err(error) => {
                 worker.metrics.upstream_errors.with_label_values(&[error.kind()]).inc();
@@ -128,51 +163,161 @@ pub(super) async fn send(
                 if attempt < ATTEMPTS_MAX && worker.upstreams.has_other(&tried, worker.coarse_tick()) {
                     continue;
                 }
-                return Err(if error.is_timeout() {
+                return Err(Failure::Failed(if error.is_timeout() {
                     Error::UpstreamTimeout
                 } else {
                     Error::Unreachable
-                });
+                }));
             }
         };
-        let copy = (lease.is_reused() && attempt < ATTEMPTS_MAX)
-            .then(|| replayable(&request))
-            .flatten();
-        match lease.send(request).await {
-            Ok(response) => {
-                server.succeeded();
-                return Ok((response, lease));
-            }
-            Err(mut failure) => {
-                let unsent = if attempt < ATTEMPTS_MAX {
-                    failure.take_message()
-                } else {
-                    None
-                };
-                let Some(again) = unsent.or(copy) else {
-                    // What the client did to its own request is not the app's failure.
-                    if fate.is_none_or(|fate| matches!(fate.get(), Fate::Streaming | Fate::Complete)) {
-                        worker.metrics.upstream_errors.with_label_values(&["bad_answer"]).inc();
-                        tracing::warn!(server = %server.name(), error = %failure.error(), "app server failed to answer");
-                        worker.upstreams.note_bad_answer(&server, worker.coarse_tick());
-                    }
-                    return Err(Error::BadAnswer);
-                };
-                request = again;
-            }
+        match exchange(
+            worker,
+            &server,
+            &mut lease,
+            request,
+            &fate,
+            ticket,
+            attempt < ATTEMPTS_MAX,
+        )
+        .await?
+        {
+            Sent::Answered(response) => return Ok((response, lease)),
+            Sent::Again(again) => request = again,
+        }
+        drop(lease);
+        tried.push(server);
+        if !worker.upstreams.has_other(&tried, worker.coarse_tick()) {
+            tried.clear();
         }
     }
 }
 
-/// A copy that can be sent again without doing anything twice.
-fn replayable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if !is_safe || !matches!(request.body(), RequestBody::Empty) {
-        return None;
+/// One attempt.
+async fn exchange(
+    worker: &Rc<Worker>,
+    server: &Rc<Server>,
+    lease: &mut Lease,
+    request: Request<RequestBody>,
+    fate: &BodyFate,
+    ticket: &Ticket,
+    may_repeat: bool,
+) -> Result<Sent, Failure> {
+    let copy = may_repeat.then(|| Copy::of(&request, lease)).flatten();
+    let sent = match ticket.guard(lease.send(request)).await {
+        Ok(sent) => sent,
+        Err(why) => {
+            // Not what the client is late with, and not what it is blocked for.
+            if why == Ended::Late && fate.as_ref().is_none_or(|fate| fate.get() == Fate::Complete) {
+                blame(
+                    worker,
+                    server,
+                    "answer_timeout",
+                    "app server did not answer in time",
+                    None,
+                );
+                lease.abandon();
+            }
+            return Err(why.into());
+        }
+    };
+    let mut failure = match sent {
+        Ok(response) if is_framed(response.headers()) => {
+            server.succeeded();
+            return Ok(Sent::Answered(response));
+        }
+        // With the answer, which is dropped unread, its connection goes.
+        Ok(_) => {
+            let what = "app server answered in a coding that is not understood, or with two lengths";
+            blame(worker, server, "bad_answer", what, None);
+            return Err(Failure::Failed(Error::BadAnswer));
+        }
+        Err(failure) => failure,
+    };
+    let refusal = Refusal::of(failure.error());
+    if refusal == Some(Refusal::Connection) {
+        lease.abandon();
     }
-    let mut copy = Request::new(RequestBody::Empty);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    Some(copy)
+    let unsent = if may_repeat { failure.take_message() } else { None };
+    let repeated = copy.and_then(|copy| copy.after(refusal));
+    if let Some(again) = unsent.or(repeated) {
+        return Ok(Sent::Again(again));
+    }
+    // What the client did to its own request is not the app's failure.
+    let is_sound = |fate: &Rc<Cell<Fate>>| matches!(fate.get(), Fate::Streaming | Fate::Complete);
+    if fate.as_ref().is_none_or(is_sound) {
+        let error = Some(failure.error());
+        blame(worker, server, "bad_answer", "app server failed to answer", error);
+    }
+    Err(Failure::Failed(Error::BadAnswer))
+}
+
+/// hyper takes a body in another coding than chunked for one that ends with the connection, and prefers chunks to a length
+/// beside them: the client would be given coded bytes as the plain ones, or what a smuggler wrote (RFC 9112 section 6.1).
+fn is_framed(answer: &HeaderMap) -> bool {
+    let mut codings = answer.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return true };
+    coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        && codings.next().is_none()
+        && !answer.contains_key(CONTENT_LENGTH)
+}
+
+fn blame(worker: &Worker, server: &Rc<Server>, kind: &str, what: &str, error: Option<&hyper::Error>) {
+    worker.metrics.upstream_errors.with_label_values(&[kind]).inc();
+    let error = error.map(tracing::field::display);
+    tracing::warn!(server = %server.name(), error, "{what}");
+    worker.upstreams.note_bad_answer(server, worker.coarse_tick());
+}
+
+/// What an HTTP/2 server says that it did not process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// REFUSED_STREAM: this request.
+    Stream,
+    /// GOAWAY: this and all later ones of the connection. h2 reports it only to streams beyond the last one that the server
+    /// processed; the others hear of the end of the connection.
+    Connection,
+}
+
+impl Refusal {
+    fn of(error: &hyper::Error) -> Option<Self> {
+        let cause = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+        if !cause.is_remote() {
+            return None;
+        }
+        if cause.is_go_away() {
+            return Some(Self::Connection);
+        }
+        (cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Self::Stream)
+    }
+}
+
+/// A request without a body, to be sent again if that does nothing twice. hyper does not give a request back that HTTP/2 has
+/// begun to send; of one with a body, the body would be gone.
+struct Copy {
+    request: Request<RequestBody>,
+    /// The server may close a connection that was idle at the moment at which the request is sent, and repeating it is safe.
+    after_close: bool,
+}
+
+impl Copy {
+    fn of(request: &Request<RequestBody>, lease: &Lease) -> Option<Self> {
+        let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+        let after_close = lease.is_reused() && is_safe;
+        let is_needed = after_close || lease.is_http2();
+        if !is_needed || !matches!(request.body(), RequestBody::Empty) {
+            return None;
+        }
+        let mut copy = Request::new(RequestBody::Empty);
+        copy.method_mut().clone_from(request.method());
+        copy.uri_mut().clone_from(request.uri());
+        copy.headers_mut().clone_from(request.headers());
+        Some(Self {
+            request: copy,
+            after_close,
+        })
+    }
+
+    fn after(self, refusal: Option<Refusal>) -> Option<Request<RequestBody>> {
+        (self.after_close || refusal.is_some()).then_some(self.request)
+    }
 }

@@ -40,7 +40,9 @@ pub(in crate::proxy) struct Server {
     known: Arc<Known>,
     idle: RefCell<Vec<Idle>>,
     /// The connection that all requests of an HTTP/2 server share.
-    shared: RefCell<Option<(http2::SendRequest<RequestBody>, Option<SocketAddr>)>>,
+    shared: RefCell<Option<Shared>>,
+    /// How many such connections were made.
+    made: Cell<u64>,
     pending: Cell<usize>,
     failed_connects: Cell<u32>,
     failed_answers: Cell<u32>,
@@ -56,6 +58,13 @@ struct Idle {
     sender: http1::SendRequest<RequestBody>,
     peer: Option<SocketAddr>,
     since: Duration,
+}
+
+#[derive(Clone)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    peer: Option<SocketAddr>,
+    number: u64,
 }
 
 /// How good a choice a server is, the best first.
@@ -78,6 +87,8 @@ pub(in crate::proxy) struct Lease {
     sender: Sender,
     peer: Option<SocketAddr>,
     is_reused: bool,
+    /// Which of the server's HTTP/2 connections it is.
+    number: u64,
     /// A connection whose request body is still being sent cannot serve another request.
     upload: Option<Rc<Cell<Fate>>>,
 }
@@ -97,6 +108,7 @@ impl Server {
             known: Arc::clone(known),
             idle: RefCell::new(Vec::new()),
             shared: RefCell::new(None),
+            made: Cell::new(0),
             pending: Cell::new(0),
             failed_connects: Cell::new(0),
             failed_answers: Cell::new(0),
@@ -207,13 +219,17 @@ impl Server {
         if let Sender::Http2(sender) = &sender
             && !is_reused
         {
-            *self.shared.borrow_mut() = Some((sender.clone(), peer));
+            let number = self.made.get() + 1;
+            self.made.set(number);
+            let sender = sender.clone();
+            *self.shared.borrow_mut() = Some(Shared { sender, peer, number });
         }
         Ok(Lease {
             place,
             sender,
             peer,
             is_reused,
+            number: self.made.get(),
             upload,
         })
     }
@@ -222,7 +238,7 @@ impl Server {
         match self.known.config().protocol {
             UpstreamProtocol::Http1 => self.take_idle(now).await,
             UpstreamProtocol::H2c => {
-                let (mut sender, peer) = self.shared.borrow().clone()?;
+                let Shared { mut sender, peer, .. } = self.shared.borrow().clone()?;
                 sender.ready().await.ok()?;
                 let sender = Sender::Http2(sender);
                 Some(Made { sender, peer })
@@ -258,7 +274,7 @@ impl Server {
             *self.addresses.borrow_mut() = addresses;
             self.idle.borrow_mut().retain(|idle| self.leads_to(idle.peer));
             let mut shared = self.shared.borrow_mut();
-            if shared.as_ref().is_some_and(|(_, peer)| !self.leads_to(*peer)) {
+            if shared.as_ref().is_some_and(|shared| !self.leads_to(shared.peer)) {
                 *shared = None;
             }
         }
@@ -276,6 +292,18 @@ impl Server {
 impl Lease {
     pub(super) fn is_reused(&self) -> bool {
         self.is_reused
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self.sender, Sender::Http2(_))
+    }
+
+    /// No further request uses this HTTP/2 connection; those that are under way may still be answered.
+    pub(super) fn abandon(&self) {
+        let mut shared = self.place.0.shared.borrow_mut();
+        if shared.as_ref().is_some_and(|shared| shared.number == self.number) {
+            *shared = None;
+        }
     }
 
     pub(super) async fn send(

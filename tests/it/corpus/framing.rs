@@ -1,6 +1,10 @@
 //! Where a request ends: lengths, chunks, line ends (RFC 9112 sections 2.2, 5, 6 and 7).
 
 use super::{Case, Want, run};
+use crate::support::client::Raw;
+use crate::support::origin::Origin;
+use crate::support::process::{Config, Gate};
+use crate::support::wait;
 use Want::{Passes, PassesAndCloses, Refused, RefusedInBody};
 
 const SMUGGLED: &str = "get /smuggled";
@@ -448,4 +452,28 @@ async fn malformed_chunk_never_ends_a_request_early() {
 #[tokio::test]
 async fn line_that_others_might_end_elsewhere_is_refused() {
     run(LINES).await;
+}
+
+#[tokio::test]
+async fn chunk_extensions_are_neither_kept_nor_endless() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let before = gate.resident_bytes();
+    let begin = "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let long = |length: usize| format!("3;{}\r\nabc\r\n", "x".repeat(length));
+    let many = format!("1;{}\r\na\r\n", "y".repeat(100)).repeat(1_000);
+    for (name, body, status) in [
+        ("one of 1 KiB", long(1 << 10), 200),
+        ("one of 100 KiB", long(100 << 10), 400),
+        ("one without end", format!("3;{}", "x".repeat(8 << 20)), 400),
+        ("a hundred bytes in each of a thousand chunks", many, 400),
+    ] {
+        let mut raw = Raw::plain(gate.address).await;
+        raw.send(format!("{begin}{body}0\r\n\r\n")).await;
+        let answer = wait::within(name, raw.try_answer()).await;
+        assert_eq!(answer.map(|answer| answer.status), Some(status), "{name}");
+    }
+    assert!(!origin.text().contains("xxx") && !origin.text().contains("yyy"));
+    let grown = gate.resident_bytes().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes more");
 }

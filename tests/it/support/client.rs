@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -180,6 +180,11 @@ impl Raw {
         .await;
     }
 
+    /// Whether this text came and was not taken yet.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.buffer.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
     pub(crate) async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             self.fill().await?;
@@ -234,6 +239,21 @@ pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, heade
     ))
     .await;
     raw.answer().await
+}
+
+/// A connection of plain HTTP/2 whose settings have come, so that it may ask for extended CONNECT (RFC 8441): an answer of the
+/// gate itself proves it.
+pub(crate) async fn h2_with_settings(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Empty<Bytes>> {
+    let tcp = TcpStream::connect(address).await.expect("the port accepts");
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
+        .await
+        .expect("h2 begins");
+    drop(tokio::spawn(connection));
+    let request = http::Request::builder().method("TRACE").uri("http://a/");
+    let request = request.body(Empty::new()).expect("a request");
+    let response = wait::within("the settings", sender.send_request(request)).await;
+    assert_eq!(response.expect("an answer").status(), 405);
+    sender
 }
 
 /// Sends one request over HTTP/2 on any stream.

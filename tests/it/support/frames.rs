@@ -141,6 +141,20 @@ impl Frames {
         frames
     }
 
+    /// The server's side of a connection that was accepted: the client's preface is awaited, empty settings are sent.
+    /// `None`: the client left.
+    pub(crate) async fn accepted(mut stream: TcpStream) -> Option<Self> {
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface).await.ok()?;
+        assert_eq!(preface, PREFACE);
+        let mut frames = Self {
+            stream,
+            buffer: Vec::new(),
+        };
+        frames.try_send(&frame(SETTINGS, 0, 0, &[])).await.ok()?;
+        Some(frames)
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.try_send(bytes).await.expect("the peer still reads");
     }

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod dns;
 pub(crate) mod frames;
 pub(crate) mod grpc;
+pub(crate) mod h2c;
 pub(crate) mod metrics;
 pub(crate) mod origin;
 pub(crate) mod postgres;

@@ -79,16 +79,33 @@ impl Gate {
 
     /// Starts over the state of an earlier process.
     pub(crate) async fn start_in(directory: TempDir, config: &Config) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
+        command.args(["run", "--config"]).stdin(Stdio::null());
+        Self::launch(directory, config, command).await
+    }
+
+    /// Starts as systemd starts a service of this socket (sd_listen_fds(3)): descriptor 3, and environment variables of which
+    /// one is the process's own id, so that only a shell in its place can set it.
+    pub(crate) async fn start_activated(config: &Config, socket: std::net::TcpListener) -> Self {
+        let script = r#"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" run --config "$1" 3<&0 </dev/null"#;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_foregate")])
+            .stdin(std::os::fd::OwnedFd::from(socket));
+        let directory = tempfile::tempdir().expect("a private folder");
+        Self::launch(directory, config, command).await
+    }
+
+    /// `command` but for the path of the configuration.
+    async fn launch(directory: TempDir, config: &Config, mut command: Command) -> Self {
         write(&directory, config);
         let addresses = directory.path().join("addresses.json");
         drop(std::fs::remove_file(&addresses));
         // Files rather than pipes: nobody has to read them for the gate to go on.
         let output = |name: &str| std::fs::File::create(directory.path().join(name)).expect("a log file");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_foregate"))
-            .args(["run", "--config"])
+        let mut child = command
             .arg(directory.path().join("config.toml"))
             .env("FOREGATE_ADDRESS_FILE", &addresses)
-            .stdin(Stdio::null())
             .stdout(output("stdout"))
             .stderr(output("stderr"))
             .spawn()

@@ -1,0 +1,155 @@
+//! Listening sockets that come from elsewhere: from systemd, and from a running gate whose clients speak TLS and HTTP/2 and
+//! have tunnels open.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::Signal;
+use tokio::task::JoinSet;
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::load::Successor;
+use crate::support::certificates::Authority;
+use crate::support::client::{self, Raw};
+use crate::support::origin::{Origin, Script, ok};
+use crate::support::process::{Config, Gate};
+use crate::support::wait;
+
+#[tokio::test]
+async fn socket_of_systemd_is_served_with_what_waits_in_it() {
+    let origin = Origin::answering("x").await;
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = socket.local_addr().expect("a bound socket has an address");
+    // Nobody accepts yet.
+    let mut early = Raw::plain(address).await;
+    early.send("GET /early HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let config = Config::before(&origin).set("server.listen", &format!("[\"{address}\"]"));
+    let mut gate = Gate::start_activated(&config, socket).await;
+    assert_eq!(gate.address, address);
+    assert_eq!(early.answer().await.status, 200);
+    assert_eq!(client::get(address, "/late", "").await.status, 200);
+    gate.signal(Signal::TERM);
+    assert!(gate.exited().await.success(), "{}", gate.log());
+}
+
+#[derive(Default)]
+struct Counts {
+    stop: AtomicBool,
+    h1: AtomicU64,
+    h2: AtomicU64,
+}
+
+/// Asks over TLS and HTTP/1.1, one request after the other, until told to stop.
+async fn ask_over_h1(address: SocketAddr, config: Arc<ClientConfig>, counts: Arc<Counts>) {
+    let mut kept = None;
+    while !counts.stop.load(Ordering::Relaxed) {
+        let mut raw = match kept.take() {
+            Some(raw) => raw,
+            None => Raw::tls(address, Arc::clone(&config), "localhost").await,
+        };
+        raw.send("GET /load HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        let answer = raw.answer().await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        counts.h1.fetch_add(1, Ordering::Relaxed);
+        if answer.header("connection") != Some("close") {
+            kept = Some(raw);
+        }
+    }
+}
+
+/// The same over HTTP/2; a connection that takes no more streams says so, and what it did not take is asked on another.
+async fn ask_over_h2(address: SocketAddr, config: Arc<ClientConfig>, counts: Arc<Counts>) {
+    while !counts.stop.load(Ordering::Relaxed) {
+        let tls = client::handshake(address, Arc::clone(&config), "localhost")
+            .await
+            .expect("TLS");
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
+            .await
+            .expect("h2 begins");
+        drop(tokio::spawn(connection));
+        while !counts.stop.load(Ordering::Relaxed) && sender.ready().await.is_ok() {
+            let request = http::Request::get("https://localhost/load").body(Empty::<Bytes>::new());
+            let sent = sender.try_send_request(request.expect("a request"));
+            let response = match wait::within("an answer over h2", sent).await {
+                Ok(response) => response,
+                Err(mut refused) => {
+                    assert!(refused.take_message().is_some(), "lost: {:?}", refused.error());
+                    break;
+                }
+            };
+            assert_eq!(response.status(), 200);
+            let body = wait::within("a body over h2", response.into_body().collect()).await;
+            assert_eq!(body.expect("a whole body").to_bytes().as_ref(), b"x");
+            counts.h2.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits until so many more requests have been answered over each protocol.
+async fn goes_on(counts: &Counts, more: u64) {
+    for count in [&counts.h1, &counts.h2] {
+        let from = count.load(Ordering::Relaxed);
+        wait::until("more answers", async || {
+            (count.load(Ordering::Relaxed) >= from + more).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn successor_takes_over_without_a_loss_to_tls_h2_or_an_open_tunnel() {
+    let origin = Origin::start(|head| match head.starts_with("GET /tunnel") {
+        true => Script::Echo,
+        false => Script::Answer(ok("x")),
+    })
+    .await;
+    let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a folder"));
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    // Keeps the port from others, as in `load`.
+    let keeper = tokio::net::TcpSocket::new_v4().expect("a socket");
+    keeper.set_reuseport(true).expect("an option");
+    keeper.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let address = keeper.local_addr().expect("a bound socket has an address");
+    let config = Config::before(&origin)
+        .set("server.listen", &format!("[\"{address}\"]"))
+        .tls(&[&leaf]);
+    let mut gate = Gate::start(&config).await;
+    let (h1, h2) = (authority.client(&["http/1.1"]), authority.client(&["h2"]));
+    let mut tunnel = Raw::tls(address, Arc::clone(&h1), "localhost").await;
+    tunnel
+        .send("GET /tunnel HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await;
+    assert_eq!(tunnel.answer().await.status, 101);
+    let counts = Arc::<Counts>::default();
+    let mut clients = JoinSet::new();
+    for _ in 0..2 {
+        clients.spawn(ask_over_h1(address, Arc::clone(&h1), Arc::clone(&counts)));
+        clients.spawn(ask_over_h2(address, Arc::clone(&h2), Arc::clone(&counts)));
+    }
+    goes_on(&counts, 50).await;
+    let addresses = gate.path("addresses.json");
+    std::fs::remove_file(&addresses).expect("the old addresses");
+    gate.signal(Signal::USR2);
+    wait::until("the addresses of the successor", async || {
+        addresses.exists().then_some(())
+    })
+    .await;
+    let successor = Successor::of(&gate);
+    goes_on(&counts, 100).await;
+    // The old process lives on for its tunnel alone.
+    tunnel.send("still").await;
+    let echo = wait::within("the echo", tunnel.take(5)).await;
+    assert_eq!(echo.as_deref(), Some(b"still".as_slice()));
+    drop(tunnel);
+    assert!(gate.exited().await.success(), "{}", gate.log());
+    goes_on(&counts, 50).await;
+    counts.stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("no request fails");
+    }
+    drop(successor);
+}
