@@ -174,14 +174,11 @@ impl Manifest {
     pub fn to_bytes(&self) -> Vec<u8> {
         // Our own plain structs: there is nothing in them that JSON cannot say.
         let mut value = serde_json::to_value(self).unwrap_or_default();
+        let checksum = checksum(&value);
         if let Some(fields) = value.as_object_mut() {
-            fields.insert(CHECKSUM.to_owned(), self.checksum().into());
+            fields.insert(CHECKSUM.to_owned(), checksum.into());
         }
         serde_json::to_vec_pretty(&value).unwrap_or_default()
-    }
-
-    fn checksum(&self) -> String {
-        hex::encode(Sha256::digest(serde_json::to_vec(self).unwrap_or_default()))
     }
 
     /// Reads one; an unknown field, a newer format or a wrong checksum is refused rather than half understood.
@@ -190,11 +187,14 @@ impl Manifest {
     /// What is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        let checksum = value.as_object_mut().and_then(|fields| fields.remove(CHECKSUM));
-        let manifest: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
-        if checksum.as_ref().and_then(|checksum| checksum.as_str()) != Some(manifest.checksum().as_str()) {
+        let stated = value.as_object_mut().and_then(|fields| fields.remove(CHECKSUM));
+        let Some(stated) = stated.as_ref().and_then(serde_json::Value::as_str) else {
+            return Err("it states no checksum".to_owned());
+        };
+        if stated != checksum(&value) {
             return Err("its content does not match its checksum".to_owned());
         }
+        let manifest: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
         if manifest.format != FORMAT {
             return Err(format!("format {} is not {FORMAT}", manifest.format));
         }
@@ -207,6 +207,12 @@ impl Manifest {
 
 /// The field beside those of [`Manifest`] that vouches for them.
 const CHECKSUM: &str = "sha256";
+
+/// Over the fields as they are stored, in the order of their names, not over [`Manifest`]: a later version with one more
+/// field must still read what this one wrote.
+fn checksum(fields: &serde_json::Value) -> String {
+    hex::encode(Sha256::digest(serde_json::to_vec(fields).unwrap_or_default()))
+}
 
 /// A name without a path in it.
 fn is_plain_name(name: &str) -> bool {

@@ -162,11 +162,11 @@ impl Bases {
             foregate: env!("CARGO_PKG_VERSION").to_owned(),
         };
         self.prove_log(server, id, last.timeline, start, stop).await?;
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Unproven {
-            id,
-            reason: error.to_string(),
-        })?;
-        if !self.repository.create(&layout::manifest(folder), json).await? {
+        let published = self
+            .repository
+            .create(&layout::manifest(folder), manifest.to_bytes())
+            .await?;
+        if !published {
             return Err(Error::Vanished { id });
         }
         Ok(manifest)
