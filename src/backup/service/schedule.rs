@@ -80,7 +80,7 @@ impl Service {
     }
 
     /// Finishes or undoes a restore that a crash cut short, before anything else is done. `false`: to be tried again.
-    async fn recover(&self) -> bool {
+    pub(super) async fn recover(&self) -> bool {
         let Ok(vault) = self.vault() else { return false };
         // Whoever holds the lock may be the very restore that the note is of.
         let recovered = match vault.lock() {

@@ -234,6 +234,23 @@ async fn repository_that_cannot_be_opened_is_told_and_so_is_its_return() {
 }
 
 #[tokio::test]
+async fn restore_that_cannot_be_finished_is_told_and_tried_again_until_it_is() {
+    let bed = Bed::new(Vec::new());
+    let note = bed.root.path().join("state/backup/restore.json");
+    std::fs::create_dir_all(note.parent().expect("a folder")).expect("a folder");
+    std::fs::write(&note, "{").expect("a file");
+    assert!(!bed.service.recover().await);
+    assert_eq!(bed.raised(), ["backup-recover"]);
+    std::fs::remove_file(&note).expect("removable");
+    let vault = bed.service.vault().expect("a vault");
+    let held = vault.lock().expect("the lock");
+    assert!(!bed.service.recover().await, "the restore itself may be at work");
+    drop(held);
+    assert!(bed.service.recover().await);
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
 async fn database_that_is_away_does_not_keep_file_sets_waiting() {
     let bed = Bed::new(Vec::new());
     bed.with_daily();
