@@ -178,13 +178,12 @@ async fn failure_counts_although_the_clock_went_back_since_the_last_proof() {
     assert_eq!(ahead.verify(&entry).await.expect("it is whole"), Level::L2);
     // The id of that proof, too, is of the clock that was wrong.
     let folder = bed.path(&entry.folder);
-    let note = std::fs::read_dir(&folder)
+    let mut note = std::fs::read_dir(&folder)
         .expect("readable")
         .flatten()
         .map(|found| found.path());
     let note = note
-        .filter(|path| path.display().to_string().contains("verify-"))
-        .next()
+        .find(|path| path.display().to_string().contains("verify-"))
         .expect("a record");
     let later = Ulid::from_parts(u64::MAX >> 17, 5);
     std::fs::rename(note, bed.path(&layout::verification(&entry.folder, later))).expect("renamed");

@@ -171,7 +171,9 @@ fn a_server_stopped_in_the_middle_leaves_no_backup() {
 /// file's size. Returns what it told, what is listed then, and the files that are left.
 fn create_on_a_small_disk(store: &Store, create: &[&str]) -> String {
     let repository = store.repository();
-    run("mkdir", &[&repository.display().to_string()]);
+    // Ours already: in the name space we may not make it in a directory of somebody else.
+    let state = store.directory().join("state").display().to_string();
+    run("mkdir", &[&repository.display().to_string(), &state]);
     let quote = |command: &std::process::Command| {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         words

@@ -6,7 +6,8 @@ use crate::support::{Bed, Store};
 
 fn id(made: &str) -> String {
     let manifest: Value = serde_json::from_str(made).expect("a manifest in JSON");
-    manifest["id"].as_str().expect("an id").to_owned()
+    let id = manifest.get("id").and_then(Value::as_str);
+    id.expect("an id").to_owned()
 }
 
 #[test]

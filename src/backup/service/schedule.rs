@@ -152,7 +152,7 @@ impl Service {
     }
 
     /// What could not even be begun.
-    fn stumbled(&self, memory: &mut Memory, subject: &str, tick: Duration, refusal: &Refusal) {
+    pub(super) fn stumbled(&self, memory: &mut Memory, subject: &str, tick: Duration, refusal: &Refusal) {
         if matches!(refusal, Refusal::Busy(_)) {
             return;
         }
