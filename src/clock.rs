@@ -27,13 +27,24 @@ impl Now {
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     origin: Instant,
+    /// By how much the time of day is wrong: for tests of what a wrong clock does.
+    skew: jiff::SignedDuration,
 }
 
 impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the door to the system's clocks")]
     #[must_use]
     pub fn system() -> Self {
-        Self { origin: Instant::now() }
+        Self {
+            origin: Instant::now(),
+            skew: jiff::SignedDuration::ZERO,
+        }
+    }
+
+    /// The same clock with a time of day that is wrong by `skew`, as after a dead battery.
+    #[must_use]
+    pub fn skewed(self, skew: jiff::SignedDuration) -> Self {
+        Self { skew, ..self }
     }
 
     /// Monotonic time since the clock was made.
@@ -48,7 +59,8 @@ impl Clock {
     #[must_use]
     pub fn wall(&self) -> Timestamp {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Timestamp::UNIX_EPOCH.checked_add(since_epoch).unwrap_or(Timestamp::MAX)
+        let wall = Timestamp::UNIX_EPOCH.checked_add(since_epoch).unwrap_or(Timestamp::MAX);
+        wall.saturating_add(self.skew).unwrap_or(wall)
     }
 
     /// Both readings.

@@ -2,59 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use ulid::Ulid;
 
-use super::{Error, Vault};
+use super::entry::{AHEAD, latest};
+use super::{Entry, Error, Subject, Swap, Vault, is_of};
+use crate::postgres::Admin;
 use crate::repository::layout::Cluster;
-use crate::repository::manifest::{self, Content, Lease, Level, Manifest, Tombstone, Verification};
+use crate::repository::manifest::{self, Content, Manifest};
 use crate::repository::{self, layout};
 
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
-/// A backup as the repository tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub folder: String,
-    pub manifest: Manifest,
-    pub verifications: Vec<Verification>,
-    pub tombstone: Option<Tombstone>,
-    pub leases: Vec<Lease>,
-}
-
-impl Entry {
-    /// The level that holds now: a later failure outweighs an earlier success.
-    #[must_use]
-    pub fn level(&self) -> Level {
-        match self.verifications.iter().max_by_key(|record| record.at) {
-            Some(last) if last.failure.is_some() => Level::L0,
-            _ => self
-                .verifications
-                .iter()
-                .map(|record| record.level)
-                .fold(self.manifest.verified, Level::max),
-        }
-    }
-
-    #[must_use]
-    pub fn is_files(&self) -> bool {
-        matches!(self.manifest.content, Content::Files { .. })
-    }
-
-    /// Whether both are backups of the same thing, so that one can stand in for the other.
-    #[must_use]
-    pub fn has_subject_of(&self, other: &Self) -> bool {
-        match (&self.manifest.content, &other.manifest.content) {
-            (Content::Files { name, .. }, Content::Files { name: theirs, .. }) => name == theirs,
-            (Content::Database { .. }, Content::Database { .. }) => true,
-            _ => false,
-        }
-    }
-
-    #[must_use]
-    pub fn is_good(&self) -> bool {
-        self.level() >= Level::L2 && self.tombstone.is_none()
-    }
-}
+/// Keys and sizes of all objects.
+type Listed = BTreeMap<String, u64>;
 
 impl Vault {
     /// Every backup, oldest first. A manifest that cannot be read is an error of its own, not a reason to see none:
@@ -63,26 +24,24 @@ impl Vault {
     /// # Errors
     /// Of the store.
     pub async fn list(&self) -> Result<(Vec<Entry>, Vec<repository::Error>), Error> {
+        self.list_at(self.clock.wall()).await
+    }
+
+    pub(super) async fn list_at(&self, now: Timestamp) -> Result<(Vec<Entry>, Vec<repository::Error>), Error> {
         let mut entries = Vec::new();
         let mut unreadable = Vec::new();
-        let mut notes: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let keys = self.keys().await?;
-        for (key, _) in &keys {
-            if let Some((folder, _)) = key.rsplit_once("/verify-") {
-                notes.entry(folder.to_owned()).or_default().push(key.clone());
-            }
-        }
-        for (key, _) in &keys {
+        let listed: Listed = self.keys().await?.into_iter().collect();
+        for key in listed.keys() {
             let Some((folder, id)) = layout::folder_of_manifest(key) else {
                 continue;
             };
-            match self.read_entry(folder, id, notes.get(folder), &keys).await {
+            match self.read_entry(folder, id, &listed, now).await {
                 Ok(entry) => entries.push(entry),
                 Err(Error::Repository(error)) => unreadable.push(error),
                 Err(error) => return Err(error),
             }
         }
-        entries.sort_by_key(|entry| entry.manifest.started_at);
+        entries.sort_by_key(|entry| (entry.manifest.started_at, entry.manifest.id));
         Ok((entries, unreadable))
     }
 
@@ -100,13 +59,7 @@ impl Vault {
         Ok(keys)
     }
 
-    async fn read_entry(
-        &self,
-        folder: &str,
-        id: Ulid,
-        notes: Option<&Vec<String>>,
-        keys: &[(String, u64)],
-    ) -> Result<Entry, Error> {
+    async fn read_entry(&self, folder: &str, id: Ulid, listed: &Listed, now: Timestamp) -> Result<Entry, Error> {
         let key = layout::manifest(folder);
         let bad = |reason: String| repository::Error::Manifest {
             key: key.clone(),
@@ -119,20 +72,23 @@ impl Vault {
             return Err(bad("it names another backup".to_owned()).into());
         }
         let mut verifications = Vec::new();
-        for note in notes.into_iter().flatten() {
+        // In the order of their ids.
+        for note in beginning(listed, &format!("{folder}/verify-")) {
             verifications.extend(self.note(note).await?);
         }
         let mut leases = Vec::new();
-        let prefix = format!("leases/{id}-");
-        for (key, _) in keys.iter().filter(|(key, _)| key.starts_with(&prefix)) {
-            leases.extend(self.note(key).await?);
+        for lease in beginning(listed, &format!("leases/{id}-")) {
+            leases.extend(self.note(lease).await?);
         }
         let tombstone = layout::tombstone(id);
-        let tombstone = match keys.iter().any(|(key, _)| *key == tombstone) {
+        let tombstone = match listed.contains_key(&tombstone) {
             true => self.note(&tombstone).await?,
             false => None,
         };
         Ok(Entry {
+            incomplete: self.incomplete(folder, &manifest, listed).await?,
+            is_ahead: manifest.started_at.duration_since(now)
+                > jiff::SignedDuration::try_from(AHEAD).unwrap_or_default(),
             folder: folder.to_owned(),
             manifest,
             verifications,
@@ -141,7 +97,24 @@ impl Vault {
         })
     }
 
-    async fn note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+    /// The first part that is not there in its size, in words. No byte is read for that.
+    async fn incomplete(&self, folder: &str, manifest: &Manifest, listed: &Listed) -> Result<Option<String>, Error> {
+        for part in &manifest.parts {
+            let key = format!("{folder}/{}", part.object);
+            if self.repository.listed_bytes(&key, listed) == Some(part.stored_bytes) {
+                continue;
+            }
+            // It may have been published while the listing was under way.
+            let stored = self.repository.stored_bytes(&key).await?;
+            if stored != Some(part.stored_bytes) {
+                let found = stored.map_or("is missing".to_owned(), |bytes| format!("holds {bytes} bytes"));
+                return Ok(Some(format!("{key} {found}; {} were written", part.stored_bytes)));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
         let Some(bytes) = self.repository.read(key, NOTE_BYTES_MAX).await? else {
             return Ok(None);
         };
@@ -191,19 +164,63 @@ impl Vault {
     /// # Errors
     /// There is none.
     pub async fn show(&self, id: &str) -> Result<Entry, Error> {
-        let unknown = || Error::Unknown(id.to_owned());
         let (entries, _) = self.list().await?;
-        if id == "latest" {
-            let newest = entries
-                .into_iter()
-                .rev()
-                .find(|entry| entry.is_good() && !entry.is_files());
-            return newest.ok_or_else(unknown);
-        }
-        let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
-        entries
-            .into_iter()
-            .find(|entry| entry.manifest.id == wanted)
-            .ok_or_else(unknown)
+        self.choose(&entries, id).await.cloned()
     }
+
+    /// As [`Vault::show`], from a list that was read before.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn choose<'a>(&self, entries: &'a [Entry], id: &str) -> Result<&'a Entry, Error> {
+        let unknown = || Error::Unknown(id.to_owned());
+        if id != "latest" {
+            let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
+            let found = entries.iter().find(|entry| entry.manifest.id == wanted);
+            return found.ok_or_else(unknown);
+        }
+        let mut subject = Subject {
+            database: self.target.database().to_owned(),
+            cluster: None,
+        };
+        if let Some(entry) = latest(entries, &subject)? {
+            return Ok(entry);
+        }
+        subject.cluster = Some(self.cluster().await?);
+        latest(entries, &subject)?.ok_or_else(unknown)
+    }
+
+    /// The system identifier of the cluster that the configured database is in.
+    ///
+    /// # Errors
+    /// The server cannot be asked.
+    pub async fn cluster(&self) -> Result<String, Error> {
+        let admin = Admin::connect(&self.target, "postgres", "foregate").await?;
+        Ok(admin.system_identifier().await?)
+    }
+
+    /// The backup to restore. One of another database never takes the place of the live one, unless that was said by name.
+    ///
+    /// # Errors
+    /// There is none, or it is of another database.
+    pub async fn show_to_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Error> {
+        let entry = self.show(id).await?;
+        let live = self.target.database();
+        let Content::Database { database, .. } = &entry.manifest.content else {
+            return Ok(entry);
+        };
+        if *swap != Swap::Live || is_of(&entry, live) || self.foreign.as_ref() == Some(database) {
+            return Ok(entry);
+        }
+        Err(Error::Refused(format!(
+            "the backup is of database {database:?}, which is not the configured {live:?}: restore it under another name, or say \
+             that it is meant (--from-database {database:?}, \"fromDatabase\" in the API)"
+        )))
+    }
+}
+
+/// The keys that begin so.
+fn beginning<'a>(listed: &'a Listed, prefix: &'a str) -> impl Iterator<Item = &'a String> {
+    let keys = listed.range(prefix.to_owned()..).map(|(key, _)| key);
+    keys.take_while(move |key| key.starts_with(prefix))
 }

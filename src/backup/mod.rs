@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod create;
+mod entry;
 pub mod files;
 mod journal;
 mod prune;
@@ -16,6 +17,8 @@ mod settings;
 mod swap;
 mod sweep;
 pub mod task;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::path::PathBuf;
@@ -29,7 +32,7 @@ use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository::{self, Keys, Repository};
 
-pub use self::catalogue::Entry;
+pub use self::entry::{Entry, Subject, is_of};
 pub use self::journal::Recovered;
 pub use self::prune::Pruned;
 pub use self::replaced::Replaced;
@@ -94,6 +97,8 @@ pub struct Vault {
     clock: Clock,
     progress: Progress,
     hold: Hold,
+    /// The other database whose backup may take the place of the configured one.
+    foreign: Option<String>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -121,6 +126,7 @@ impl Vault {
             clock,
             progress,
             hold: Hold::nothing(),
+            foreign: None,
         })
     }
 
@@ -137,6 +143,15 @@ impl Vault {
     #[must_use]
     pub fn with_hold(self, hold: Hold) -> Self {
         Self { hold, ..self }
+    }
+
+    /// The same vault, which puts a backup of the database `foreign` in the place of its own when asked to.
+    #[must_use]
+    pub fn with_foreign(&self, foreign: Option<String>) -> Self {
+        Self {
+            foreign,
+            ..self.clone()
+        }
     }
 
     #[must_use]

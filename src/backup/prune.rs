@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use super::entry::BY_HAND;
 use super::retention::{self, Decision};
 use super::verify::to_json;
 use super::{Entry, Error, Vault};
@@ -16,6 +17,8 @@ pub struct Pruned {
     /// Marked in this run; they go once the grace is over.
     pub marked: Vec<Ulid>,
     pub deleted: Vec<Ulid>,
+    /// Marked in an earlier run, and needed again since: the mark was taken off.
+    pub lifted: Vec<Ulid>,
 }
 
 /// Whether a clean-up acts.
@@ -34,43 +37,51 @@ impl Vault {
         let _lock = self.lock()?;
         let mode = if dry_run { Mode::DryRun } else { Mode::Act };
         let now = self.clock.wall();
-        let (entries, unreadable) = self.list().await?;
+        let (entries, unreadable) = self.list_at(now).await?;
         if let Some(error) = unreadable.into_iter().next() {
             return Err(error.into());
         }
-        let decisions = decide(&entries, &self.config.retention, now);
-        let mut pruned = Pruned {
-            decisions,
-            marked: Vec::new(),
-            deleted: Vec::new(),
-        };
-        for (entry, decision) in entries.iter().zip(&pruned.decisions) {
-            let id = entry.manifest.id;
-            match &entry.tombstone {
-                None if !decision.keep => {
-                    pruned.marked.push(id);
-                    if mode == Mode::Act {
-                        self.mark(id, decision.reasons.join("; "), now).await?;
-                    }
-                }
-                Some(tombstone) if self.is_over(tombstone, now) && !is_leased(entry, now) => {
-                    pruned.deleted.push(id);
-                    if mode == Mode::Act {
-                        self.erase(&entry.folder, id).await?;
-                    }
-                }
-                _ => {}
-            }
-        }
+        let pruned = self.plan(&entries, now);
         if mode == Mode::Act {
-            self.resume_erasing(&entries).await?;
+            for (entry, decision) in entries.iter().zip(&pruned.decisions) {
+                let id = entry.manifest.id;
+                if pruned.lifted.contains(&id) {
+                    self.repository.delete(&layout::tombstone(id)).await?;
+                } else if pruned.marked.contains(&id) {
+                    self.mark(id, decision.reasons.join("; "), now).await?;
+                } else if pruned.deleted.contains(&id) {
+                    self.erase(&entry.folder, id).await?;
+                }
+            }
+            self.resume_erasing(&entries, now).await?;
             self.sweep_unfinished().await?;
         }
         Ok(pruned)
     }
 
+    /// What is to be done. A mark was right when it was made; before anything is erased it is asked again, as if there were
+    /// none: what stood in for the backup may have been found damaged since, or nothing new may have come for days.
+    fn plan(&self, entries: &[Entry], now: Timestamp) -> Pruned {
+        let decisions = decide(entries, &self.config.retention, now);
+        let (mut marked, mut deleted, mut lifted) = (Vec::new(), Vec::new(), Vec::new());
+        for (entry, decision) in entries.iter().zip(&decisions) {
+            match &entry.tombstone {
+                None if !decision.keep => marked.push(decision.id),
+                Some(_) if decision.needed => lifted.push(decision.id),
+                Some(tombstone) if !decision.keep && self.is_over(tombstone, now) => deleted.push(decision.id),
+                _ => {}
+            }
+        }
+        Pruned {
+            decisions,
+            marked,
+            deleted,
+            lifted,
+        }
+    }
+
     /// Finishes deletions that a crash cut short: a tombstone whose manifest is gone already.
-    async fn resume_erasing(&self, entries: &[Entry]) -> Result<(), Error> {
+    async fn resume_erasing(&self, entries: &[Entry], now: Timestamp) -> Result<(), Error> {
         let keys = self.keys().await?;
         for (tombstone, _) in &keys {
             let id = tombstone
@@ -80,6 +91,11 @@ impl Vault {
                 continue;
             };
             if entries.iter().any(|entry| entry.manifest.id == id) {
+                continue;
+            }
+            // Nothing is erased before its grace is over: this manifest was lost in some other way.
+            let note = self.note(tombstone).await?;
+            if note.is_some_and(|note: Tombstone| !self.is_over(&note, now)) {
                 continue;
             }
             let folder = format!("/{id}/");
@@ -99,16 +115,25 @@ impl Vault {
         let _lock = self.lock()?;
         let now = self.clock.wall();
         let entry = self.show(id).await?;
-        if is_leased(&entry, now) {
+        if entry.is_deleted_by_hand() {
+            return Ok(());
+        }
+        if entry.is_leased(now) {
             return Err(Error::Refused("the backup is in use".to_owned()));
         }
         let (entries, _) = self.list().await?;
+        let is_another = |other: &Entry| other.manifest.id != entry.manifest.id && other.has_subject_of(&entry);
+        // One that only a clean-up has marked is asked for again before it goes.
         let stands_in =
-            |other: &Entry| other.is_good() && other.manifest.id != entry.manifest.id && other.has_subject_of(&entry);
-        if entry.is_good() && !entries.iter().any(stands_in) {
+            |other: &Entry| other.is_proven() && !other.is_deleted_by_hand() && !other.is_ahead && is_another(other);
+        if entry.is_proven() && !entries.iter().any(stands_in) {
             return Err(Error::Refused("it is the last good backup".to_owned()));
         }
-        self.mark(entry.manifest.id, "deleted by hand".to_owned(), now).await
+        if entry.tombstone.is_some() {
+            // A clean-up's mark is taken off when the backup is needed again; this one is not.
+            self.repository.delete(&layout::tombstone(entry.manifest.id)).await?;
+        }
+        self.mark(entry.manifest.id, BY_HAND.to_owned(), now).await
     }
 
     async fn mark(&self, id: Ulid, reason: String, at: Timestamp) -> Result<(), Error> {
@@ -153,16 +178,13 @@ fn decide(entries: &[Entry], policy: &retention::Policy, now: Timestamp) -> Vec<
     decisions
 }
 
-fn is_leased(entry: &Entry, now: Timestamp) -> bool {
-    entry.leases.iter().any(|lease| lease.expires_at > now)
-}
-
 fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
     retention::Backup {
         id: entry.manifest.id,
         at: entry.manifest.started_at,
         labels: entry.manifest.labels.clone(),
-        good: entry.is_good(),
-        leased: is_leased(entry, now),
+        good: entry.is_proven(),
+        dismissed: entry.is_deleted_by_hand(),
+        leased: entry.is_leased(now),
     }
 }

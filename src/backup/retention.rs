@@ -34,8 +34,10 @@ pub struct Backup {
     pub id: Ulid,
     pub at: Timestamp,
     pub labels: Vec<String>,
-    /// Verified to level 2 or more.
+    /// Verified to level 2 or more, whether it is marked for deletion or not.
     pub good: bool,
+    /// Somebody does not want it any more: it stands in for no other.
+    pub dismissed: bool,
     pub leased: bool,
 }
 
@@ -43,6 +45,8 @@ pub struct Backup {
 pub struct Decision {
     pub id: Ulid,
     pub keep: bool,
+    /// Held by what it is, rather than only until something passes: a mark on it is an error by now.
+    pub needed: bool,
     /// Sentences for the operator.
     pub reasons: Vec<String>,
 }
@@ -52,7 +56,7 @@ pub struct Decision {
 pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision> {
     let mut newest_first: Vec<&Backup> = backups.iter().collect();
     newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.at, backup.id)));
-    let newest_good = newest_first.iter().find(|backup| backup.good).copied();
+    let newest_good = newest_first.iter().find(|backup| backup.stands()).copied();
     let frozen = match newest_good {
         None => Some("there is no good backup, so nothing is deleted"),
         // A backup from the future means that the clock jumped; ages mean nothing then.
@@ -65,32 +69,63 @@ pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision
     backups
         .iter()
         .map(|backup| {
-            let mut reasons = holds(backup, &newest_first, policy);
-            if newest_good.is_some_and(|newest| newest.id == backup.id) {
-                reasons.push("it is the newest good backup".to_owned());
-            }
+            let mut reasons = if backup.dismissed {
+                last_one(backup, newest_good)
+            } else {
+                needs(backup, &newest_first, newest_good, policy)
+            };
+            let needed = !reasons.is_empty();
             if backup.leased {
                 reasons.push("it is in use".to_owned());
-            }
-            if !backup.good && newest_good.is_none_or(|newest| backup.at >= newest.at) {
-                reasons.push("no good backup is newer".to_owned());
             }
             reasons.extend(frozen.map(str::to_owned));
             let keep = !reasons.is_empty();
             if !keep {
-                reasons.push(if backup.good {
-                    "no label holds it".to_owned()
-                } else {
-                    "it is not proven".to_owned()
-                });
+                reasons.push(backup.why_not().to_owned());
             }
             Decision {
                 id: backup.id,
                 keep,
+                needed,
                 reasons,
             }
         })
         .collect()
+}
+
+impl Backup {
+    /// Whether it makes others dispensable.
+    fn stands(&self) -> bool {
+        self.good && !self.dismissed
+    }
+
+    fn why_not(&self) -> &'static str {
+        match (self.dismissed, self.good) {
+            (true, _) => "it was deleted by hand",
+            (false, true) => "no label holds it",
+            (false, false) => "it is not proven",
+        }
+    }
+}
+
+/// What holds a backup that nobody has dismissed.
+fn needs(backup: &Backup, newest_first: &[&Backup], newest_good: Option<&Backup>, policy: &Policy) -> Vec<String> {
+    let mut reasons = holds(backup, newest_first, policy);
+    if newest_good.is_some_and(|newest| newest.id == backup.id) {
+        reasons.push("it is the newest good backup".to_owned());
+    }
+    if !backup.good && newest_good.is_none_or(|newest| backup.at >= newest.at) {
+        reasons.push("no good backup is newer".to_owned());
+    }
+    reasons
+}
+
+/// What holds one that was dismissed when another stood in for it: that no other does any more.
+fn last_one(backup: &Backup, newest_good: Option<&Backup>) -> Vec<String> {
+    match backup.good && newest_good.is_none() {
+        true => vec!["no other good backup is left".to_owned()],
+        false => Vec::new(),
+    }
 }
 
 /// Decides for every backup of one file set, which is kept for a time rather than in a number.
@@ -115,13 +150,13 @@ pub fn plan_files(backups: &[Backup], keep_days: u32, now: Timestamp) -> Vec<Dec
     let mut decisions = plan(&unlabelled, &policy, now);
     for (decision, backup) in decisions.iter_mut().zip(backups) {
         let age = now.duration_since(backup.at);
-        if backup.good && age.unsigned_abs() < keep {
+        if backup.stands() && age.unsigned_abs() < keep {
             if !decision.keep {
                 decision.reasons.clear();
             }
-            decision.keep = true;
+            (decision.keep, decision.needed) = (true, true);
             decision.reasons.push(format!("younger than {keep_days} days"));
-        } else if !decision.keep && backup.good {
+        } else if !decision.keep && backup.stands() {
             decision.reasons = vec![format!("older than {keep_days} days")];
         }
     }
@@ -147,7 +182,7 @@ fn holds(backup: &Backup, newest_first: &[&Backup], policy: &Policy) -> Vec<Stri
         };
         let place = newest_first
             .iter()
-            .filter(|other| other.good && other.labels.contains(label))
+            .filter(|other| other.stands() && other.labels.contains(label))
             .position(|other| other.id == backup.id);
         if let Some(place) = place.filter(|place| *place < limit.max(1)) {
             reasons.push(format!("{label} {} of {}", place + 1, limit.max(1)));
@@ -168,6 +203,7 @@ mod tests {
             at: Timestamp::from_second(day * DAY).expect("in range"),
             labels: vec![label.to_owned()],
             good,
+            dismissed: false,
             leased: false,
         }
     }
@@ -231,5 +267,23 @@ mod tests {
         backups[0].labels = vec!["manual".to_owned()];
         backups[1].leased = true;
         assert_eq!(kept(&backups, 20), [1, 2, 14, 15, 16, 17, 18, 19, 20]);
+    }
+
+    #[test]
+    fn dismissed_backup_goes_unless_no_other_good_one_is_left() {
+        let mut backups: Vec<_> = (1..=3).map(|day| backup(day, "manual", true)).collect();
+        backups[0].dismissed = true;
+        let decide = |backups: &[Backup], day: i64| {
+            let now = Timestamp::from_second(day * DAY + 3600).expect("in range");
+            plan(backups, &Policy::default(), now)
+        };
+        let first = decide(&backups, 3).remove(0);
+        assert_eq!((first.keep, first.needed), (false, false), "{first:?}");
+        let overdue = decide(&backups, 30).remove(0);
+        assert_eq!((overdue.keep, overdue.needed), (true, false), "{overdue:?}");
+        backups[1].good = false;
+        backups[2].good = false;
+        let last = decide(&backups, 3).remove(0);
+        assert_eq!((last.keep, last.needed), (true, true), "{last:?}");
     }
 }

@@ -4,8 +4,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{Entry, Error, Vault};
-use crate::repository::Manifest;
+use super::{Entry, Subject};
 use crate::tasks::calendar::Schedule;
 
 /// A label and when its periods begin.
@@ -35,24 +34,13 @@ pub fn due<'a>(kinds: &[Kind], zone: &TimeZone, served: impl Fn(&str) -> bool + 
     due
 }
 
-impl Vault {
-    /// Makes the one backup that serves every label due; `None`: nothing is due.
-    ///
-    /// # Errors
-    /// As [`Vault::create`].
-    pub async fn run_due(&self, kinds: &[Kind], zone: &TimeZone) -> Result<Option<Manifest>, Error> {
-        let (entries, _) = self.list().await?;
-        let good: Vec<&Entry> = entries.iter().filter(|entry| entry.is_good()).collect();
-        let served = |key: &str| {
-            good.iter()
-                .any(|entry| entry.manifest.schedule_keys.iter().any(|other| other == key))
-        };
-        let due = due(kinds, zone, served, self.clock.wall());
-        if due.labels.is_empty() {
-            return Ok(None);
-        }
-        self.create(due.labels, due.keys).await.map(Some)
-    }
+/// Whether a good backup of the subject serves the period `key`. That of another database in the same repository does not.
+#[must_use]
+pub fn served(entries: &[Entry], subject: &Subject, key: &str) -> bool {
+    let has_key = |entry: &Entry| entry.manifest.schedule_keys.iter().any(|other| other == key);
+    entries
+        .iter()
+        .any(|entry| entry.is_good() && subject.owns(entry) && has_key(entry))
 }
 
 #[cfg(test)]

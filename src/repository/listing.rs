@@ -5,12 +5,12 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use object_store::{ObjectMeta, ObjectStore as _};
 
 use super::Error;
-use super::storage::{LIST_MAX, Repository, within};
+use super::storage::{Repository, within};
 
 /// An object as a listing tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +36,7 @@ impl Repository {
     /// # Errors
     /// Of the store.
     pub async fn list_stored(&self, prefix: &str) -> Result<Vec<Stored>, Error> {
-        let path = self.path(prefix);
-        let listing = self
-            .store
-            .list(Some(&path))
-            .take(LIST_MAX)
-            .map_ok(|meta| self.stored(&meta))
-            .try_collect();
-        within("listing", prefix, listing).await
+        self.collect(prefix, |meta| self.stored(meta)).await
     }
 
     /// The objects in `folder` itself. A folder that is not there is empty.

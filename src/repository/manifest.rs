@@ -132,6 +132,8 @@ impl Part {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Verification {
     pub at: Timestamp,
+    /// What was reached, or with a failure the level that was missed: the backup stays condemned until a later proof of at
+    /// least that.
     pub level: Level,
     /// `None`: passed.
     pub failure: Option<String>,

@@ -11,6 +11,7 @@ mod listing;
 pub mod manifest;
 pub mod seal;
 pub mod storage;
+mod transfer;
 
 pub use self::folders::Folder;
 pub use self::listing::Stored;
@@ -50,6 +51,8 @@ pub enum Error {
     },
     #[error("{key} holds more than {limit} bytes")]
     TooLarge { key: String, limit: u64 },
+    #[error("there are more than {limit} objects below {prefix:?}: this is no repository of ours")]
+    TooMany { prefix: String, limit: usize },
     #[error("{key} is not a manifest that this version reads: {reason}")]
     Manifest { key: String, reason: String },
     #[error("{0:?} is not an age public key")]

@@ -298,6 +298,24 @@ pub fn unseal(
     })
 }
 
+/// Size and hash of stored bytes, unopened.
+///
+/// # Errors
+/// Of the reader.
+pub fn hash(mut stored: impl Read, progress: impl Fn(u64)) -> io::Result<(u64, String)> {
+    let mut tally = Tally::default();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match stored.read(&mut buffer) {
+            Ok(0) => return Ok(tally.finish()),
+            Ok(read) => tally.add(buffer.get(..read).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        progress(tally.bytes);
+    }
+}
+
 fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -1,26 +1,24 @@
 //! The objects themselves: a directory (every write followed by fsync of the file and of its directory) or a bucket.
 //! Every call has a time-out, every read a limit.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
-use tokio::sync::mpsc;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 
 use super::Error;
-use super::seal::{self, Compression, Keys, Sealed};
+use super::transfer::PIECE_BYTES;
 
-/// A multipart part. S3 wants at least 5 MiB and at most 10,000 of them: 8 MiB carries 80 GB.
-const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Longer than any retry schedule of the client, shorter than a night.
-const CALL_TIMEOUT: Duration = Duration::from_secs(180);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(180);
 /// More objects than this in one listing is not our repository.
-pub(super) const LIST_MAX: usize = 1_000_000;
+const LIST_MAX: usize = 1_000_000;
 
 /// An open repository; clones share it.
 #[derive(Debug, Clone)]
@@ -28,14 +26,9 @@ pub struct Repository {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) prefix: Path,
     /// The directory of a `file://` repository, for free space and locks.
-    directory: Option<std::path::PathBuf>,
-}
-
-/// What travels from the sealing thread to the store.
-enum Message {
-    Chunk(Bytes),
-    /// Without it the upload is aborted: a sender that dies must not leave an object.
-    End,
+    pub(super) directory: Option<std::path::PathBuf>,
+    /// See [`PIECE_BYTES`]; smaller in tests.
+    pub(super) piece_bytes: u64,
 }
 
 impl Repository {
@@ -59,6 +52,7 @@ impl Repository {
                 store: Arc::new(store.with_fsync(true)),
                 prefix: Path::default(),
                 directory: Some(directory),
+                piece_bytes: PIECE_BYTES,
             });
         }
         #[cfg(feature = "object-store-cloud")]
@@ -68,6 +62,7 @@ impl Repository {
                 store,
                 prefix,
                 directory: None,
+                piece_bytes: PIECE_BYTES,
             });
         }
         Err(refuse("file:///directory or s3://bucket/prefix is wanted".to_owned()))
@@ -149,19 +144,29 @@ impl Repository {
     /// # Errors
     /// Of the store.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, Error> {
-        let path = self.path(prefix);
         let root = self.prefix.as_ref();
-        let listing = self
-            .store
-            .list(Some(&path))
-            .take(LIST_MAX)
-            .map_ok(|meta| {
-                let key = meta.location.as_ref();
-                let key = key.strip_prefix(root).unwrap_or(key).trim_start_matches('/');
-                (key.to_owned(), meta.size)
-            })
-            .try_collect();
-        within("listing", prefix, listing).await
+        let name = |meta: &ObjectMeta| {
+            let key = meta.location.as_ref();
+            let key = key.strip_prefix(root).unwrap_or(key).trim_start_matches('/');
+            (key.to_owned(), meta.size)
+        };
+        self.collect(prefix, name).await
+    }
+
+    /// The size of an object. `None`: there is none.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn object_size(&self, key: &str) -> Result<Option<u64>, Error> {
+        let path = self.path(key);
+        match within("looking for", key, self.store.head(&path)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(Error::Store {
+                source: object_store::Error::NotFound { .. },
+                ..
+            }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The names of the folders at the top: one per cluster, and those that all share.
@@ -188,154 +193,34 @@ impl Repository {
             other => other,
         }
     }
+}
 
-    /// Seals `source` into the object `key`. See [`seal::seal`] for `confirm`.
-    ///
-    /// # Errors
-    /// Of source, keys or store; no object is left then.
-    pub async fn put_sealed(
-        &self,
-        key: &str,
-        source: impl Read + Send + 'static,
-        keys: Arc<Keys>,
-        compression: Compression,
-        confirm: impl FnOnce() -> io::Result<()> + Send + 'static,
-        progress: impl Fn(u64) + Send + 'static,
-    ) -> Result<Sealed, Error> {
-        let (sender, receiver) = mpsc::channel(1);
-        let worker = tokio::task::spawn_blocking(move || {
-            let mut writer = ChunkWriter {
-                sender,
-                chunk: BytesMut::with_capacity(CHUNK_BYTES),
-            };
-            let sealed = seal::seal(source, &mut writer, &keys, compression, confirm, progress)?;
-            writer.end()?;
-            Ok(sealed)
+/// What a listing tells, whole or not at all: were the rest of a long one cut off, backups would be taken for missing.
+async fn collect<T>(
+    prefix: &str,
+    listing: BoxStream<'_, object_store::Result<ObjectMeta>>,
+    limit: usize,
+    name: impl Fn(&ObjectMeta) -> T,
+) -> Result<Vec<T>, Error> {
+    let some = listing
+        .take(limit.saturating_add(1))
+        .map_ok(|meta| name(&meta))
+        .try_collect();
+    let found: Vec<T> = within("listing", prefix, some).await?;
+    if found.len() > limit {
+        return Err(Error::TooMany {
+            prefix: prefix.to_owned(),
+            limit,
         });
-        let uploaded = self.upload(key, receiver).await;
-        // The worker ends by itself: its channel is closed. Its error names the cause, the upload's only the effect.
-        let sealed = worker.await.map_err(|_| Error::Worker)?;
-        match (sealed, uploaded) {
-            (Ok(sealed), Ok(true)) => Ok(sealed),
-            (_, Err(error)) => Err(error),
-            (Err(source), Ok(_)) => Err(Error::Seal {
-                key: key.to_owned(),
-                source,
-            }),
-            (Ok(_), Ok(false)) => Err(Error::Worker),
-        }
     }
-
-    /// `false`: the sender ended without an end, and the upload was taken back.
-    async fn upload(&self, key: &str, mut receiver: mpsc::Receiver<Message>) -> Result<bool, Error> {
-        let path = self.path(key);
-        let mut upload = within("starting", key, self.store.put_multipart(&path)).await?;
-        let mut ended = false;
-        let mut failure = None;
-        while let Some(message) = receiver.recv().await {
-            match message {
-                Message::Chunk(chunk) => {
-                    if let Err(error) = within("writing", key, upload.put_part(PutPayload::from(chunk))).await {
-                        failure = Some(error);
-                        break;
-                    }
-                }
-                Message::End => ended = true,
-            }
-        }
-        drop(receiver);
-        if ended && failure.is_none() {
-            match within("completing", key, upload.complete()).await {
-                Ok(_) => return Ok(true),
-                Err(error) => failure = Some(error),
-            }
-        }
-        // What an abort cannot clean up, the sweep at the next start does.
-        drop(within("aborting", key, upload.abort()).await);
-        failure.map_or(Ok(false), Err)
-    }
-
-    /// Opens the object `key` into `sink`. See [`seal::unseal`].
-    ///
-    /// # Errors
-    /// Of the store or the sink, or bytes that are not what was sealed. The sink comes back to be closed.
-    pub async fn get_sealed<W: Write + Send + 'static>(
-        &self,
-        key: &str,
-        mut sink: W,
-        keys: Arc<Keys>,
-        progress: impl Fn(u64) + Send + 'static,
-    ) -> Result<(Sealed, W), Error> {
-        let encrypted = key.ends_with(".age");
-        if encrypted && !keys.decrypts() {
-            return Err(Error::NoIdentity { key: key.to_owned() });
-        }
-        let path = self.path(key);
-        let (sender, receiver) = mpsc::channel(2);
-        let worker = tokio::task::spawn_blocking(move || {
-            let reader = ChunkReader {
-                receiver,
-                chunk: Bytes::new(),
-            };
-            seal::unseal(reader, &mut sink, &keys, encrypted, progress).map(|sealed| (sealed, sink))
-        });
-        let failure = self.fetch(key, &path, &sender).await.err();
-        if failure.is_some() {
-            drop(sender.send(Err(io::ErrorKind::BrokenPipe.into())).await);
-        }
-        drop(sender);
-        let unsealed = worker.await.map_err(|_| Error::Worker)?;
-        match (failure, unsealed) {
-            (Some(error), _) => Err(error),
-            (None, Ok(done)) => Ok(done),
-            (None, Err(source)) => Err(Error::Unseal {
-                key: key.to_owned(),
-                source,
-            }),
-        }
-    }
+    Ok(found)
 }
 
 impl Repository {
-    /// Hands the object on until it ends or nobody wants more of it.
-    async fn fetch(&self, key: &str, path: &Path, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), Error> {
-        if self.directory.is_none() {
-            return self.fetch_in_ranges(key, path, sender).await;
-        }
-        let mut stream = within("reading", key, self.store.get(path)).await?.into_stream();
-        loop {
-            let next = tokio::time::timeout(CALL_TIMEOUT, stream.next()).await;
-            match next.map_err(|_| slow("reading", key))? {
-                None => return Ok(()),
-                Some(chunk) => {
-                    let chunk = chunk.map_err(|source| store_error("reading", key, source))?;
-                    if sender.send(Ok(chunk)).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    /// One request for a whole dump would outlast any time-out while a slow restore reads it: each range has its own, and
-    /// its own retries.
-    async fn fetch_in_ranges(
-        &self,
-        key: &str,
-        path: &Path,
-        sender: &mpsc::Sender<io::Result<Bytes>>,
-    ) -> Result<(), Error> {
-        let size = within("reading", key, self.store.head(path)).await?.size;
-        let mut at = 0;
-        while at < size {
-            let end = size.min(at.saturating_add(CHUNK_BYTES as u64));
-            let chunk = within("reading", key, self.store.get_range(path, at..end)).await?;
-            if chunk.is_empty() || sender.send(Ok(chunk)).await.is_err() {
-                return Ok(());
-            }
-            at = end;
-        }
-        Ok(())
+    /// Everything below `prefix` as `name` tells it.
+    pub(super) async fn collect<T>(&self, prefix: &str, name: impl Fn(&ObjectMeta) -> T) -> Result<Vec<T>, Error> {
+        let path = self.path(prefix);
+        collect(prefix, self.store.list(Some(&path)), LIST_MAX, name).await
     }
 }
 
@@ -374,7 +259,7 @@ pub(super) fn store_error(act: &'static str, key: &str, source: object_store::Er
     }
 }
 
-fn slow(act: &'static str, key: &str) -> Error {
+pub(super) fn slow(act: &'static str, key: &str) -> Error {
     Error::Slow {
         act,
         key: key.to_owned(),
@@ -382,61 +267,20 @@ fn slow(act: &'static str, key: &str) -> Error {
     }
 }
 
-struct ChunkWriter {
-    sender: mpsc::Sender<Message>,
-    chunk: BytesMut,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl ChunkWriter {
-    fn send(&mut self, message: Message) -> io::Result<()> {
-        self.sender
-            .blocking_send(message)
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the upload ended"))
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        if !self.chunk.is_empty() {
-            let chunk = self.chunk.split().freeze();
-            self.send(Message::Chunk(chunk))?;
+    #[tokio::test]
+    async fn listing_that_is_too_long_is_an_error_and_not_a_shorter_list() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = Repository::open(&format!("file://{}", directory.path().display())).expect("a repository");
+        for key in ["a/1", "a/2", "a/3"] {
+            assert!(repository.create(key, vec![1]).await.expect("written"));
         }
-        self.send(Message::End)
-    }
-}
-
-impl Write for &mut ChunkWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = CHUNK_BYTES.saturating_sub(self.chunk.len());
-        let taken = bytes.get(..room).unwrap_or(bytes);
-        self.chunk.extend_from_slice(taken);
-        if self.chunk.len() >= CHUNK_BYTES {
-            let chunk = std::mem::replace(&mut self.chunk, BytesMut::with_capacity(CHUNK_BYTES)).freeze();
-            self.send(Message::Chunk(chunk))?;
-        }
-        Ok(taken.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-struct ChunkReader {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
-    chunk: Bytes,
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receiver.blocking_recv() {
-                None => return Ok(0),
-                Some(chunk) => self.chunk = chunk?,
-            }
-        }
-        let taken = buffer.len().min(self.chunk.len());
-        if let Some(target) = buffer.get_mut(..taken) {
-            self.chunk.copy_to_slice(target);
-        }
-        Ok(taken)
+        let path = repository.path("a");
+        let list = |limit| collect("a", repository.store.list(Some(&path)), limit, |meta| meta.size);
+        assert_eq!(list(3).await.expect("listed").len(), 3);
+        assert!(matches!(list(2).await, Err(Error::TooMany { limit: 2, .. })));
     }
 }

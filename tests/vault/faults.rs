@@ -62,6 +62,17 @@ fn killed_at_every_step_of_a_backup_nothing_false_is_good_and_the_next_one_works
     assert_eq!(proven(&bed).len(), good + 1);
 }
 
+/// Makes the grace of what is marked long over.
+fn age_tombstones(server: &Server) {
+    let is_tombstone = |path: &&PathBuf| path.parent().is_some_and(|folder| folder.ends_with("tombstones"));
+    for path in server.objects().iter().filter(is_tombstone) {
+        let text = std::fs::read_to_string(path).expect("readable");
+        let at = text.find("\"at\": \"20").expect("a time") + 7;
+        let aged = format!("{}2001{}", &text[..at], &text[at + 4..]);
+        std::fs::write(path, aged).expect("writable");
+    }
+}
+
 #[test]
 fn killed_at_every_step_of_a_deletion_the_good_one_stays_and_the_next_one_finishes() {
     let mut store = Store::new();
@@ -75,13 +86,7 @@ fn killed_at_every_step_of_a_deletion_the_good_one_stays_and_the_next_one_finish
         // The one before is marked, and its grace made long over.
         store.ok(&create);
         store.ok(&["prune"]);
-        let is_tombstone = |path: &&PathBuf| path.parent().is_some_and(|folder| folder.ends_with("tombstones"));
-        for path in server.objects().iter().filter(is_tombstone) {
-            let text = std::fs::read_to_string(path).expect("readable");
-            let at = text.find("\"at\": \"20").expect("a time") + 7;
-            let aged = format!("{}2001{}", &text[..at], &text[at + 4..]);
-            std::fs::write(path, aged).expect("writable");
-        }
+        age_tombstones(&server);
     };
     prepare();
     killed_at_every_request(&store, &server, &["prune"], |at| {
@@ -162,19 +167,13 @@ fn a_server_stopped_in_the_middle_leaves_no_backup() {
     assert_eq!(proven(&bed).len(), 1);
 }
 
-/// A tmpfs of its own where name spaces are allowed, else a limit of a file's size.
-#[test]
-fn a_full_disk_leaves_no_backup_and_nothing_half_written() {
-    let store = Store::new();
-    let files = store.directory().join("app");
+/// Runs `create` with a repository on a disk of 4 MiB: a tmpfs of its own where name spaces are allowed, else a limit of a
+/// file's size. Returns what it told, what is listed then, and the files that are left.
+fn create_on_a_small_disk(store: &Store, create: &[&str]) -> String {
     let repository = store.repository();
-    let made = format!(
-        "mkdir {0} {1}; head -c 9000000 /dev/urandom > {0}/blob",
-        files.display(),
-        repository.display()
-    );
-    run("bash", &["-c", &made]);
-    let path = files.display().to_string();
+    // Ours already: in the name space we may not make it in a directory of somebody else.
+    let state = store.directory().join("state").display().to_string();
+    run("mkdir", &[&repository.display().to_string(), &state]);
     let quote = |command: &std::process::Command| {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         words
@@ -182,17 +181,25 @@ fn a_full_disk_leaves_no_backup_and_nothing_half_written() {
             .collect::<Vec<_>>()
             .join(" ")
     };
+    let exports: String = store
+        .environment
+        .iter()
+        .map(|(name, value)| format!("export {name}='{value}'; "))
+        .collect();
     let key = store.key();
-    let create = quote(&store.command(Some(&key), &["create", "--files", "app", "--path", &path]));
+    let create = quote(&store.command(Some(&key), create));
     let list = quote(&store.command(Some(&key), &["list", "--json"]));
-    let inside = format!("if {create} 2>&1; then exit 9; fi; {list}; find . -type f ! -name .lock");
+    let inside = format!("{exports}if {create} 2>&1; then exit 9; fi; {list}; find . -type f ! -name .lock");
     let script = format!(
         "cd {0}; if unshare -rm true 2>/dev/null; then \
          exec unshare -rm bash -c \"mount -t tmpfs -o size=4m tmpfs {0}; cd {0}; $1\"; \
          else trap '' XFSZ; ulimit -f 4000; eval \"$1\"; fi",
         repository.display()
     );
-    let told = run("bash", &["-c", &script, "bash", &inside]);
+    run("bash", &["-c", &script, "bash", &inside])
+}
+
+fn assert_nothing_is_left(told: &str) {
     assert!(
         told.contains("No space left") || told.contains("File too large"),
         "{told}"
@@ -201,8 +208,99 @@ fn a_full_disk_leaves_no_backup_and_nothing_half_written() {
         told.trim_end().ends_with("[]"),
         "nothing is listed and nothing is left: {told}"
     );
-    store.ok(&["create", "--files", "app", "--path", &path]);
+}
+
+#[test]
+fn a_full_disk_leaves_no_backup_and_nothing_half_written() {
+    let store = Store::new();
+    let files = store.directory().join("app");
+    let made = format!("mkdir {0}; head -c 9000000 /dev/urandom > {0}/blob", files.display());
+    run("bash", &["-c", &made]);
+    let path = files.display().to_string();
+    let create = ["create", "--files", "app", "--path", &path];
+    assert_nothing_is_left(&create_on_a_small_disk(&store, &create));
+    store.ok(&create);
     assert_eq!(proven(&store).len(), 1);
+}
+
+#[test]
+fn a_disk_that_fills_during_a_dump_leaves_no_backup_and_nothing_half_written() {
+    let bed = Bed::new();
+    let blob = bed.directory().join("blob").display().to_string();
+    run(
+        "bash",
+        &[
+            "-c",
+            &format!("head -c 9000000 /dev/urandom > {blob}; chmod a+r {blob}"),
+        ],
+    );
+    bed.sql(
+        "app",
+        &format!("CREATE TABLE app.blobs AS SELECT pg_read_binary_file('{blob}')"),
+    );
+    assert_nothing_is_left(&create_on_a_small_disk(&bed, &["create"]));
+    until("its backends end", || bed.backends("%") == 0);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    bed.ok(&["create"]);
+    assert_eq!(proven(&bed).len(), 1);
+}
+
+#[test]
+fn a_bucket_that_fails_during_a_restore_leaves_the_live_database_and_the_backup_as_they_were() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups/a", server.environment());
+    bed.ok(&["create"]);
+    bed.sql("app", "DELETE FROM app.t WHERE id > 5");
+    for (method, part, fault) in [
+        ("GET", "list-type=2", Fault::Status(500)),
+        ("GET", "manifest.json", Fault::SlowDown),
+        ("PUT", "leases/", Fault::Status(500)),
+        ("GET", "dump.zst.age", Fault::Status(500)),
+        ("GET", "dump.zst.age", Fault::Hang),
+    ] {
+        server.fail(method, part, fault, usize::MAX);
+        bed.fails(&["restore", "latest"]);
+        server.heal();
+        let rows = bed.sql("app", "SELECT count(*) FROM app.t");
+        assert_eq!(rows, "5", "{fault:?} at {part}");
+        let others = "SELECT count(*) FROM pg_database WHERE datname LIKE 'foregate%' OR datname LIKE 'app_%'";
+        assert_eq!(bed.sql("postgres", others), "0", "{fault:?} at {part}");
+    }
+    assert_eq!(proven(&bed).len(), 1, "a store that fails is no damage");
+    server.fail("GET", "dump.zst.age", Fault::Cut, 2);
+    bed.ok(&["restore", "latest"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+}
+
+#[test]
+fn a_bucket_that_fails_during_a_deletion_keeps_the_good_one_and_the_next_one_finishes() {
+    let mut store = Store::new();
+    let server = Server::start(&store);
+    store.url = "s3://backups/a".to_owned();
+    store.environment = server.environment();
+    let path = store.key().display().to_string();
+    let create = ["create", "--files", "app", "--path", &path, "--keep-days", "0"];
+    store.ok(&create);
+    for (method, part, fault) in [
+        ("GET", "list-type=2", Fault::Status(500)),
+        ("GET", "manifest.json", Fault::Status(500)),
+        ("POST", "delete", Fault::Status(500)),
+        ("POST", "delete", Fault::AnswerLost),
+    ] {
+        store.ok(&create);
+        store.ok(&["prune"]);
+        age_tombstones(&server);
+        server.fail(method, part, fault, usize::MAX);
+        store.fails(&["prune"]);
+        server.heal();
+        assert!(!proven(&store).is_empty(), "{fault:?} at {part}");
+        store.ok(&["prune"]);
+        assert_eq!(proven(&store).len(), 1, "{fault:?} at {part}");
+    }
+    let left = server.objects();
+    let data = left.iter().filter(|path| path.ends_with("files.zst.age")).count();
+    assert_eq!(data, 1, "{left:?}");
 }
 
 /// A backup from the future, or a deletion from it: the clock jumped, and ages mean nothing.

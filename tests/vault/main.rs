@@ -3,8 +3,10 @@
 mod bucket;
 mod faults;
 mod files;
+mod memory;
 mod secrets;
 mod server;
+mod shared;
 mod support;
 
 use std::path::{Path, PathBuf};

@@ -233,16 +233,16 @@ fn missed_backups_are_made_up_for_at_once_and_only_once() {
     until("the metrics", || {
         server.metric("foregate_backup_good{kind=\"daily\"}") == Some(1.0)
     });
+    // The clean-up is the last of what a start looks at.
+    let prunes = |server: &Server<'_>| {
+        let runs = server.get(&format!("{BACKUPS}/runs"));
+        let runs = runs["runs"].as_array();
+        runs.map_or(0, |runs| runs.iter().filter(|run| run["act"] == "prune").count())
+    };
+    until("the clean-up", || prunes(&server) == 1);
     drop(server);
     let again = Server::start(&bed, &hook);
-    // The clean-up is the last of what a start looks at.
-    until("the clean-up", || {
-        let runs = again.get(&format!("{BACKUPS}/runs"));
-        let prunes = runs["runs"]
-            .as_array()
-            .map_or(0, |runs| runs.iter().filter(|run| run["act"] == "prune").count());
-        prunes == 2
-    });
+    until("the clean-up", || prunes(&again) == 2);
     assert_eq!(again.good().len(), 1, "a restart repeats no period");
 }
 
@@ -356,11 +356,41 @@ fn failure_is_told_once_and_so_is_its_end_and_no_secret_with_it() {
         server.metric("foregate_backup_runs_total{act=\"create\",result=\"failed\"}"),
         Some(1.0)
     );
+    let stats = server.get(&format!("{BACKUPS}/stats"));
+    let kinds = stats["kinds"].as_array().expect("kinds").iter();
+    let manual = kinds.clone().find(|kind| kind["kind"] == "manual").expect("a kind");
+    assert_eq!(
+        (&manual["successRate"], &manual["failureRate"]),
+        (&json!(0.5), &json!(0.5)),
+        "{stats}"
+    );
+    let daily = kinds.clone().find(|kind| kind["kind"] == "daily").expect("a kind");
+    assert_eq!(
+        (&daily["successRate"], &daily["failedRuns"]),
+        (&json!(1.0), &json!(0)),
+        "{stats}"
+    );
     let told = hook.seen.lock().expect("no thread panics here").join("\n");
     for text in [told, server.log(), run.to_string()] {
         assert!(!text.contains("hidden-password"), "{text}");
     }
     assert!(!server.log().contains("hidden-hook"));
+}
+
+#[test]
+fn latest_is_the_database_in_the_api_as_on_the_command_line() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    until("the first backup", || server.good().len() == 1);
+    let first = server.good()[0]["id"].clone();
+    let path = bed.key().display().to_string();
+    until("a file set", || {
+        bed.succeeds(&["create", "--files", "app", "--path", &path])
+    });
+    until("it is listed", || server.good().len() == 2);
+    assert_eq!(server.get(&format!("{BACKUPS}/latest"))["backup"]["id"], first);
+    let shown: Value = serde_json::from_str(&bed.ok(&["show", "latest", "--json"])).expect("JSON");
+    assert_eq!(shown["manifest"]["id"], first);
 }
 
 #[test]

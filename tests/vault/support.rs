@@ -191,6 +191,14 @@ impl Bed {
         self.store.environment.push(("DATABASE_URL".to_owned(), url));
     }
 
+    /// From now on another database of the cluster is the configured one.
+    pub(crate) fn use_database(&mut self, name: &str) {
+        let socket = self.directory().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://postgres@{socket}:{PORT}/{name}");
+        self.store.environment.retain(|(name, _)| name != "DATABASE_URL");
+        self.store.environment.push(("DATABASE_URL".to_owned(), url));
+    }
+
     /// As on another machine, which shares no lock but those of the database and the repository.
     pub(crate) fn use_state(&mut self, name: &str) {
         name.clone_into(&mut self.store.state);

@@ -20,8 +20,9 @@ use super::super::views::backups::{
 use super::ddos::quoted;
 use super::trail::{paging, record};
 use super::{Shared, order};
-use crate::backup::service::{Act, Run, State as RunState};
-use crate::backup::{Entry, Swap};
+use crate::backup::service::stats::rate;
+use crate::backup::service::{Act, Refusal, Run, State as RunState};
+use crate::backup::{self, Entry, Swap};
 
 const LABELS: [&str; 4] = ["daily", "weekly", "monthly", "manual"];
 /// A ULID, or `latest`.
@@ -72,13 +73,6 @@ pub(super) async fn stats(state: Shared) -> Result<Json<BackupStats>, Error> {
     }))
 }
 
-/// `of` among both; `None`: there was neither.
-fn rate(of: usize, others: usize) -> Option<f64> {
-    let total = of + others;
-    #[expect(clippy::cast_precision_loss, reason = "a few hundred runs at most")]
-    (total > 0).then(|| of as f64 / total as f64)
-}
-
 pub(super) async fn runs(state: Shared) -> Json<Runs> {
     let runs = state
         .parts
@@ -94,18 +88,15 @@ pub(super) async fn show(state: Shared, id: Id) -> Result<Json<BackupOrRun>, Err
     let text = text(id)?;
     let vault = &state.parts.vault;
     let run = Ulid::from_string(&text).ok().and_then(|id| vault.find_run(id));
-    let entries = vault.list().await?;
-    let entry = if text == "latest" {
-        entries.iter().rev().find(|entry| entry.is_good())
-    } else {
-        entries.iter().find(|entry| entry.manifest.id.to_string() == text)
+    let entry = match vault.choose(&text).await {
+        Ok(entry) => Some(entry),
+        Err(Refusal::Domain(backup::Error::Unknown(_))) if run.is_some() => None,
+        Err(Refusal::Domain(backup::Error::Unknown(_))) => return Err(Error::NoBackup(quoted(&text))),
+        Err(error) => return Err(error.into()),
     };
-    if run.is_none() && entry.is_none() {
-        return Err(Error::NoBackup(quoted(&text)));
-    }
     Ok(Json(BackupOrRun {
-        id: entry.map_or(text, |entry| entry.manifest.id.to_string()),
-        backup: entry.map(|entry| view(&state, entry)),
+        id: entry.as_ref().map_or(text, |entry| entry.manifest.id.to_string()),
+        backup: entry.map(|entry| view(&state, &entry)),
         run: run.map(|run| (&*run).into()),
     }))
 }
@@ -140,15 +131,18 @@ pub(super) async fn restore(
 }
 
 async fn try_restore(state: &State, order: RestoreOrder) -> Result<std::sync::Arc<Run>, Error> {
+    let foreign = order.from_database.clone();
     let (id, swap) = resolve(state, order).await?;
+    let vault = &state.parts.vault;
     // What can be refused is refused here, with its reason, rather than in a run that fails later.
-    let entry = state.parts.vault.preview_restore(&id, &swap).await?;
-    Ok(state.parts.vault.start_restore(entry.manifest.id.to_string(), swap)?)
+    let entry = vault.preview_restore(&id, &swap, foreign.clone()).await?;
+    Ok(vault.start_restore(entry.manifest.id.to_string(), swap, foreign)?)
 }
 
 async fn preview(state: &State, order: RestoreOrder) -> Result<Response, Error> {
+    let foreign = order.from_database.clone();
     let (id, swap) = resolve(state, order).await?;
-    let entry = state.parts.vault.preview_restore(&id, &swap).await?;
+    let entry = state.parts.vault.preview_restore(&id, &swap, foreign).await?;
     let database = match &swap {
         Swap::Live => state.parts.vault.database(),
         Swap::Keep(name) => Some(name.clone()),

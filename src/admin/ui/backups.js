@@ -64,7 +64,7 @@ function backupRow(backup) {
     actions.append(action("Delete", "admin", `Delete the backup of ${made}`, () => remove(backup, made)));
   }
   const row = cells(element("tr"), timeCell(backup.startedAt), what, backup.labels.join(", "), size(backup.storedBytes),
-    duration(backup.durationSeconds), stateCell(words[backup.state], backup.good), actions);
+    duration(backup.durationSeconds), stateCell(words[backup.state] ?? backup.state, backup.good), actions);
   row.title = `${backup.id}${backup.encrypted ? ", encrypted" : ", in the clear"}`;
   return row;
 }

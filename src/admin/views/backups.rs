@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backup::service::stats::Newest;
+use crate::backup::service::stats::{Newest, rate};
 use crate::backup::service::{KindStats, Run, State};
 use crate::backup::{Entry, Pruned};
 use crate::repository::manifest::{Content, Level};
@@ -24,8 +24,10 @@ pub(in crate::admin) struct Backup {
     plain_bytes: u64,
     level: &'static str,
     good: bool,
-    /// `good`, `not proven` or `to be deleted`.
+    /// `good`, `not proven`, `incomplete`, `from the future` or `to be deleted`.
     state: &'static str,
+    /// What is missing of one that is incomplete.
+    problem: Option<String>,
     encrypted: bool,
     /// `null`: a file set.
     server_version: Option<String>,
@@ -58,11 +60,8 @@ impl Backup {
             plain_bytes: manifest.parts.iter().map(|part| part.plain_bytes).sum(),
             level: level(entry.level()),
             good: entry.is_good(),
-            state: match (&entry.tombstone, entry.is_good()) {
-                (Some(_), _) => "to be deleted",
-                (None, true) => "good",
-                (None, false) => "not proven",
-            },
+            state: entry.state(),
+            problem: entry.incomplete.clone(),
             encrypted: !manifest.recipients.is_empty(),
             server_version: version.map(|version| format!("{}.{}", version / 10_000, version % 10_000)),
             filepath,
@@ -201,9 +200,16 @@ pub(in crate::admin) struct Kind {
     kind: String,
     count: usize,
     good: usize,
+    incomplete: usize,
     stored_bytes: u64,
     overdue: bool,
     next_run: Option<String>,
+    /// Of the remembered runs.
+    succeeded_runs: usize,
+    failed_runs: usize,
+    /// Between 0 and 1; `null`: there was none yet.
+    success_rate: Option<f64>,
+    failure_rate: Option<f64>,
     last_good: Option<LastGood>,
 }
 
@@ -224,9 +230,14 @@ impl From<&KindStats> for Kind {
             kind: kind.kind.clone(),
             count: kind.count,
             good: kind.good,
+            incomplete: kind.incomplete,
             stored_bytes: kind.stored_bytes,
             overdue: kind.is_overdue,
             next_run: kind.next_run.map(|at| at.to_string()),
+            succeeded_runs: kind.succeeded_runs,
+            failed_runs: kind.failed_runs,
+            success_rate: rate(kind.succeeded_runs, kind.failed_runs),
+            failure_rate: rate(kind.failed_runs, kind.succeeded_runs),
             last_good: kind.newest_good.as_ref().map(Into::into),
         }
     }
@@ -260,6 +271,8 @@ pub(in crate::admin) struct RestoreOrder {
     pub(in crate::admin) filepath: Option<String>,
     /// Into a new database of this name; the live one is left alone.
     pub(in crate::admin) target_database: Option<String>,
+    /// The backup is of this other database, and is meant to take the place of the configured one.
+    pub(in crate::admin) from_database: Option<String>,
     /// Into a scratch database that is dropped again.
     #[serde(default)]
     pub(in crate::admin) verify_only: bool,
@@ -298,6 +311,8 @@ pub(in crate::admin) struct PrunePreview {
     decisions: Vec<Decision>,
     marked: Vec<String>,
     deleted: Vec<String>,
+    /// Marked before, and needed again.
+    lifted: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -322,6 +337,7 @@ impl From<&Pruned> for PrunePreview {
                 .collect(),
             marked: ids(&pruned.marked),
             deleted: ids(&pruned.deleted),
+            lifted: ids(&pruned.lifted),
         }
     }
 }

@@ -75,7 +75,7 @@ impl History {
     /// The history is for people; that it cannot be written stops no backup.
     pub(super) fn save(&self) {
         let records: Vec<Record> = self.runs.iter().map(|run| record(run)).collect();
-        if let Err(error) = write(&self.file, &records) {
+        if let Err(error) = write_json(&self.file, &records) {
             tracing::warn!(%error, file = %self.file.display(), "the history of runs cannot be written");
         }
     }
@@ -121,16 +121,22 @@ fn revive(record: Record) -> Option<Run> {
     ))
 }
 
-fn read(file: &std::path::Path) -> io::Result<Vec<Record>> {
+/// A small file of the state directory.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(file: &std::path::Path) -> io::Result<T> {
     let mut bytes = Vec::new();
     let _bytes = File::open(file)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    let mut records: Vec<Record> = serde_json::from_slice(&bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn read(file: &std::path::Path) -> io::Result<Vec<Record>> {
+    let mut records: Vec<Record> = read_json(file)?;
     let surplus = records.len().saturating_sub(RUNS_MAX);
     drop(records.drain(..surplus));
     Ok(records)
 }
 
-fn write(file: &std::path::Path, records: &[Record]) -> io::Result<()> {
+/// Replaces it as a whole.
+pub(super) fn write_json(file: &std::path::Path, value: &impl Serialize) -> io::Result<()> {
     let temporary = file.with_extension("json.new");
     if let Some(directory) = file.parent() {
         std::fs::create_dir_all(directory)?;
@@ -142,7 +148,7 @@ fn write(file: &std::path::Path, records: &[Record]) -> io::Result<()> {
         .write(true)
         .mode(0o600)
         .open(&temporary)?;
-    out.write_all(&serde_json::to_vec(records)?)?;
+    out.write_all(&serde_json::to_vec(value)?)?;
     out.sync_all()?;
     std::fs::rename(&temporary, file)
 }

@@ -13,6 +13,7 @@ pub(super) struct Metrics {
     level: IntGaugeVec,
     overdue: IntGaugeVec,
     good: IntGaugeVec,
+    incomplete: IntGaugeVec,
     runs: IntCounterVec,
     failures: IntCounterVec,
     stored: IntGauge,
@@ -48,6 +49,10 @@ impl Metrics {
                 "1: no proven backup of this kind for twice its interval",
             )?,
             good: by_kind("foregate_backup_good", "Proven backups of a kind")?,
+            incomplete: by_kind(
+                "foregate_backup_incomplete",
+                "Backups of a kind that are listed and not all there",
+            )?,
             runs: IntCounterVec::new(
                 Opts::new("foregate_backup_runs_total", "Runs of the vault by act and result"),
                 &["act", "result"],
@@ -70,7 +75,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    fn by_kind(&self) -> [&IntGaugeVec; 6] {
+    fn by_kind(&self) -> [&IntGaugeVec; 7] {
         [
             &self.last_good,
             &self.last_good_age,
@@ -78,6 +83,7 @@ impl Metrics {
             &self.level,
             &self.overdue,
             &self.good,
+            &self.incomplete,
         ]
     }
 
@@ -91,6 +97,9 @@ impl Metrics {
             let label = [kind.kind.as_str()];
             self.overdue.with_label_values(&label).set(i64::from(kind.is_overdue));
             self.good.with_label_values(&label).set(int(kind.good as u64));
+            self.incomplete
+                .with_label_values(&label)
+                .set(int(kind.incomplete as u64));
             let Some(newest) = &kind.newest_good else { continue };
             self.last_good.with_label_values(&label).set(newest.at.as_second());
             self.last_good_age

@@ -7,8 +7,13 @@ mod metrics;
 mod orders;
 mod run;
 mod schedule;
+mod since;
 pub mod stats;
+#[cfg(test)]
+mod tests;
+mod trouble;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,13 +29,14 @@ use ulid::Ulid;
 pub use self::run::{Act, Run, State, Status, Step};
 pub use self::stats::KindStats;
 use super::verify::chain;
-use super::{Entry, Error, Hold, Settings, Vault};
+use super::{Entry, Error, Hold, Settings, Subject, Vault};
 use crate::clock::Clock;
 use crate::telemetry::alert::Alerts;
-use crate::telemetry::health::{Board, Condition};
-use ending::Ending;
+use crate::telemetry::health::Board;
+use ending::{Ending, files_subject};
 use history::History;
 use metrics::Metrics;
+use since::Since;
 
 /// The name under which the vault stands on the health board.
 const PART: &str = "backup";
@@ -74,7 +80,12 @@ struct Shared {
     vault: ArcSwapOption<Vault>,
     unusable: Mutex<Option<String>>,
     metrics: Metrics,
-    since: Timestamp,
+    /// When this process began.
+    started_at: Timestamp,
+    since: Mutex<Since>,
+    /// Of the cluster that the database is in, once it was asked.
+    cluster: Mutex<Option<String>>,
+    troubles: Mutex<BTreeMap<String, String>>,
     runs: Mutex<Runs>,
     catalogue: tokio::sync::Mutex<Catalogue>,
     /// Something has changed since the catalogue was read.
@@ -105,7 +116,10 @@ impl Service {
         let metrics = Metrics::register(&parts.registry)?;
         let history = History::open(&settings.state_dir);
         let shared = Shared {
-            since: parts.clock.wall(),
+            started_at: parts.clock.wall(),
+            since: Mutex::new(Since::open(&settings.state_dir)),
+            cluster: Mutex::default(),
+            troubles: Mutex::default(),
             settings: ArcSwap::from_pointee(settings),
             vault: ArcSwapOption::empty(),
             unusable: Mutex::default(),
@@ -129,8 +143,17 @@ impl Service {
         if **self.shared.settings.load() == settings {
             return;
         }
+        let sets: Vec<String> = settings
+            .plan
+            .files
+            .iter()
+            .map(|file| files_subject(&file.set.name))
+            .collect();
         self.shared.settings.store(Arc::new(settings));
+        *lock(&self.shared.cluster) = None;
         self.open();
+        self.shared
+            .forget_troubles(|subject| subject.starts_with("files-") && !sets.iter().any(|set| set == subject));
         self.shared.poke.notify_one();
     }
 
@@ -139,6 +162,7 @@ impl Service {
         let Some(config) = shared.settings.load().vault() else {
             shared.vault.store(None);
             *lock(&shared.unusable) = None;
+            shared.forget_troubles(|_| true);
             return;
         };
         let is_encrypted = !config.repository.recipients.is_empty();
@@ -148,6 +172,7 @@ impl Service {
                     .vault
                     .store(Some(Arc::new(vault.with_hold(shared.parts.hold.clone()))));
                 *lock(&shared.unusable) = None;
+                shared.well("unusable", "the vault can be used again");
                 if !is_encrypted {
                     tracing::warn!("backups are stored in the clear: backup.recipients names no age public key");
                 }
@@ -155,11 +180,7 @@ impl Service {
             Err(error) => {
                 let reason = chain(&error);
                 shared.vault.store(None);
-                shared.parts.board.set(PART, Condition::Degraded(reason.clone()));
-                shared
-                    .parts
-                    .alerts
-                    .raise("backup-unusable", &format!("the vault cannot be used: {reason}"));
+                shared.trouble("unusable", &format!("the vault cannot be used: {reason}"));
                 *lock(&shared.unusable) = Some(reason);
             }
         }
@@ -212,14 +233,12 @@ impl Service {
         let is_fresh = !is_stale && catalogue.read_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
         if !is_fresh {
             let (entries, unreadable) = vault.list().await?;
-            for error in unreadable {
-                tracing::warn!(error = chain(&error), "a manifest cannot be read");
-            }
             *catalogue = Catalogue {
                 read_at: Some(now),
                 entries: Arc::new(entries),
             };
-            self.shared.show(&catalogue.entries);
+            self.shared.show(&catalogue.entries, self.shared.parts.clock.wall());
+            self.shared.show_unreadable(&unreadable);
         }
         Ok(Arc::clone(&catalogue.entries))
     }
@@ -249,9 +268,11 @@ impl Service {
     /// Of the repository.
     pub async fn stats(&self) -> Result<(Vec<KindStats>, u64), Refusal> {
         let entries = self.list().await?;
-        let settings = self.settings();
-        let now = self.shared.parts.clock.wall();
-        let kinds = stats::kinds(&entries, &settings.plan, self.shared.since, now);
+        let mut kinds = self.shared.kinds(&entries, self.shared.parts.clock.wall());
+        let past = self.past();
+        for kind in &mut kinds {
+            kind.count_runs(&past);
+        }
         Ok((kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum()))
     }
 
@@ -299,10 +320,26 @@ impl Service {
 }
 
 impl Shared {
-    /// Metrics and the alert for what is overdue, from a fresh catalogue.
-    fn show(&self, entries: &[Entry]) {
-        let now = self.parts.clock.wall();
-        let kinds = stats::kinds(entries, &self.settings.load().plan, self.since, now);
+    /// The database that is looked after, as far as it is known.
+    fn subject(&self) -> Subject {
+        let vault = self.vault.load();
+        let database = vault.as_ref().map_or("", |vault| vault.database());
+        Subject {
+            database: database.to_owned(),
+            cluster: lock(&self.cluster).clone(),
+        }
+    }
+
+    fn kinds(&self, entries: &[Entry], now: Timestamp) -> Vec<KindStats> {
+        let settings = self.settings.load();
+        let scheduled = stats::scheduled(&settings.plan).into_iter().map(|(kind, _)| kind);
+        let since = lock(&self.since).of(scheduled, now);
+        stats::kinds(entries, &self.subject(), &settings.plan, &since, now)
+    }
+
+    /// Metrics, and what is told of a fresh catalogue.
+    fn show(&self, entries: &[Entry], now: Timestamp) {
+        let kinds = self.kinds(entries, now);
         self.metrics
             .show(&kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum());
         for kind in &kinds {
@@ -316,12 +353,41 @@ impl Shared {
                     .resolve(&key, &format!("{} backups are up to date again", kind.kind));
             }
         }
+        let unmarked = || entries.iter().filter(|entry| entry.tombstone.is_none());
+        match unmarked().find_map(|entry| entry.incomplete.as_ref().map(|what| (entry.manifest.id, what))) {
+            Some((id, what)) => self.trouble("incomplete", &format!("backup {id} is not all there: {what}")),
+            None => self.well("incomplete", "all backups are all there again"),
+        }
+        match unmarked().find(|entry| entry.is_ahead) {
+            Some(entry) => {
+                let (id, at) = (entry.manifest.id, entry.manifest.started_at);
+                let text = format!(
+                    "backup {id} is from the future ({at}): the clock is wrong, or was; it is not the latest, and nothing is cleaned \
+                     up until then or until it is deleted"
+                );
+                self.trouble("clock", &text);
+            }
+            None => self.well("clock", "no backup is from the future any more"),
+        }
+    }
+
+    fn show_unreadable(&self, unreadable: &[crate::repository::Error]) {
+        match unreadable.first() {
+            Some(error) => {
+                let (error, count) = (chain(error), unreadable.len());
+                let text =
+                    format!("{count} backups have a manifest that cannot be read, so nothing is cleaned up: {error}");
+                self.trouble("manifest", &text);
+            }
+            None => self.well("manifest", "every manifest can be read again"),
+        }
     }
 
     /// What a run of this act will read, as far as the last one tells.
     fn expected(&self, act: Act) -> Option<u64> {
         let catalogue = self.catalogue.try_lock().ok()?;
-        let dumps = catalogue.entries.iter().rev();
+        let subject = self.subject();
+        let dumps = catalogue.entries.iter().rev().filter(|entry| subject.owns(entry));
         let mut parts = dumps.filter_map(|entry| entry.manifest.part("dump"));
         matches!(act, Act::Create | Act::Verify | Act::Restore)
             .then(|| parts.next().map(|part| part.plain_bytes))

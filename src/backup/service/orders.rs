@@ -7,7 +7,7 @@ use ulid::Ulid;
 
 use super::{Act, Refusal, Run, Service, stats};
 use crate::backup::files::FileSet;
-use crate::backup::verify::chain;
+use crate::backup::verify::{chain, is_damage};
 use crate::backup::{Entry, Pruned, Swap};
 use crate::repository::Manifest;
 use crate::repository::manifest::{Content, Level};
@@ -49,18 +49,19 @@ impl Service {
         )
     }
 
-    /// Starts a restore. What can be refused is refused before, by its status.
+    /// Starts a restore. What can be refused is refused before, by its status. `foreign`: the other database whose backup
+    /// may take the place of the configured one.
     ///
     /// # Errors
     /// Something else is running, or the vault is off.
-    pub fn start_restore(&self, id: String, swap: Swap) -> Result<Arc<Run>, Refusal> {
+    pub fn start_restore(&self, id: String, swap: Swap, foreign: Option<String>) -> Result<Arc<Run>, Refusal> {
         let subjects = vec![id.clone()];
         self.start(
             Act::Restore,
             Ulid::generate(),
             subjects,
             move |vault, _, _| async move {
-                let done = vault.restore(&id, &swap).await?;
+                let done = vault.with_foreign(foreign).restore(&id, &swap).await?;
                 let replaced = done
                     .replaced
                     .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
@@ -90,14 +91,20 @@ impl Service {
                 let level = match vault.prove_again(&entry, restore).await {
                     Ok(level) => level,
                     Err(error) => {
-                        let text = format!("backup {} is not what it was: {}", entry.manifest.id, chain(&error));
-                        service.shared.parts.alerts.raise(&key, &text);
+                        // A network that is away says nothing of the backup; the failed run is told all the same.
+                        if is_damage(&error) {
+                            let text = format!("backup {} is not what it was: {}", entry.manifest.id, chain(&error));
+                            service.shared.parts.alerts.raise(&key, &text);
+                        }
                         return Err(error);
                     }
                 };
                 let text = format!("backup {} is proven again", entry.manifest.id);
                 service.shared.parts.alerts.resolve(&key, &text);
-                Ok(format!("proven to {level:?}"))
+                Ok(match vault.can_open(&entry.manifest) {
+                    true => format!("proven to {level:?}"),
+                    false => "the stored bytes are those that were written; no identity is configured, so they were not opened".to_owned(),
+                })
             },
         )
     }
@@ -112,16 +119,21 @@ impl Service {
             Ulid::generate(),
             Vec::new(),
             move |vault, _, _| async move {
-                let Pruned { marked, deleted, .. } = vault.prune(false).await?;
+                let Pruned {
+                    marked,
+                    deleted,
+                    lifted,
+                    ..
+                } = vault.prune(false).await?;
                 let dropped = vault
                     .drop_replaced(false)
                     .await?
                     .iter()
                     .filter(|one| one.is_over)
                     .count();
-                let (marked, deleted) = (marked.len(), deleted.len());
+                let (marked, deleted, lifted) = (marked.len(), deleted.len(), lifted.len());
                 Ok(format!(
-                    "{marked} marked, {deleted} deleted, {dropped} replaced databases dropped"
+                    "{marked} marked, {lifted} needed again, {deleted} deleted, {dropped} replaced databases dropped"
                 ))
             },
         )
@@ -139,8 +151,8 @@ impl Service {
     ///
     /// # Errors
     /// Why it would be refused.
-    pub async fn preview_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Refusal> {
-        Ok(self.vault()?.check_restore(id, swap).await?)
+    pub async fn preview_restore(&self, id: &str, swap: &Swap, foreign: Option<String>) -> Result<Entry, Refusal> {
+        Ok(self.vault()?.with_foreign(foreign).check_restore(id, swap).await?)
     }
 
     /// The id of the backup whose manifest or part lies at `path` in the repository.
@@ -191,21 +203,29 @@ impl Service {
             return;
         }
         alerts.ping();
+        let Some(made) = entries.iter().find(|entry| entry.manifest.id == manifest.id) else {
+            return;
+        };
         let alike: Vec<&Entry> = entries
             .iter()
-            .filter(|entry| is_alike(&entry.manifest.content, &manifest.content))
+            .filter(|entry| entry.has_subject_of(made) && !entry.is_ahead)
             .collect();
+        let (key, of) = match &manifest.content {
+            Content::Files { name, .. } => (format!("backup-size-files-{name}"), format!("of the files {name} ")),
+            Content::Database { .. } | Content::Base { .. } => ("backup-size".to_owned(), String::new()),
+        };
         match stats::unusual_size(&alike) {
-            Some(text) => alerts.raise("backup-size", &text),
-            None => alerts.resolve("backup-size", "backups are of their usual size again"),
+            Some(text) => alerts.raise(&key, &text),
+            None => alerts.resolve(&key, &format!("backups {of}are of their usual size again")),
         }
     }
-}
 
-fn is_alike(one: &Content, other: &Content) -> bool {
-    match (one, other) {
-        (Content::Database { database: one, .. }, Content::Database { database: other, .. }) => one == other,
-        (Content::Files { name: one, .. }, Content::Files { name: other, .. }) => one == other,
-        _ => false,
+    /// One backup by its id, or by `latest`, from the list that everybody is shown.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn choose(&self, id: &str) -> Result<Entry, Refusal> {
+        let entries = self.list().await?;
+        Ok(self.vault()?.choose(&entries, id).await?.clone())
     }
 }

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::{Act, PART, Refusal, Service, State};
-use crate::backup::task::due;
-use crate::backup::{Entry, Plan, Recovered};
-use crate::repository::manifest::Level;
-use crate::telemetry::health::Condition;
+use super::{Refusal, Service, State, files_subject, lock};
+use crate::backup::task::{due, served};
+use crate::backup::verify::chain;
+use crate::backup::{Entry, Error, Plan, Recovered};
+use crate::tasks::calendar::Schedule;
 
 const LOOK: Duration = Duration::from_secs(30);
 /// The metrics and what is overdue are brought up to date this often although nothing runs.
@@ -28,23 +28,39 @@ const VERIFIED_AT_A_TIME: usize = 3;
 
 /// What the loop remembers between two looks.
 #[derive(Debug, Default)]
-struct Memory {
+pub(super) struct Memory {
     /// The newest period of each kind of work that was served.
-    served: HashMap<String, String>,
-    failures: u32,
+    pub(super) served: HashMap<String, String>,
+    /// What failed of late, by subject: one that fails does not keep the others waiting.
+    pauses: HashMap<String, Pause>,
     /// The last run that was taken into account.
     judged: Option<Ulid>,
-    /// No scheduled work before this tick.
-    not_before: Duration,
+    /// What a crash cut short was finished or undone.
+    is_recovered: bool,
     refreshed: Option<Duration>,
     to_verify: Vec<String>,
 }
 
+#[derive(Debug, Default)]
+struct Pause {
+    failures: u32,
+    /// Not again before this tick.
+    until: Duration,
+}
+
 impl Memory {
-    fn wait_longer(&mut self, tick: Duration) {
-        let pause = RETRY_FIRST.saturating_mul(1 << self.failures.min(8)).min(RETRY_MAX);
-        self.failures += 1;
-        self.not_before = tick + pause;
+    fn wait_longer(&mut self, subject: &str, tick: Duration) {
+        let pause = self.pauses.entry(subject.to_owned()).or_default();
+        pause.until = tick + RETRY_FIRST.saturating_mul(1 << pause.failures.min(8)).min(RETRY_MAX);
+        pause.failures += 1;
+    }
+
+    fn is_paused(&self, subject: &str, tick: Duration) -> bool {
+        self.pauses.get(subject).is_some_and(|pause| tick < pause.until)
+    }
+
+    fn is_new(&self, kind: &str, key: &str) -> bool {
+        self.served.get(kind).is_none_or(|served| served != key)
     }
 }
 
@@ -52,7 +68,6 @@ impl Service {
     /// Looks after the vault until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut memory = Memory::default();
-        self.recover().await;
         loop {
             self.look(&mut memory).await;
             tokio::select! {
@@ -64,10 +79,16 @@ impl Service {
         self.shutdown().await;
     }
 
-    /// Finishes or undoes a restore that a crash cut short, before anything else is done.
-    async fn recover(&self) {
-        let Ok(vault) = self.vault() else { return };
-        match vault.recover().await {
+    /// Finishes or undoes a restore that a crash cut short, before anything else is done. `false`: to be tried again.
+    pub(super) async fn recover(&self) -> bool {
+        let Ok(vault) = self.vault() else { return false };
+        // Whoever holds the lock may be the very restore that the note is of.
+        let recovered = match vault.lock() {
+            Ok(_lock) => vault.recover().await,
+            Err(Error::Busy) => return false,
+            Err(error) => Err(error),
+        };
+        match recovered {
             Ok(Recovered::Nothing) => {}
             Ok(Recovered::Undone) => {
                 tracing::warn!("a restore was cut short: the old database serves, the new one was dropped")
@@ -76,11 +97,13 @@ impl Service {
                 tracing::warn!("a restore was cut short after its swap: the new database serves")
             }
             Err(error) => {
-                let text = format!("a restore was cut short and cannot be finished yet: {error}");
-                self.shared.parts.board.set(PART, Condition::Degraded(text.clone()));
-                self.shared.parts.alerts.raise("backup-recover", &text);
+                let text = format!("a restore was cut short and cannot be finished yet: {}", chain(&error));
+                self.shared.trouble("recover", &text);
+                return false;
             }
         }
+        self.shared.well("recover", "what a restore left half done is finished");
+        true
     }
 
     async fn look(&self, memory: &mut Memory) {
@@ -92,90 +115,92 @@ impl Service {
         if self.current().is_some() || self.vault().is_err() {
             return;
         }
+        if !memory.is_recovered {
+            memory.is_recovered = self.recover().await;
+        }
         let tick = clock.tick();
         if memory.refreshed.is_none_or(|at| tick.saturating_sub(at) >= REFRESH) {
+            match self.list().await {
+                Ok(_) => self.shared.well("list", "the list of backups can be read again"),
+                Err(error) => {
+                    // Asked again at the next look.
+                    let text = format!("backup: the list of backups cannot be read: {}", explain(&error));
+                    return self.shared.trouble("list", &text);
+                }
+            }
             memory.refreshed = Some(tick);
-            if let Err(error) = self.list().await {
-                self.failed(memory, &error.to_string());
-                return;
+        }
+        self.judge(memory, tick);
+        self.begin_due(memory, clock.wall(), tick).await;
+    }
+
+    /// After a failed run the next one of its subject waits, longer each time.
+    pub(super) fn judge(&self, memory: &mut Memory, tick: Duration) {
+        let past = self.past();
+        let fresh = past
+            .iter()
+            // What an earlier process did is no reason to wait.
+            .take_while(|run| Some(run.id) != memory.judged && run.started_at >= self.shared.started_at);
+        let fresh: Vec<_> = fresh.collect();
+        for run in fresh.into_iter().rev() {
+            match run.status().state {
+                State::Failed { .. } => memory.wait_longer(&run.subject(), tick),
+                _ => drop(memory.pauses.remove(&run.subject())),
             }
         }
-        self.judge_last(memory, tick);
-        if tick < memory.not_before {
-            return;
-        }
-        if let Err(error) = self.begin_due(memory, clock.wall()).await
-            && !matches!(error, Refusal::Busy(_))
-        {
-            self.failed(memory, &error.to_string());
-        }
+        memory.judged = past.first().map(|run| run.id);
     }
 
-    /// After a failed run the next one waits, longer each time.
-    fn judge_last(&self, memory: &mut Memory, tick: Duration) {
-        let mut past = self.past().into_iter();
-        let Some(last) = past.find(|run| matches!(run.act, Act::Create | Act::Files)) else {
-            return;
-        };
-        // What an earlier process did is no reason to wait.
-        if memory.judged.replace(last.id) == Some(last.id) || last.started_at < self.shared.since {
+    /// What could not even be begun.
+    pub(super) fn stumbled(&self, memory: &mut Memory, subject: &str, tick: Duration, refusal: &Refusal) {
+        if matches!(refusal, Refusal::Busy(_)) {
             return;
         }
-        match last.status().state {
-            State::Failed { .. } => memory.wait_longer(tick),
-            _ => memory.failures = 0,
-        }
-    }
-
-    fn failed(&self, memory: &mut Memory, reason: &str) {
-        memory.wait_longer(self.shared.parts.clock.tick());
-        let text = format!("backup: {reason}");
-        self.shared.parts.board.set(PART, Condition::Degraded(text.clone()));
-        self.shared.parts.alerts.raise("backup-schedule", &text);
+        memory.wait_longer(subject, tick);
+        let text = format!("backup: what is due cannot be begun: {}", explain(refusal));
+        self.shared.trouble(&format!("schedule-{subject}"), &text);
     }
 
     /// Starts the first of what is due; its end pokes the loop, which then starts the next.
-    async fn begin_due(&self, memory: &mut Memory, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) async fn begin_due(&self, memory: &mut Memory, now: Timestamp, tick: Duration) {
         let plan = self.settings().plan.clone();
-        let current =
-            |schedule: &crate::tasks::calendar::Schedule| schedule.current(&plan.zone, now).map(|period| period.key);
-        let is_new = |kind: &str, key: &Option<String>, memory: &Memory| {
-            key.is_some() && memory.served.get(kind) != key.as_ref()
-        };
-        if plan
-            .kinds
-            .iter()
-            .any(|kind| is_new(&kind.label, &current(&kind.schedule), memory))
-        {
-            self.begin_backup(memory, &plan, now).await?;
+        for subject in ["create", "files", "upkeep"] {
+            if self.current().is_some() {
+                return;
+            }
+            if memory.is_paused(subject, tick) {
+                continue;
+            }
+            let begun = match subject {
+                "create" => self.begin_backup(memory, &plan, now).await,
+                "files" => self.begin_files(memory, &plan, now, tick).await,
+                _ => self.begin_upkeep(memory, &plan, now).await,
+            };
+            match begun {
+                Ok(()) => self
+                    .shared
+                    .well(&format!("schedule-{subject}"), "backup: what is due can be begun again"),
+                Err(refusal) => self.stumbled(memory, subject, tick, &refusal),
+            }
         }
-        if self.current().is_none() {
-            self.begin_files(memory, &plan, now).await?;
-        }
-        if self.current().is_some() {
-            return Ok(());
-        }
-        if let Some(key) = plan
-            .cleanup
-            .as_ref()
-            .map(current)
-            .filter(|key| is_new("cleanup", key, memory))
-        {
+    }
+
+    /// The clean-up, and reading old backups back.
+    async fn begin_upkeep(&self, memory: &mut Memory, plan: &Plan, now: Timestamp) -> Result<(), Refusal> {
+        let current = |schedule: &Schedule| schedule.current(&plan.zone, now).map(|period| period.key);
+        let due = plan.cleanup.as_ref().and_then(current);
+        if let Some(key) = due.filter(|key| memory.is_new("cleanup", key)) {
             drop(self.start_prune()?);
-            memory.served.extend(key.map(|key| ("cleanup".to_owned(), key)));
+            drop(memory.served.insert("cleanup".to_owned(), key));
             return Ok(());
         }
-        if let Some(key) = plan
-            .verify
-            .as_ref()
-            .map(current)
-            .filter(|key| is_new("verify", key, memory))
-        {
+        let due = plan.verify.as_ref().and_then(current);
+        if let Some(key) = due.filter(|key| memory.is_new("verify", key)) {
             // Not at the start of the process: that would read everything back at each restart.
             if memory.served.contains_key("verify") {
                 memory.to_verify = self.proven_longest_ago().await?;
             }
-            memory.served.extend(key.map(|key| ("verify".to_owned(), key)));
+            drop(memory.served.insert("verify".to_owned(), key));
         }
         if let Some(id) = memory.to_verify.pop() {
             drop(self.start_verify(&id, false).await?);
@@ -185,25 +210,29 @@ impl Service {
 
     /// One backup for every label that the catalogue does not show as served.
     async fn begin_backup(&self, memory: &mut Memory, plan: &Plan, now: Timestamp) -> Result<(), Refusal> {
-        self.shared.is_stale.store(true, Ordering::Release);
-        let entries = self.list().await?;
-        let mut good = entries.iter().filter(|entry| entry.is_good());
-        let served = |key: &str| {
-            good.clone()
-                .any(|entry| entry.manifest.schedule_keys.iter().any(|other| other == key))
-        };
-        let due = due(&plan.kinds, &plan.zone, served, now);
-        if due.labels.is_empty() {
-            for kind in &plan.kinds {
-                let period = kind.schedule.current(&plan.zone, now);
-                memory
-                    .served
-                    .extend(period.map(|period| (kind.label.clone(), period.key)));
-            }
+        let periods: Vec<(String, String)> = plan
+            .kinds
+            .iter()
+            .filter_map(|kind| Some((kind.label.clone(), kind.schedule.current(&plan.zone, now)?.key)))
+            .collect();
+        if !periods.iter().any(|(label, key)| memory.is_new(label, key)) {
             return Ok(());
         }
-        let is_first = good.next().is_none();
-        if !is_first {
+        self.shared.is_stale.store(true, Ordering::Release);
+        let entries = self.list().await?;
+        // Which cluster's backups are ours only the server can say: another one's must not stand in for them.
+        let cluster = self.vault()?.cluster().await;
+        if let Ok(cluster) = &cluster {
+            *lock(&self.shared.cluster) = Some(cluster.clone());
+        }
+        let subject = self.shared.subject();
+        let due = due(&plan.kinds, &plan.zone, |key| served(&entries, &subject, key), now);
+        if due.labels.is_empty() {
+            drop(cluster?);
+            memory.served.extend(periods);
+            return Ok(());
+        }
+        if entries.iter().any(|entry| entry.is_good() && subject.owns(entry)) {
             let jitter = getrandom::u64().unwrap_or(0) % JITTER_MAX_MS;
             tokio::time::sleep(Duration::from_millis(jitter)).await;
         }
@@ -213,14 +242,20 @@ impl Service {
     }
 
     /// The first file set whose newest period the catalogue does not show as served.
-    async fn begin_files(&self, memory: &mut Memory, plan: &Plan, now: Timestamp) -> Result<(), Refusal> {
+    async fn begin_files(
+        &self,
+        memory: &mut Memory,
+        plan: &Plan,
+        now: Timestamp,
+        tick: Duration,
+    ) -> Result<(), Refusal> {
         for file in &plan.files {
             let kind = format!("files:{}", file.set.name);
             let Some(period) = file.schedule.current(&plan.zone, now) else {
                 continue;
             };
             let key = format!("{kind}:{}", period.key);
-            if memory.served.get(&kind) == Some(&key) {
+            if !memory.is_new(&kind, &key) || memory.is_paused(&files_subject(&file.set.name), tick) {
                 continue;
             }
             let entries = self.list().await?;
@@ -236,18 +271,29 @@ impl Service {
         Ok(())
     }
 
-    /// The good backups whose last proof is the oldest, the oldest last.
-    async fn proven_longest_ago(&self) -> Result<Vec<String>, Refusal> {
+    /// The backups that were looked at the longest ago, the oldest last. Those that were found damaged are among them: a
+    /// store may have healed, or a network lied.
+    pub(super) async fn proven_longest_ago(&self) -> Result<Vec<String>, Refusal> {
         let entries = self.list().await?;
-        let mut good: Vec<_> = entries.iter().filter(|entry| entry.is_good()).collect();
-        good.sort_by_key(|entry| {
-            let proofs = entry.verifications.iter().filter(|record| record.level >= Level::L2);
-            proofs
-                .map(|record| record.at)
-                .max()
-                .unwrap_or(entry.manifest.finished_at)
+        let subject = self.shared.subject();
+        let is_ours = |entry: &Entry| entry.is_files() || subject.owns(entry);
+        let is_worth_it = |entry: &Entry| entry.is_good() || (entry.is_condemned() && entry.tombstone.is_none());
+        let mut found: Vec<&Entry> = entries
+            .iter()
+            .filter(|entry| is_ours(entry) && is_worth_it(entry))
+            .collect();
+        found.sort_by_key(|entry| {
+            let last = entry.verifications.last();
+            last.map_or(entry.manifest.finished_at, |record| record.at)
         });
-        good.truncate(VERIFIED_AT_A_TIME);
-        Ok(good.iter().rev().map(|entry| entry.manifest.id.to_string()).collect())
+        found.truncate(VERIFIED_AT_A_TIME);
+        Ok(found.iter().rev().map(|entry| entry.manifest.id.to_string()).collect())
+    }
+}
+
+fn explain(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Domain(error) => chain(error),
+        other => other.to_string(),
     }
 }

@@ -1,11 +1,14 @@
 //! What the catalogue says about each kind of backup. Pure: the time is an argument.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::backup::{Entry, Plan};
+use super::{Act, Run, State};
+use crate::backup::{Entry, Plan, Subject};
 use crate::repository::manifest::{Content, Level};
 use crate::tasks::calendar::Schedule;
 
@@ -20,11 +23,36 @@ pub struct KindStats {
     pub kind: String,
     pub count: usize,
     pub good: usize,
+    /// Listed, and not all there.
+    pub incomplete: usize,
     pub stored_bytes: u64,
     pub newest_good: Option<Newest>,
     /// No good one for twice the interval.
     pub is_overdue: bool,
     pub next_run: Option<Timestamp>,
+    /// Of the remembered runs.
+    pub succeeded_runs: usize,
+    pub failed_runs: usize,
+}
+
+impl KindStats {
+    /// How the remembered runs of this kind ended.
+    pub(super) fn count_runs(&mut self, past: &[Arc<Run>]) {
+        let of_kind = |run: &&Arc<Run>| match run.act {
+            Act::Create => run.subjects.contains(&self.kind),
+            Act::Files => run.subjects.iter().any(|set| self.kind == format!("files:{set}")),
+            Act::Verify | Act::Restore | Act::Prune => false,
+        };
+        let (mut succeeded, mut failed) = (0, 0);
+        for run in past.iter().filter(of_kind) {
+            match run.status().state {
+                State::Running => {}
+                State::Succeeded => succeeded += 1,
+                State::Failed { .. } | State::Interrupted => failed += 1,
+            }
+        }
+        (self.succeeded_runs, self.failed_runs) = (succeeded, failed);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,51 +66,74 @@ pub struct Newest {
     pub level: u8,
 }
 
+/// What is made by schedule, and when.
+pub(super) fn scheduled(plan: &Plan) -> Vec<(String, Schedule)> {
+    let kinds = plan.kinds.iter().map(|kind| (kind.label.clone(), kind.schedule));
+    let files = plan.files.iter();
+    let files = files.map(|file| (format!("files:{}", file.set.name), file.schedule));
+    kinds.chain(files).collect()
+}
+
 /// A line per kind: those that are scheduled, and those of which there are backups. `since`: when the vault began to
-/// look after them; a kind that never had a backup is overdue from then on as well.
+/// look after each; a kind that never had a backup is overdue some time after that.
 #[must_use]
-pub fn kinds(entries: &[Entry], plan: &Plan, since: Timestamp, now: Timestamp) -> Vec<KindStats> {
-    let mut scheduled: Vec<(String, Option<Schedule>)> = Vec::new();
-    for kind in &plan.kinds {
-        scheduled.push((kind.label.clone(), Some(kind.schedule)));
-    }
-    for file in &plan.files {
-        scheduled.push((format!("files:{}", file.set.name), Some(file.schedule)));
-    }
-    for label in entries.iter().flat_map(labels) {
-        if !scheduled.iter().any(|(known, _)| *known == label) {
-            scheduled.push((label, None));
+pub fn kinds(
+    entries: &[Entry],
+    subject: &Subject,
+    plan: &Plan,
+    since: &BTreeMap<String, Timestamp>,
+    now: Timestamp,
+) -> Vec<KindStats> {
+    let ours: Vec<&Entry> = entries
+        .iter()
+        .filter(|entry| entry.is_files() || subject.owns(entry))
+        .collect();
+    let mut kinds: Vec<(String, Option<Schedule>)> = scheduled(plan)
+        .into_iter()
+        .map(|(kind, schedule)| (kind, Some(schedule)))
+        .collect();
+    for label in ours.iter().flat_map(|entry| labels(entry)) {
+        if !kinds.iter().any(|(known, _)| *known == label) {
+            kinds.push((label, None));
         }
     }
-    scheduled
+    kinds
         .into_iter()
-        .map(|(kind, schedule)| one(kind, schedule, entries, &plan.zone, since, now))
+        .map(|(kind, schedule)| {
+            let since = since.get(&kind).copied().unwrap_or(now);
+            one(kind, schedule, &ours, &plan.zone, since, now)
+        })
         .collect()
 }
 
 fn one(
     kind: String,
     schedule: Option<Schedule>,
-    entries: &[Entry],
+    ours: &[&Entry],
     zone: &TimeZone,
     since: Timestamp,
     now: Timestamp,
 ) -> KindStats {
-    let of_kind: Vec<&Entry> = entries
+    let of_kind: Vec<&Entry> = ours
         .iter()
+        .copied()
         .filter(|entry| entry.tombstone.is_none() && labels(entry).contains(&kind))
         .collect();
     let good = of_kind.iter().filter(|entry| entry.is_good());
-    let newest = good.clone().max_by_key(|entry| entry.manifest.started_at);
+    // One from the future would be the newest for ever, and hide that no other comes.
+    let newest = good.clone().rfind(|entry| !entry.is_ahead);
     let last = newest.map_or(since, |entry| entry.manifest.started_at);
     let limit = schedule.map(|schedule| schedule.interval() * 2);
     KindStats {
         count: of_kind.len(),
         good: good.count(),
+        incomplete: of_kind.iter().filter(|entry| entry.incomplete.is_some()).count(),
         stored_bytes: of_kind.iter().map(|entry| entry.manifest.stored_bytes()).sum(),
         newest_good: newest.map(|entry| describe(entry, now)),
         is_overdue: limit.is_some_and(|limit| age(last, now) > limit),
         next_run: schedule.and_then(|schedule| schedule.next(zone, now)),
+        succeeded_runs: 0,
+        failed_runs: 0,
         kind,
     }
 }
@@ -114,6 +165,7 @@ fn labels(entry: &Entry) -> Vec<String> {
     }
 }
 
+/// None is younger than nothing: clocks of two machines may differ a little.
 fn age(then: Timestamp, now: Timestamp) -> Duration {
     let age = now.duration_since(then);
     if age.is_negative() {
@@ -145,4 +197,12 @@ pub fn unusual_size(entries: &[&Entry]) -> Option<String> {
             newest.manifest.id
         )
     })
+}
+
+/// `of` among both; `None`: there was neither.
+#[must_use]
+pub fn rate(of: usize, others: usize) -> Option<f64> {
+    let total = of + others;
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred runs at most")]
+    (total > 0).then(|| of as f64 / total as f64)
 }

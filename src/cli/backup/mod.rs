@@ -1,17 +1,18 @@
 //! `foregate backup`: works without the server and without a configuration, for the day that the machine burned.
 
-use std::io::{IsTerminal as _, Write as _};
+mod bar;
+mod show;
+
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use comfy_table::Table;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use self::bar::Bar;
 use crate::backup::files::FileSet;
-use crate::backup::{Entry, FilePlan, Progress, Settings, Swap, Vault};
+use crate::backup::{FilePlan, Progress, Settings, Swap, Vault};
 use crate::clock::Clock;
 use crate::config::{Overrides, Style};
 use crate::postgres;
@@ -63,7 +64,7 @@ enum Command {
     },
     /// The backups, oldest first.
     List,
-    /// One backup: its manifest.
+    /// One backup: what it holds, how far it is proven, and every proof since.
     Show { id: String },
     /// Read a backup back whole; with --restore, restore it into a scratch database as well.
     Verify {
@@ -72,25 +73,31 @@ enum Command {
         restore: bool,
     },
     /// Restore a backup (or `latest`) and put it in the database's place.
-    Restore {
-        #[arg(default_value = "latest")]
-        id: String,
-        /// Restore into a new database of this name, and leave the present one alone.
-        #[arg(long, value_name = "NAME", conflicts_with = "verify_only")]
-        target_database: Option<String>,
-        /// Restore into a scratch database, compare the row counts, drop it.
-        #[arg(long)]
-        verify_only: bool,
-        /// Restore a file set into this empty directory.
-        #[arg(long, value_name = "DIR", conflicts_with_all = ["target_database", "verify_only"])]
-        into: Option<PathBuf>,
-    },
+    Restore(Restore),
     /// Apply retention.
     Prune {
         /// Only say what would go, and why each kept one is kept.
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+#[derive(Debug, Args)]
+struct Restore {
+    #[arg(default_value = "latest")]
+    id: String,
+    /// Restore into a new database of this name, and leave the present one alone.
+    #[arg(long, value_name = "NAME", conflicts_with = "verify_only")]
+    target_database: Option<String>,
+    /// The backup is of this other database, and is meant to take the place of the configured one.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["target_database", "verify_only", "into"])]
+    from_database: Option<String>,
+    /// Restore into a scratch database, compare the row counts, drop it.
+    #[arg(long)]
+    verify_only: bool,
+    /// Restore a file set into this empty directory.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["target_database", "verify_only"])]
+    into: Option<PathBuf>,
 }
 
 /// A file set instead of the database.
@@ -122,7 +129,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 async fn command(options: &Options) -> anyhow::Result<()> {
     let settings = settings(options)?;
     let config = settings.vault().context("which database?")?;
-    let vault = Vault::open(config, Clock::system(), progress(options.json))?;
+    let bar = Bar::new(options.json);
+    let vault = Vault::open(config, Clock::system(), bar.progress())?;
     match &options.command {
         Command::Create { labels, files } => {
             let manifest = match &files.name {
@@ -134,50 +142,58 @@ async fn command(options: &Options) -> anyhow::Result<()> {
                 None => vault.create(labels.clone(), Vec::new()).await?,
             };
             complain_of_notes(&manifest);
-            print(options.json, &serde_json::to_value(&manifest)?, || line(&manifest))
+            print(options.json, &serde_json::to_value(&manifest)?, || {
+                show::line(&manifest)
+            })
         }
-        Command::List => list(&vault, options.json).await,
+        Command::List => show::list(&vault, options.json).await,
         Command::Show { id } => {
             let entry = vault.show(id).await?;
-            let text = serde_json::to_string_pretty(&entry.manifest)?;
-            print(options.json, &describe(&entry), || text)
+            print(options.json, &show::describe(&entry), || show::page(&entry))
         }
         Command::Verify { id, restore } => {
             let entry = vault.show(id).await?;
-            let mut level = vault.verify(&entry).await?;
-            if *restore {
-                level = vault.verify_by_restore(&entry).await?;
-            }
+            bar.expect(&entry.manifest);
+            let level = vault.prove_again(&entry, *restore).await?;
             let id = entry.manifest.id;
-            print(options.json, &json!({"id": id, "level": level}), || {
-                format!("{id} is proven to {level:?}")
+            let opened = vault.can_open(&entry.manifest);
+            let value = json!({"id": id, "level": level, "opened": opened});
+            print(options.json, &value, || match opened {
+                true => format!("{id} is proven to {level:?}"),
+                false => format!(
+                    "{id} holds the bytes that were written ({level:?}); they were not opened: there is no identity for that"
+                ),
             })
         }
-        Command::Restore {
-            id,
-            target_database,
-            verify_only,
-            into,
-        } => {
-            if let Some(into) = into {
-                return restore_files(&vault, id, into, options.json).await;
-            }
-            let swap = match target_database {
-                Some(name) => Swap::Keep(name.clone()),
-                None if *verify_only => Swap::Drop,
-                None => Swap::Live,
-            };
-            let done = vault.restore(id, &swap).await?;
-            let value = json!({"id": done.id, "database": done.database, "replaced": done.replaced, "rows": done.rows});
-            print(options.json, &value, || {
-                let replaced = done
-                    .replaced
-                    .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
-                format!("{} restored and proven: {} rows{replaced}", done.id, done.rows)
-            })
-        }
-        Command::Prune { dry_run } => prune(&vault, *dry_run, options.json).await,
+        Command::Restore(order) => restore(&vault, &bar, order, options.json).await,
+        Command::Prune { dry_run } => show::prune(&vault, *dry_run, options.json).await,
     }
+}
+
+async fn restore(vault: &Vault, bar: &Bar, order: &Restore, as_json: bool) -> anyhow::Result<()> {
+    let id = order.id.as_str();
+    if let Some(into) = &order.into {
+        if id != "latest" {
+            let entry = vault.show(id).await?;
+            bar.expect(&entry.manifest);
+        }
+        return restore_files(vault, id, into, as_json).await;
+    }
+    let swap = match &order.target_database {
+        Some(name) => Swap::Keep(name.clone()),
+        None if order.verify_only => Swap::Drop,
+        None => Swap::Live,
+    };
+    bar.expect(&vault.show(id).await?.manifest);
+    let vault = vault.with_foreign(order.from_database.clone());
+    let done = vault.restore(id, &swap).await?;
+    let value = json!({"id": done.id, "database": done.database, "replaced": done.replaced, "rows": done.rows});
+    print(as_json, &value, || {
+        let replaced = done
+            .replaced
+            .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
+        format!("{} restored and proven: {} rows{replaced}", done.id, done.rows)
+    })
 }
 
 async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json: bool) -> anyhow::Result<()> {
@@ -228,90 +244,6 @@ fn complain_of_notes(manifest: &Manifest) {
     }
 }
 
-async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
-    let (entries, unreadable) = vault.list().await?;
-    for error in unreadable {
-        complain(&format!("warning: {error}\n"));
-    }
-    let value = Value::from(entries.iter().map(describe).collect::<Vec<_>>());
-    print(as_json, &value, || {
-        let mut table = Table::new();
-        table.set_header(["id", "started", "labels", "content", "stored", "level", "state"]);
-        for entry in &entries {
-            table.add_row([
-                entry.manifest.id.to_string(),
-                entry.manifest.started_at.strftime("%F %T UTC").to_string(),
-                entry.manifest.labels.join(" "),
-                content(&entry.manifest),
-                bytesize::ByteSize(entry.manifest.stored_bytes()).to_string(),
-                format!("{:?}", entry.level()),
-                state(entry).to_owned(),
-            ]);
-        }
-        table.to_string()
-    })
-}
-
-async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
-    let pruned = vault.prune(dry_run).await?;
-    let replaced = vault.drop_replaced(dry_run).await?;
-    let decisions: Vec<Value> = pruned
-        .decisions
-        .iter()
-        .map(|decision| json!({"id": decision.id, "keep": decision.keep, "reasons": decision.reasons}))
-        .collect();
-    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "dryRun": dry_run,
-        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over})).collect::<Vec<_>>()});
-    print(as_json, &value, || {
-        let mut table = Table::new();
-        table.set_header(["id", "", "because"]);
-        for decision in &pruned.decisions {
-            let verb = if decision.keep { "stays" } else { "goes" };
-            table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
-        }
-        for one in &replaced {
-            let verb = if one.is_over { "goes" } else { "stays" };
-            let because = format!("replaced by a restore on {}", one.at.strftime("%F %T UTC"));
-            table.add_row([one.name.clone(), verb.to_owned(), because]);
-        }
-        format!(
-            "{table}\n{} marked, {} deleted",
-            pruned.marked.len(),
-            pruned.deleted.len()
-        )
-    })
-}
-
-fn describe(entry: &Entry) -> Value {
-    json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": state(entry)})
-}
-
-fn state(entry: &Entry) -> &'static str {
-    match (&entry.tombstone, entry.is_good()) {
-        (Some(_), _) => "to be deleted",
-        (None, true) => "good",
-        (None, false) => "not proven",
-    }
-}
-
-fn content(manifest: &Manifest) -> String {
-    match &manifest.content {
-        Content::Database { database, .. } => format!("database {database}"),
-        Content::Files { name, .. } => format!("files {name}"),
-        Content::Base { system_identifier, .. } => format!("base of cluster {system_identifier}"),
-    }
-}
-
-fn line(manifest: &Manifest) -> String {
-    format!(
-        "{} of {}: {} stored, proven to {:?}",
-        manifest.id,
-        content(manifest),
-        bytesize::ByteSize(manifest.stored_bytes()),
-        manifest.verified
-    )
-}
-
 /// The configuration, if there is one, with what the command line says instead. On the day that the machine burned there
 /// is none: the repository, the key and the database's address are then enough.
 fn settings(options: &Options) -> anyhow::Result<Settings> {
@@ -360,21 +292,9 @@ pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     Ok(Secret::new(text.trim()))
 }
 
-/// A bar for a person who watches, nothing for a program.
+/// For commands that do not know how much there is to do.
 pub(super) fn progress(as_json: bool) -> Progress {
-    if as_json || !std::io::stderr().is_terminal() {
-        return Arc::new(|_, _| {});
-    }
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {bytes} {bytes_per_sec} {elapsed}") {
-        bar.set_style(style);
-    }
-    Arc::new(move |step, bytes| {
-        if bytes == 0 {
-            bar.set_message(step);
-        }
-        bar.set_position(bytes);
-    })
+    Bar::new(as_json).progress()
 }
 
 pub(super) fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {

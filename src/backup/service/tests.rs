@@ -1,0 +1,455 @@
+//! The vault inside the server, without PostgreSQL: file sets, and catalogues that are made up.
+
+use std::path::PathBuf;
+
+use jiff::SignedDuration;
+use jiff::civil::{Time, Weekday};
+use jiff::tz::TimeZone;
+
+use super::schedule::Memory;
+use super::*;
+use crate::backup::entry::tests::{dump, files};
+use crate::backup::files::FileSet;
+use crate::backup::task::Kind;
+use crate::backup::verify::is_damage;
+use crate::backup::{FilePlan, Plan, retention};
+use crate::repository::manifest::Level;
+use crate::secret::Secret;
+use crate::tasks::calendar::Schedule;
+use crate::telemetry::alert;
+use crate::telemetry::health::Condition;
+use crate::{postgres, repository};
+
+const DAY: i64 = 86_400;
+const NOW: i64 = 1_790_000_000;
+
+struct Bed {
+    root: tempfile::TempDir,
+    service: Service,
+    _sender: JoinSet<()>,
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("in range")
+}
+
+fn plan(root: &std::path::Path) -> Plan {
+    let four = Time::constant(4, 0, 0, 0);
+    Plan {
+        zone: TimeZone::UTC,
+        kinds: Vec::new(),
+        cleanup: Some(Schedule::Daily(Time::constant(2, 0, 0, 0))),
+        verify: Some(Schedule::Weekly(Weekday::Wednesday, four)),
+        files: vec![FilePlan {
+            set: FileSet {
+                name: "app".to_owned(),
+                paths: vec![root.join("app")],
+                keep_days: 30,
+            },
+            schedule: Schedule::Weekly(Weekday::Sunday, four),
+        }],
+    }
+}
+
+impl Bed {
+    fn new(recipients: Vec<String>) -> Self {
+        let root = tempfile::tempdir().expect("a private folder");
+        std::fs::write(root.path().join("app"), "some data").expect("a file");
+        Self::start(root, recipients)
+    }
+
+    fn start(root: tempfile::TempDir, recipients: Vec<String>) -> Self {
+        let (clock, registry) = (Clock::system(), Registry::new());
+        let (alerts, sender) = Alerts::start(alert::Config::default(), clock, &registry).expect("alerts start");
+        let parts = Parts {
+            clock,
+            alerts,
+            board: Board::default(),
+            registry,
+            hold: Hold::nothing(),
+        };
+        let settings = Settings {
+            database: Some(postgres::Config { url: Secret::new("") }),
+            repository: repository::Config {
+                url: format!("file://{}/repository", root.path().display()),
+                recipients,
+                identity: None,
+            },
+            retention: retention::Policy::default(),
+            keep_replaced: Duration::ZERO,
+            plan: plan(root.path()),
+            state_dir: root.path().join("state"),
+        };
+        Self {
+            service: Service::new(settings, parts).expect("a service"),
+            root,
+            _sender: sender,
+        }
+    }
+
+    /// With a daily backup of the database in the plan.
+    fn with_daily(&self) {
+        let mut settings = (*self.service.settings()).clone();
+        settings.plan.kinds = vec![Kind {
+            label: "daily".to_owned(),
+            schedule: Schedule::Daily(Time::constant(3, 0, 0, 0)),
+        }];
+        self.service.reload(settings);
+    }
+
+    fn raised(&self) -> Vec<String> {
+        self.service.shared.parts.alerts.raised().into_keys().collect()
+    }
+
+    fn condition(&self) -> Option<Condition> {
+        self.service.shared.parts.board.read().remove(PART)
+    }
+
+    fn set(&self) -> FileSet {
+        self.service.settings().plan.files[0].set.clone()
+    }
+
+    async fn ended(&self) -> Arc<Run> {
+        while self.service.current().is_some() {
+            tokio::task::yield_now().await;
+        }
+        self.service.past().first().map(Arc::clone).expect("a run")
+    }
+
+    /// What the loop would do at this time.
+    async fn look_at(&self, memory: &mut Memory, now: Timestamp) {
+        self.service.begin_due(memory, now, Duration::ZERO).await;
+    }
+
+    fn acts(&self) -> Vec<&'static str> {
+        let past = self.service.past();
+        past.iter().rev().map(|run| run.act.name()).collect()
+    }
+
+    fn object(&self) -> PathBuf {
+        let folder = self.root.path().join("repository/files");
+        let mut found = std::fs::read_dir(folder).expect("readable").flatten();
+        let folder = found.next().expect("a backup").path();
+        let name = ["files.zst", "files.zst.age"].map(|name| folder.join(name));
+        name.into_iter().find(|path| path.exists()).expect("an object")
+    }
+}
+
+fn recipient() -> Vec<String> {
+    vec!["age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg".to_owned()]
+}
+
+#[tokio::test]
+async fn kind_without_a_good_backup_for_two_intervals_is_overdue_and_told_and_its_end_too() {
+    let bed = Bed::new(Vec::new());
+    bed.with_daily();
+    let shared = &bed.service.shared;
+    let mut entries = vec![dump("", "1", NOW - 3 * DAY)];
+    let is_overdue = |entries: &[Entry], now: i64| {
+        let kinds = shared.kinds(entries, at(now));
+        kinds.iter().any(|kind| kind.kind == "daily" && kind.is_overdue)
+    };
+    shared.show(&entries, at(NOW));
+    assert!(is_overdue(&entries, NOW) && bed.raised().contains(&"backup-overdue-daily".to_owned()));
+    entries.push(dump("", "1", NOW - DAY));
+    shared.show(&entries, at(NOW));
+    assert!(
+        !is_overdue(&entries, NOW) && bed.raised().is_empty(),
+        "{:?}",
+        bed.raised()
+    );
+    for spoil in [
+        |entry: &mut Entry| entry.is_ahead = true,
+        |entry: &mut Entry| entry.incomplete = Some("x is missing".to_owned()),
+        |entry: &mut Entry| entry.manifest.verified = Level::L1,
+    ] {
+        let mut spoilt = entries.clone();
+        spoil(&mut spoilt[1]);
+        assert!(is_overdue(&spoilt, NOW), "{:?}", spoilt[1]);
+    }
+}
+
+#[tokio::test]
+async fn kind_that_never_succeeded_is_overdue_although_the_process_is_started_anew() {
+    let bed = Bed::new(Vec::new());
+    let overdue = |bed: &Bed, now: i64| bed.service.shared.kinds(&[], at(now))[0].is_overdue;
+    assert!(!overdue(&bed, NOW));
+    let again = Bed::start(bed.root, Vec::new());
+    assert!(!overdue(&again, NOW + 13 * DAY));
+    let again = Bed::start(again.root, Vec::new());
+    assert!(
+        overdue(&again, NOW + 15 * DAY),
+        "two weeks since it was first looked after"
+    );
+}
+
+#[tokio::test]
+async fn backup_that_is_incomplete_or_from_the_future_is_told() {
+    let bed = Bed::new(Vec::new());
+    let mut entry = dump("", "1", NOW);
+    entry.incomplete = Some("dump.zst is missing".to_owned());
+    bed.service.shared.show(&[entry.clone()], at(NOW));
+    assert_eq!(bed.raised(), ["backup-incomplete"]);
+    entry.incomplete = None;
+    entry.is_ahead = true;
+    bed.service.shared.show(&[entry], at(NOW));
+    assert_eq!(bed.raised(), ["backup-clock"]);
+    bed.service.shared.show(&[], at(NOW));
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn what_works_does_not_hide_what_fails() {
+    let bed = Bed::new(Vec::new());
+    let shared = &bed.service.shared;
+    shared.trouble("create", "the dump fails");
+    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    assert_eq!(bed.ended().await.status().state, State::Succeeded);
+    assert_eq!(bed.condition(), Some(Condition::Degraded("the dump fails".to_owned())));
+    let missing = FileSet {
+        name: "gone".to_owned(),
+        paths: vec![bed.root.path().join("gone")],
+        keep_days: 1,
+    };
+    drop(bed.service.start_files(missing, Vec::new()).expect("it starts"));
+    drop(bed.ended().await);
+    shared.well("create", "it works again");
+    assert!(matches!(bed.condition(), Some(Condition::Degraded(text)) if text.contains("gone")));
+    assert_eq!(bed.raised(), ["backup-files-gone"]);
+    // A set that is configured no more is no trouble.
+    bed.with_daily();
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn repository_that_cannot_be_opened_is_told_and_so_is_its_return() {
+    let bed = Bed::new(Vec::new());
+    let mut settings = (*bed.service.settings()).clone();
+    let url = std::mem::replace(&mut settings.repository.url, "file:///dev/null/x".to_owned());
+    bed.service.reload(settings.clone());
+    assert_eq!(bed.raised(), ["backup-unusable"]);
+    settings.repository.url = url;
+    bed.service.reload(settings);
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn restore_that_cannot_be_finished_is_told_and_tried_again_until_it_is() {
+    let bed = Bed::new(Vec::new());
+    let note = bed.root.path().join("state/backup/restore.json");
+    std::fs::create_dir_all(note.parent().expect("a folder")).expect("a folder");
+    std::fs::write(&note, "{").expect("a file");
+    assert!(!bed.service.recover().await);
+    assert_eq!(bed.raised(), ["backup-recover"]);
+    std::fs::remove_file(&note).expect("removable");
+    let vault = bed.service.vault().expect("a vault");
+    let held = vault.lock().expect("the lock");
+    assert!(!bed.service.recover().await, "the restore itself may be at work");
+    drop(held);
+    assert!(bed.service.recover().await);
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn work_that_cannot_be_begun_is_told_waited_for_and_told_again_once_it_can() {
+    let bed = Bed::new(Vec::new());
+    let (mut memory, now) = (Memory::default(), bed.service.shared.parts.clock.wall());
+    let unusable = Refusal::Unusable("the disk is away".to_owned());
+    bed.service.stumbled(&mut memory, "upkeep", Duration::ZERO, &unusable);
+    bed.service
+        .stumbled(&mut memory, "files", Duration::ZERO, &Refusal::Busy(Ulid::nil()));
+    assert_eq!(
+        bed.raised(),
+        ["backup-schedule-upkeep"],
+        "that it is busy is no trouble"
+    );
+    for (minutes, acts) in [(1, &["files"][..]), (60, &["files", "prune"])] {
+        for _ in 0..2 {
+            bed.service
+                .begin_due(&mut memory, now, Duration::from_mins(minutes))
+                .await;
+            drop(bed.ended().await);
+        }
+        assert_eq!(bed.acts(), acts);
+    }
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn database_that_is_away_does_not_keep_file_sets_waiting() {
+    let bed = Bed::new(Vec::new());
+    bed.with_daily();
+    let mut memory = Memory::default();
+    let now = bed.service.shared.parts.clock.wall();
+    bed.look_at(&mut memory, now).await;
+    assert!(matches!(bed.ended().await.status().state, State::Failed { .. }));
+    bed.service.judge(&mut memory, Duration::ZERO);
+    bed.look_at(&mut memory, now).await;
+    assert_eq!(bed.ended().await.status().state, State::Succeeded);
+    assert_eq!(bed.acts(), ["create", "files"]);
+    let stats = bed.service.stats().await.expect("stats").0;
+    let counts: Vec<_> = stats
+        .iter()
+        .map(|kind| (kind.kind.as_str(), kind.succeeded_runs, kind.failed_runs))
+        .collect();
+    assert_eq!(counts, [("daily", 0, 1), ("files:app", 1, 0)]);
+}
+
+#[tokio::test]
+async fn clean_up_runs_once_a_day_and_old_backups_are_read_back_once_a_week() {
+    let bed = Bed::new(Vec::new());
+    let mut memory = Memory::default();
+    let mut now = bed.service.shared.parts.clock.wall();
+    let mut days = 0;
+    // At the start nothing is read back: the first period only begins the count.
+    while bed.acts().len() < 2 {
+        bed.look_at(&mut memory, now).await;
+        drop(bed.ended().await);
+    }
+    assert_eq!(bed.acts(), ["files", "prune"]);
+    while !bed.acts().contains(&"verify") {
+        assert!(days <= 8, "{:?}", bed.acts());
+        days += 1;
+        now = now.saturating_add(SignedDuration::from_secs(DAY)).expect("in range");
+        for _ in 0..4 {
+            bed.look_at(&mut memory, now).await;
+            drop(bed.ended().await);
+        }
+    }
+    let acts = bed.acts();
+    assert_eq!(acts.iter().filter(|act| **act == "prune").count(), days + 1, "{acts:?}");
+    let entries = bed.service.list().await.expect("a list");
+    assert!(entries.iter().any(|entry| !entry.verifications.is_empty()));
+    assert!(bed.raised().is_empty(), "{:?}", bed.raised());
+}
+
+#[tokio::test]
+async fn damaged_backup_is_tried_again_by_the_schedule_and_good_again_once_its_store_has_healed() {
+    let bed = Bed::new(Vec::new());
+    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    let id = bed.ended().await.id.to_string();
+    let whole = std::fs::read(bed.object()).expect("readable");
+    let mut damaged = whole.clone();
+    *damaged.last_mut().expect("not empty") ^= 1;
+    std::fs::write(bed.object(), damaged).expect("writable");
+    drop(bed.service.start_verify(&id, false).await.expect("it starts"));
+    assert!(matches!(bed.ended().await.status().state, State::Failed { .. }));
+    let not_what_it_was = format!("backup-verify-{id}");
+    assert_eq!(bed.raised(), ["backup-verify".to_owned(), not_what_it_was]);
+    assert!(bed.service.list().await.expect("a list")[0].is_condemned());
+    std::fs::write(bed.object(), whole).expect("writable");
+    let chosen = bed.service.proven_longest_ago().await.expect("a list");
+    assert_eq!(chosen, std::slice::from_ref(&id));
+    drop(bed.service.start_verify(&id, false).await.expect("it starts"));
+    drop(bed.ended().await);
+    assert!(bed.service.list().await.expect("a list")[0].is_good());
+    assert!(bed.raised().is_empty(), "{:?}", bed.raised());
+}
+
+#[tokio::test]
+async fn without_an_identity_the_stored_bytes_are_compared_and_only_damage_is_called_damage() {
+    let bed = Bed::new(recipient());
+    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    let id = bed.ended().await.id.to_string();
+    let verify = async || {
+        drop(bed.service.start_verify(&id, false).await.expect("it starts"));
+        bed.ended().await.status()
+    };
+    let status = verify().await;
+    assert_eq!(status.state, State::Succeeded);
+    assert!(status.log.iter().any(|line| line.contains("not opened")), "{status:?}");
+    let entry = bed.service.list().await.expect("a list")[0].clone();
+    assert_eq!((entry.level(), entry.verifications[0].level), (Level::L2, Level::L1));
+    let object = bed.object();
+    let mut bytes = std::fs::read(&object).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&object, bytes).expect("writable");
+    assert!(matches!(verify().await.state, State::Failed { .. }));
+    assert!(bed.raised().iter().any(|key| key.ends_with(&id)), "{:?}", bed.raised());
+}
+
+#[test]
+fn store_that_is_away_says_nothing_of_the_backup() {
+    let store = |source| {
+        Error::Repository(repository::Error::Store {
+            act: "reading",
+            key: "x".to_owned(),
+            source,
+        })
+    };
+    let (path, source) = ("x".to_owned(), Box::<dyn std::error::Error + Send + Sync>::from("x"));
+    assert!(is_damage(&store(object_store::Error::NotFound { path, source })));
+    let source = Box::<dyn std::error::Error + Send + Sync>::from("x");
+    assert!(!is_damage(&store(object_store::Error::Generic { store: "S3", source })));
+    let slow = repository::Error::Slow {
+        act: "reading",
+        key: "x".to_owned(),
+        seconds: 1,
+    };
+    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy));
+}
+
+#[tokio::test]
+async fn another_instance_at_work_is_no_alert() {
+    let bed = Bed::new(Vec::new());
+    let vault = bed.service.vault().expect("a vault");
+    let held = vault.lock().expect("the lock");
+    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    assert!(matches!(bed.ended().await.status().state, State::Failed { .. }));
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+    drop(held);
+}
+
+#[test]
+fn size_far_from_the_usual_is_worth_a_look_once_there_is_a_usual() {
+    let sized = |second: i64, bytes: u64| {
+        let mut entry = files("app", second);
+        entry.manifest.parts = vec![repository::manifest::Part {
+            name: "files".to_owned(),
+            object: "files.zst".to_owned(),
+            plain_bytes: bytes,
+            plain_sha256: String::new(),
+            stored_bytes: bytes,
+            stored_sha256: String::new(),
+        }];
+        entry
+    };
+    let warning = |sizes: &[u64]| {
+        let entries: Vec<Entry> = (1..).zip(sizes).map(|(second, bytes)| sized(second, *bytes)).collect();
+        stats::unusual_size(&entries.iter().collect::<Vec<_>>())
+    };
+    assert_eq!(warning(&[]), None);
+    assert_eq!(warning(&[100, 100, 1]), None, "two do not make a usual");
+    for usual in [50, 100, 150] {
+        assert_eq!(warning(&[90, 100, 110, usual]), None, "{usual}");
+    }
+    for odd in [0, 49, 151, u64::MAX] {
+        let text = warning(&[90, 100, 110, odd]).expect("a warning");
+        assert!(text.contains(&format!("{odd} bytes")), "{text}");
+    }
+}
+
+#[test]
+fn another_database_in_the_repository_neither_serves_nor_counts() {
+    let entries = [dump("shop", "1", NOW), dump("app", "2", NOW), files("app", NOW)];
+    let subject = |cluster: &str| Subject {
+        database: "app".to_owned(),
+        cluster: Some(cluster.to_owned()),
+    };
+    assert!(!crate::backup::task::served(&entries, &subject("1"), "daily:x"));
+    assert!(crate::backup::task::served(&entries, &subject("2"), "daily:x"));
+    let plan = Plan {
+        files: Vec::new(),
+        ..plan(std::path::Path::new("/"))
+    };
+    let count = |cluster: &str| {
+        let kinds = stats::kinds(&entries, &subject(cluster), &plan, &BTreeMap::new(), at(NOW));
+        kinds
+            .iter()
+            .map(|kind| (kind.kind.clone(), kind.good))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(count("1"), [("files:app".to_owned(), 1)]);
+    assert_eq!(count("2"), [("daily".to_owned(), 1), ("files:app".to_owned(), 1)]);
+}

@@ -1,0 +1,274 @@
+//! What a vault of file sets keeps and deletes when backups turn out damaged and clocks jump. Without PostgreSQL.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::files::FileSet;
+use super::*;
+use crate::repository::layout;
+use crate::repository::manifest::{Lease, Level};
+use crate::secret::Secret;
+
+const DAY: i64 = 86_400;
+
+struct Bed {
+    root: tempfile::TempDir,
+    vault: Vault,
+}
+
+impl Bed {
+    /// Retention gives a grace of a day; a set is kept for no time.
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("a private folder");
+        std::fs::write(root.path().join("app"), "some data").expect("a file");
+        let config = Config {
+            database: postgres::Config { url: Secret::new("") },
+            repository: repository::Config {
+                url: format!("file://{}/repository", root.path().display()),
+                recipients: Vec::new(),
+                identity: None,
+            },
+            retention: retention::Policy::default(),
+            state_dir: root.path().join("state"),
+            keep_replaced: Duration::ZERO,
+            step_timeout: Duration::from_mins(1),
+        };
+        let vault = Vault::open(config, Clock::system(), silent()).expect("a vault");
+        Self { root, vault }
+    }
+
+    /// The vault at another time of day.
+    fn at(&self, seconds: i64) -> Vault {
+        let clock = Clock::system().skewed(SignedDuration::from_secs(seconds));
+        Vault {
+            clock,
+            ..self.vault.clone()
+        }
+    }
+
+    async fn create_at(&self, seconds: i64) -> Entry {
+        let set = FileSet {
+            name: "app".to_owned(),
+            paths: vec![self.root.path().join("app")],
+            keep_days: 0,
+        };
+        let vault = self.at(seconds);
+        let manifest = vault.create_files(&set).await.expect("a backup");
+        vault.show(&manifest.id.to_string()).await.expect("it is listed")
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.root.path().join("repository").join(key)
+    }
+
+    fn object(&self, entry: &Entry) -> PathBuf {
+        self.path(&entry.folder).join("files.zst")
+    }
+
+    async fn is_there(&self, entry: &Entry) -> bool {
+        self.vault.show(&entry.manifest.id.to_string()).await.is_ok()
+    }
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).expect("writable");
+}
+
+#[tokio::test]
+async fn marked_backup_survives_when_the_one_that_stood_in_for_it_is_found_damaged_within_the_grace() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    let new = bed.create_at(-2 * DAY + 100).await;
+    let marked = bed.at(-2 * DAY + 200).prune(false).await.expect("a clean-up").marked;
+    assert_eq!(marked, [old.manifest.id]);
+    flip(&bed.object(&new));
+    bed.vault.verify(&new).await.expect_err("it is damaged");
+    let pruned = bed.vault.prune(false).await.expect("a clean-up");
+    assert_eq!((pruned.lifted, pruned.deleted), (vec![old.manifest.id], Vec::new()));
+    let latest = bed.vault.list().await.expect("a list").0;
+    let good: Vec<Ulid> = latest
+        .iter()
+        .filter(|entry| entry.is_good())
+        .map(|entry| entry.manifest.id)
+        .collect();
+    assert_eq!(good, [old.manifest.id], "it counts again");
+}
+
+#[tokio::test]
+async fn backup_deleted_by_hand_survives_when_no_other_good_one_is_left() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    let new = bed.create_at(-2 * DAY + 100).await;
+    let earlier = bed.at(-2 * DAY + 200);
+    earlier
+        .delete(&old.manifest.id.to_string())
+        .await
+        .expect("it is marked");
+    flip(&bed.object(&new));
+    bed.vault.verify(&new).await.expect_err("it is damaged");
+    let pruned = bed.vault.prune(false).await.expect("a clean-up");
+    assert_eq!((pruned.lifted, pruned.deleted), (vec![old.manifest.id], Vec::new()));
+    assert!(bed.is_there(&old).await);
+}
+
+#[tokio::test]
+async fn nothing_marked_is_erased_while_the_newest_good_backup_is_overdue() {
+    let bed = Bed::new();
+    let old = bed.create_at(-9 * DAY).await;
+    let by_hand = bed.create_at(-8 * DAY).await;
+    let new = bed.create_at(-7 * DAY).await;
+    let earlier = bed.at(-7 * DAY + 100);
+    earlier
+        .delete(&by_hand.manifest.id.to_string())
+        .await
+        .expect("it is marked");
+    assert_eq!(
+        earlier.prune(false).await.expect("a clean-up").marked,
+        [old.manifest.id]
+    );
+    let pruned = bed.vault.prune(false).await.expect("a clean-up");
+    assert_eq!((pruned.lifted, pruned.deleted), (Vec::new(), Vec::new()));
+    let fresh = bed.create_at(0).await;
+    let pruned = bed.vault.prune(false).await.expect("a clean-up");
+    assert_eq!(pruned.deleted, [old.manifest.id, by_hand.manifest.id]);
+    assert_eq!(pruned.marked, [new.manifest.id]);
+    assert!(bed.is_there(&fresh).await && !bed.is_there(&old).await);
+}
+
+#[tokio::test]
+async fn clock_that_jumps_ahead_and_back_deletes_nothing_that_the_right_clock_keeps() {
+    let bed = Bed::new();
+    let first = bed.create_at(-DAY).await;
+    let second = bed.create_at(-60).await;
+    // A year ahead for a moment: a backup is made and a clean-up runs by the wrong clock.
+    let ahead = bed.create_at(365 * DAY).await;
+    drop(bed.at(365 * DAY + 60).prune(false).await.expect("a clean-up"));
+    for seconds in [0, 60, -400 * DAY] {
+        let pruned = bed.at(seconds).prune(false).await.expect("a clean-up");
+        assert_eq!(pruned.deleted, [], "{seconds}");
+    }
+    assert!(bed.is_there(&first).await && bed.is_there(&second).await);
+    assert!(
+        bed.vault
+            .show(&ahead.manifest.id.to_string())
+            .await
+            .expect("listed")
+            .is_ahead
+    );
+    // Once the one from the future is deleted by hand, all is as it was.
+    bed.vault
+        .delete(&ahead.manifest.id.to_string())
+        .await
+        .expect("it is marked");
+    drop(bed.vault.prune(false).await.expect("a clean-up"));
+    let second = bed.vault.show(&second.manifest.id.to_string()).await.expect("listed");
+    assert!(second.is_good(), "{second:?}");
+}
+
+#[tokio::test]
+async fn failure_counts_although_the_clock_went_back_since_the_last_proof() {
+    let bed = Bed::new();
+    let entry = bed.create_at(0).await;
+    let ahead = bed.at(365 * DAY);
+    assert_eq!(ahead.verify(&entry).await.expect("it is whole"), Level::L2);
+    // The id of that proof, too, is of the clock that was wrong.
+    let folder = bed.path(&entry.folder);
+    let mut note = std::fs::read_dir(&folder)
+        .expect("readable")
+        .flatten()
+        .map(|found| found.path());
+    let note = note
+        .find(|path| path.display().to_string().contains("verify-"))
+        .expect("a record");
+    let later = Ulid::from_parts(u64::MAX >> 17, 5);
+    std::fs::rename(note, bed.path(&layout::verification(&entry.folder, later))).expect("renamed");
+    flip(&bed.object(&entry));
+    bed.vault.verify(&entry).await.expect_err("it is damaged");
+    let entry = bed.vault.show(&entry.manifest.id.to_string()).await.expect("listed");
+    assert!(!entry.is_good() && entry.is_condemned());
+}
+
+#[tokio::test]
+async fn part_that_is_lost_or_cut_makes_a_backup_incomplete_without_reading_it() {
+    let bed = Bed::new();
+    let (old, new) = (bed.create_at(-60).await, bed.create_at(0).await);
+    let whole = std::fs::read(bed.object(&new)).expect("readable");
+    for damaged in [Some(whole[..whole.len() - 1].to_vec()), Some(Vec::new()), None] {
+        match damaged {
+            Some(bytes) => std::fs::write(bed.object(&new), bytes).expect("writable"),
+            None => std::fs::remove_file(bed.object(&new)).expect("removable"),
+        }
+        let entry = bed.vault.show(&new.manifest.id.to_string()).await.expect("listed");
+        assert_eq!((entry.is_good(), entry.state()), (false, "incomplete"));
+        let problem = entry.incomplete.expect("a reason");
+        assert!(problem.contains("files.zst"), "{problem}");
+        let plan = bed.vault.prune(true).await.expect("a plan");
+        assert_eq!(plan.marked, [], "the old one is the last good one");
+        bed.vault
+            .delete(&old.manifest.id.to_string())
+            .await
+            .expect_err("the last good one");
+    }
+    std::fs::write(bed.object(&new), whole).expect("writable");
+    assert!(
+        bed.vault
+            .show(&new.manifest.id.to_string())
+            .await
+            .expect("listed")
+            .is_good()
+    );
+}
+
+#[tokio::test]
+async fn backup_in_use_is_neither_deleted_by_hand_nor_by_a_clean_up() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    bed.create_at(-60).await;
+    let id = old.manifest.id;
+    let lease = bed.vault.lease(id).await.expect("a lease");
+    let refused = bed
+        .vault
+        .delete(&id.to_string())
+        .await
+        .expect_err("it is in use")
+        .to_string();
+    assert!(refused.contains("in use"), "{refused}");
+    assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, []);
+    bed.vault.repository.delete(&lease).await.expect("released");
+    assert_eq!(bed.at(-2 * DAY).prune(false).await.expect("a clean-up").marked, []);
+    assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, [id]);
+    // A restore began within the grace.
+    let expires_at = "9000-01-01T00:00:00Z".parse().expect("a time");
+    let holder = Ulid::from_parts(1, 1);
+    let note = serde_json::to_vec(&Lease { id, holder, expires_at }).expect("JSON");
+    bed.vault
+        .repository
+        .create(&layout::lease(id, holder), note)
+        .await
+        .expect("written");
+    bed.create_at(2 * DAY).await;
+    assert_eq!(bed.at(2 * DAY).prune(false).await.expect("a clean-up").deleted, []);
+    assert!(bed.is_there(&old).await);
+}
+
+#[tokio::test]
+async fn data_whose_manifest_was_lost_stays_for_two_days_and_what_never_was_an_object_goes_at_once() {
+    let bed = Bed::new();
+    let entry = bed.create_at(-60).await;
+    std::fs::remove_file(bed.path(&layout::manifest(&entry.folder))).expect("removable");
+    let cut = bed.path(&layout::files(Ulid::generate()));
+    std::fs::create_dir(&cut).expect("a folder");
+    std::fs::write(cut.join("files.zst#1"), "half").expect("a file");
+    bed.create_at(0).await;
+    assert!(bed.object(&entry).exists(), "it may be whole");
+    assert!(!cut.exists());
+    bed.create_at(DAY).await;
+    assert!(bed.object(&entry).exists());
+    bed.create_at(3 * DAY).await;
+    assert!(!bed.path(&entry.folder).exists());
+}

@@ -1,0 +1,170 @@
+//! What there is, for people and for programs.
+
+use comfy_table::Table;
+use serde_json::{Value, json};
+
+use super::{complain, print};
+use crate::backup::{Entry, Vault, explain};
+use crate::repository::manifest::{Content, Manifest};
+
+pub(super) async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
+    let (entries, unreadable) = vault.list().await?;
+    let unreadable: Vec<String> = unreadable.into_iter().map(|error| explain(&error.into())).collect();
+    for error in &unreadable {
+        complain(&format!("warning: {error}\n"));
+    }
+    let unread = unreadable
+        .iter()
+        .map(|error| json!({"good": false, "state": "unreadable", "problem": error}));
+    let value = Value::from(entries.iter().map(describe).chain(unread).collect::<Vec<_>>());
+    print(as_json, &value, || {
+        let mut table = Table::new();
+        table.set_header(["id", "started", "labels", "content", "stored", "level", "state"]);
+        for entry in &entries {
+            table.add_row([
+                entry.manifest.id.to_string(),
+                time(entry.manifest.started_at),
+                entry.manifest.labels.join(" "),
+                content(&entry.manifest),
+                size(entry.manifest.stored_bytes()),
+                format!("{:?}", entry.level()),
+                entry.state().to_owned(),
+            ]);
+        }
+        table.to_string()
+    })
+}
+
+pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
+    let pruned = vault.prune(dry_run).await?;
+    let replaced = vault.drop_replaced(dry_run).await?;
+    let decisions: Vec<Value> = pruned
+        .decisions
+        .iter()
+        .map(|decision| json!({"id": decision.id, "keep": decision.keep, "reasons": decision.reasons}))
+        .collect();
+    let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "lifted": pruned.lifted,
+        "dryRun": dry_run,
+        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over})).collect::<Vec<_>>()});
+    print(as_json, &value, || {
+        let mut table = Table::new();
+        table.set_header(["id", "", "because"]);
+        for decision in &pruned.decisions {
+            let verb = if decision.keep { "stays" } else { "goes" };
+            table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
+        }
+        for one in &replaced {
+            let verb = if one.is_over { "goes" } else { "stays" };
+            let because = format!("replaced by a restore on {}", time(one.at));
+            table.add_row([one.name.clone(), verb.to_owned(), because]);
+        }
+        format!(
+            "{table}\n{} marked, {} needed again, {} deleted",
+            pruned.marked.len(),
+            pruned.lifted.len(),
+            pruned.deleted.len()
+        )
+    })
+}
+
+pub(super) fn describe(entry: &Entry) -> Value {
+    json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
+        "problem": entry.incomplete, "verifications": entry.verifications})
+}
+
+/// One backup on a page.
+pub(super) fn page(entry: &Entry) -> String {
+    let manifest = &entry.manifest;
+    let took = manifest.finished_at.duration_since(manifest.started_at);
+    let plain: u64 = manifest
+        .parts
+        .iter()
+        .fold(0, |sum, part| part.plain_bytes.saturating_add(sum));
+    let mut lines = vec![
+        ("backup", manifest.id.to_string()),
+        ("content", content(manifest)),
+        ("holds", inside(manifest)),
+        ("labels", manifest.labels.join(" ")),
+        ("began", time(manifest.started_at)),
+        ("took", format!("{:.1} s", took.as_secs_f64())),
+        ("state", format!("{}, proven to {:?}", entry.state(), entry.level())),
+        (
+            "stored",
+            format!("{} of {}", size(manifest.stored_bytes()), size(plain)),
+        ),
+        (
+            "opened by",
+            match manifest.recipients.as_slice() {
+                [] => "anybody: it is stored in the clear".to_owned(),
+                keys => keys.join(" "),
+            },
+        ),
+        ("folder", entry.folder.clone()),
+    ];
+    for part in &manifest.parts {
+        let text = format!(
+            "{}, {}, sha256 {}",
+            part.object,
+            size(part.stored_bytes),
+            part.stored_sha256
+        );
+        lines.push(("part", text));
+    }
+    for record in &entry.verifications {
+        let result = match &record.failure {
+            None => format!("proven to {:?}", record.level),
+            Some(failure) => format!("failed: {failure}"),
+        };
+        lines.push(("verified", format!("{}: {result}", time(record.at))));
+    }
+    if let Some(problem) = &entry.incomplete {
+        lines.push(("problem", problem.clone()));
+    }
+    if let Some(tombstone) = &entry.tombstone {
+        lines.push(("marked", format!("{}: {}", time(tombstone.at), tombstone.reason)));
+    }
+    let lines: Vec<String> = lines.iter().map(|(name, text)| format!("{name:<10} {text}")).collect();
+    lines.join("\n")
+}
+
+fn inside(manifest: &Manifest) -> String {
+    match &manifest.content {
+        Content::Database {
+            tables, server_version, ..
+        } => {
+            let rows = tables.values().fold(0_u64, |sum, rows| sum.saturating_add(*rows));
+            let (major, minor) = (server_version / 10_000, server_version % 10_000);
+            format!("{rows} rows in {} tables, PostgreSQL {major}.{minor}", tables.len())
+        }
+        Content::Files { entries, paths, .. } => format!("{entries} entries of {}", paths.join(" ")),
+        Content::Base {
+            start_lsn, stop_lsn, ..
+        } => format!("the cluster from {start_lsn} to {stop_lsn}"),
+    }
+}
+
+fn content(manifest: &Manifest) -> String {
+    match &manifest.content {
+        Content::Database { database, .. } => format!("database {database}"),
+        Content::Files { name, .. } => format!("files {name}"),
+        Content::Base { system_identifier, .. } => format!("base of cluster {system_identifier}"),
+    }
+}
+
+pub(super) fn line(manifest: &Manifest) -> String {
+    format!(
+        "{} of {}: {} stored, proven to {:?}",
+        manifest.id,
+        content(manifest),
+        size(manifest.stored_bytes()),
+        manifest.verified
+    )
+}
+
+fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).to_string()
+}
+
+fn time(at: jiff::Timestamp) -> String {
+    at.strftime("%F %T UTC").to_string()
+}

@@ -1,0 +1,114 @@
+//! Several databases in one repository, and what the command line tells of what lies there.
+
+use serde_json::Value;
+
+use crate::support::{Bed, Store};
+
+fn id(made: &str) -> String {
+    let manifest: Value = serde_json::from_str(made).expect("a manifest in JSON");
+    let id = manifest.get("id").and_then(Value::as_str);
+    id.expect("an id").to_owned()
+}
+
+#[test]
+fn backup_of_another_database_never_takes_the_place_of_the_live_one_unless_it_is_named() {
+    let mut bed = Bed::new();
+    bed.sql("postgres", "CREATE DATABASE shop");
+    bed.sql("shop", "CREATE TABLE goods AS SELECT generate_series(1, 7) id");
+    let app = id(&bed.ok(&["create", "--label", "daily", "--json"]));
+    bed.use_database("shop");
+    let none = bed.fails(&["restore", "latest"]);
+    assert!(none.contains("there is no backup"), "{none}");
+    let shop = id(&bed.ok(&["create", "--label", "daily", "--json"]));
+    bed.use_database("app");
+    let shown: Value = serde_json::from_str(&bed.ok(&["show", "latest", "--json"])).expect("JSON");
+    assert_eq!(shown["manifest"]["id"], app.as_str(), "the newer one is not ours");
+    let refused = bed.fails(&["restore", &shop]);
+    assert!(
+        refused.contains("refused, nothing was touched") && refused.contains("shop"),
+        "{refused}"
+    );
+    bed.fails(&["restore", &shop, "--from-database", "another"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    bed.ok(&["restore", &shop, "--target-database", "beside"]);
+    assert_eq!(bed.sql("beside", "SELECT count(*) FROM goods"), "7");
+    bed.ok(&["restore", &shop, "--from-database", "shop"]);
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM goods"), "7");
+}
+
+#[test]
+fn databases_in_one_repository_do_not_stand_in_for_each_other() {
+    let mut bed = Bed::new();
+    bed.sql("postgres", "CREATE DATABASE shop");
+    let app = id(&bed.ok(&["create", "--label", "daily", "--json"]));
+    bed.use_database("shop");
+    for _ in 0..8 {
+        bed.ok(&["create", "--label", "daily"]);
+    }
+    let plan: Value = serde_json::from_str(&bed.ok(&["prune", "--dry-run", "--json"])).expect("JSON");
+    let marked = plan["marked"].as_array().expect("a list");
+    assert_eq!(marked.len(), 1, "eight of one database, seven are kept: {plan}");
+    assert_ne!(marked[0], app.as_str(), "the only one of the other stays");
+}
+
+#[test]
+fn show_is_a_page_for_people_and_json_for_programs_and_the_list_names_what_cannot_be_read() {
+    let store = Store::new();
+    let path = store.key().display().to_string();
+    let made = id(&store.ok(&["create", "--files", "app", "--path", &path, "--json"]));
+    store.ok(&["verify", &made]);
+    let page = store.ok(&["show", &made]);
+    for text in [
+        &made,
+        "files app",
+        "good, proven to L2",
+        "files.zst.age",
+        "verified",
+        store.recipient(),
+    ] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    let shown: Value = serde_json::from_str(&store.ok(&["show", &made, "--json"])).expect("JSON");
+    assert_eq!((&shown["state"], &shown["level"]), (&"good".into(), &"L2".into()));
+    let object = store.object("files.zst.age");
+    let whole = std::fs::read(&object).expect("readable");
+    std::fs::write(&object, &whole[..whole.len() - 1]).expect("writable");
+    let list: Value = serde_json::from_str(&store.ok(&["list", "--json"])).expect("JSON");
+    assert_eq!(
+        (&list[0]["state"], &list[0]["good"]),
+        (&"incomplete".into(), &false.into()),
+        "{list}"
+    );
+    std::fs::write(store.object("manifest.json"), "{").expect("writable");
+    let list: Value = serde_json::from_str(&store.ok(&["list", "--json"])).expect("JSON");
+    assert_eq!(list[0]["state"], "unreadable", "{list}");
+    assert!(
+        list[0]["problem"]
+            .as_str()
+            .is_some_and(|text| text.contains("manifest.json")),
+        "{list}"
+    );
+}
+
+/// A server that holds public keys only, as is recommended.
+#[test]
+fn without_an_identity_a_verification_compares_the_stored_bytes_and_says_so() {
+    let store = Store::new();
+    let path = store.key().display().to_string();
+    let made = id(&store.ok(&["create", "--files", "app", "--path", &path, "--json"]));
+    let output = store
+        .command(None, &["verify", &made])
+        .output()
+        .expect("foregate starts");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && told.contains("not opened"), "{told}");
+    assert_eq!(store.good(), 1);
+    let object = store.object("files.zst.age");
+    let mut bytes = std::fs::read(&object).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&object, bytes).expect("writable");
+    let told = store.fails_with_key(None, &["verify", &made]);
+    assert!(told.contains("not those that were written"), "{told}");
+    assert_eq!(store.good(), 0);
+}
