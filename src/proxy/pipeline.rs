@@ -155,7 +155,7 @@ async fn forward(
     let (response, lease) = match ticket.guard(sending).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return Err(fate.map_or(error, |fate| blame_body(fate.get(), config.caps.max_request_size))),
-        Err(Ended::Late) => return Err(late(fate.map(|fate| fate.get()))),
+        Err(Ended::Late) => return Err(late(connection, fate.map(|fate| fate.get()))),
         Err(Ended::Blocked) => return Err(blocked_meanwhile(connection, ticket)),
     };
     let now = connection.worker.now();
@@ -225,10 +225,14 @@ fn blame_body(fate: Fate, limit: u64) -> Error {
     }
 }
 
-fn late(fate: Option<Fate>) -> Error {
+fn late(connection: &Connection, fate: Option<Fate>) -> Error {
     match fate {
         Some(Fate::Streaming | Fate::ClientFailed) => Error::RequestTimeout,
-        _ => Error::UpstreamTimeout,
+        _ => {
+            let errors = &connection.worker.metrics.upstream_errors;
+            errors.with_label_values(&["response_timeout"]).inc();
+            Error::UpstreamTimeout
+        }
     }
 }
 
