@@ -39,7 +39,10 @@ pub(super) fn first_refusal(state: &Path, postgres: Option<&str>, blocked: IpAdd
     std::fs::write(&config, text).expect("the configuration is written");
     let program = std::env::var_os("FOREGATE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_foregate").into());
     let begin = Instant::now();
-    let child = Command::new(program)
+    // Dies with this program, however that ends.
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(program)
         .args(["run", "--config"])
         .arg(&config)
         .stdin(Stdio::null())
