@@ -52,8 +52,8 @@ bench-vault: bench-deps ## backup and restore beside pg_dump and pg_restore, and
 bench-pitr: bench-deps ## the log's archive and base backups beside pgBackRest's; needs root
 	$(CARGO) bench --locked --profile fast --bench pitr
 
-soak: ## mixed requests for SOAK_SECONDS (600); the sum of all runs stands in target/soak-total
-	$(CARGO) test --locked --profile fast --test it -- --ignored --nocapture
+soak: ## a million clients, then mixed requests for SOAK_SECONDS (600); the sum of all runs stands in target/soak-total
+	$(CARGO) test --locked --profile fast --test it -- --ignored --nocapture --test-threads=1
 
 attacks: ## hostile clients for some seconds each: what they cost others and the gate, as a table in target/attacks.md
 	rm -f target/attacks.md

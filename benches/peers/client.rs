@@ -1,6 +1,6 @@
 //! Connections to a subject: HTTP/1.1 by hand, HTTP/2 by the `h2` crate, both over TLS.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
@@ -9,7 +9,7 @@ use memchr::memmem;
 use rustls::{ClientConfig, HandshakeKind};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -41,6 +41,21 @@ impl Http1 {
     pub(super) async fn connect(address: SocketAddr, tls: &Arc<ClientConfig>) -> anyhow::Result<Self> {
         Ok(Self {
             stream: handshake(address, tls).await?,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// From this address, and without a trace in the kernel once it is dropped.
+    pub(super) async fn connect_from(
+        client: IpAddr,
+        address: SocketAddr,
+        tls: &Arc<ClientConfig>,
+    ) -> anyhow::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_zero_linger()?;
+        socket.bind((client, 0).into())?;
+        Ok(Self {
+            stream: secured(socket.connect(address).await?, tls).await?,
             buffer: Vec::new(),
         })
     }
@@ -96,7 +111,10 @@ impl Http1 {
 }
 
 async fn handshake(address: SocketAddr, tls: &Arc<ClientConfig>) -> anyhow::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await.context("connecting")?;
+    secured(TcpStream::connect(address).await.context("connecting")?, tls).await
+}
+
+async fn secured(stream: TcpStream, tls: &Arc<ClientConfig>) -> anyhow::Result<TlsStream<TcpStream>> {
     stream.set_nodelay(true)?;
     let name = ServerName::try_from(NAME)?;
     let stream = TlsConnector::from(Arc::clone(tls))

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use super::blocked;
 use super::certificate::Certificate;
 use super::row::Quotas;
 use super::subject::Subject;
@@ -11,6 +12,8 @@ use super::subject::Subject;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scene<'a> {
     pub(super) listen: SocketAddr,
+    /// Where Foregate takes orders.
+    pub(super) admin: SocketAddr,
     pub(super) upstream: SocketAddr,
     pub(super) certificate: &'a Certificate,
     /// Belongs to this trial alone.
@@ -34,16 +37,19 @@ pub(super) fn text(subject: Subject, scene: &Scene<'_>) -> String {
 /// Requests per minute and per hour.
 fn quota(quotas: Quotas) -> (u64, u64) {
     match quotas {
-        Quotas::Ample => (1_000_000_000, 4_000_000_000),
+        Quotas::Ample | Quotas::Blocked => (1_000_000_000, 4_000_000_000),
         Quotas::Tiny => (1, 1),
         // One request is on the minute's account for 30 s, longer than the trial takes.
         Quotas::Remembered => (2, 20),
     }
 }
 
+/// Clients are on loopback, which is never blocked unless told so, and whoever is never blocked is given no strikes: they
+/// are part of what a refusal costs. The threshold is one that a trial of some seconds cannot reach.
 fn foregate(scene: &Scene<'_>) -> String {
     let Scene {
         listen,
+        admin,
         upstream,
         certificate,
         directory,
@@ -51,6 +57,7 @@ fn foregate(scene: &Scene<'_>) -> String {
         connections_max,
     } = scene;
     let (minute, hour) = quota(*quotas);
+    let token = blocked::token_hash();
     let trusted = if *quotas == Quotas::Remembered {
         r#""127.0.0.0/8""#
     } else {
@@ -73,8 +80,12 @@ trusted_proxies = [{trusted}]
 [limits]
 requests_per_minute = {minute}
 requests_per_hour = {hour}
+[blocklist]
+block_loopback = true
+suspicious_threshold = 1000
 [admin]
-listen = "127.0.0.1:0"
+listen = "{admin}"
+tokens = [{{ name = "peers", role = "operator", sha256 = "{token}" }}]
 [log]
 access_log = ""
 "#,
@@ -87,9 +98,18 @@ access_log = ""
 /// Rate and burst of the two zones. nginx knows no quota per hour: the hour's quota is the burst of the second zone.
 fn nginx_limits(quotas: Quotas) -> [(&'static str, &'static str); 2] {
     match quotas {
-        Quotas::Ample => [("1000000r/s", "burst=1000000 nodelay"); 2],
+        Quotas::Ample | Quotas::Blocked => [("1000000r/s", "burst=1000000 nodelay"); 2],
         Quotas::Tiny => [("1r/m", ""); 2],
         Quotas::Remembered => [("2r/m", "burst=2 nodelay"), ("1r/m", "burst=20 nodelay")],
+    }
+}
+
+/// nginx has no earlier place for it: the handshake is part of what such a client costs it.
+fn nginx_deny(quotas: Quotas) -> String {
+    if quotas == Quotas::Blocked {
+        format!("deny {};", blocked::CLIENT)
+    } else {
+        String::new()
     }
 }
 
@@ -101,6 +121,7 @@ fn nginx(scene: &Scene<'_>) -> String {
         directory,
         quotas,
         connections_max,
+        ..
     } = scene;
     let directory = directory.display();
     let [(minute_rate, minute_burst), (hour_rate, hour_burst)] = nginx_limits(*quotas);
@@ -110,6 +131,7 @@ fn nginx(scene: &Scene<'_>) -> String {
         ""
     };
     let both_sides = connections_max + KEPT;
+    let deny = nginx_deny(*quotas);
     // Downloads: never through a file, which neither of the others would do.
     format!(
         r#"daemon off;
@@ -140,6 +162,7 @@ http {{
     add_header X-Frame-Options "DENY";
     add_header Referrer-Policy "strict-origin-when-cross-origin";
     location / {{
+      {deny}
       limit_req zone=minute {minute_burst};
       limit_req zone=hour {hour_burst};
       proxy_pass http://app;
@@ -176,6 +199,11 @@ fn haproxy(scene: &Scene<'_>) -> String {
     } else {
         ""
     };
+    let reject = if *quotas == Quotas::Blocked {
+        format!("tcp-request connection reject if {{ src {} }}", blocked::CLIENT)
+    } else {
+        String::new()
+    };
     format!(
         r#"global
   nbthread 1
@@ -194,6 +222,7 @@ backend hour
   stick-table type ip size 1m expire 1h store http_req_rate(1h)
 frontend gate
   bind {listen} ssl crt {combined} alpn h2,http/1.1 backlog 4096
+  {reject}
   {source}
   http-request track-sc0 src table minute
   http-request track-sc1 src table hour

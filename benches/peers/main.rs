@@ -15,6 +15,7 @@
 )]
 
 mod accounting;
+mod blocked;
 mod certificate;
 mod client;
 mod configuration;

@@ -8,6 +8,7 @@ pub(super) enum Row {
     Handshake,
     Download,
     Refusal,
+    Blocked,
     Idle,
     Tracked,
     Syscalls,
@@ -30,15 +31,18 @@ pub(super) enum Quotas {
     Tiny,
     /// A client is remembered for as long as the trial takes; who it is comes from `X-Forwarded-For`.
     Remembered,
+    /// One client is blocked.
+    Blocked,
 }
 
 impl Row {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Http1,
         Self::Http2,
         Self::Handshake,
         Self::Download,
         Self::Refusal,
+        Self::Blocked,
         Self::Idle,
         Self::Tracked,
         Self::Syscalls,
@@ -52,6 +56,7 @@ impl Row {
             Self::Handshake => "handshake",
             Self::Download => "download",
             Self::Refusal => "429",
+            Self::Blocked => "blocked",
             Self::Idle => "idle",
             Self::Tracked => "tracked",
             Self::Syscalls => "syscalls",
@@ -69,6 +74,7 @@ impl Row {
             Self::Handshake => const { &[line("CPU per new TLS connection with one request", "µs")] },
             Self::Download => const { &[line("CPU per MiB downloaded, 8 connections", "µs")] },
             Self::Refusal => const { &[line("CPU per 429, HTTP/1.1 keep-alive, 64 connections", "µs")] },
+            Self::Blocked => const { &[line("CPU per connection of a blocked client", "µs")] },
             Self::Idle => const { &[line("Memory per idle TLS connection", "KiB")] },
             Self::Tracked => const { &[line("Memory per tracked client, both limits", "B")] },
             Self::Syscalls => const { &[line("System calls per request, HTTP/1.1, 64 connections", "calls")] },
@@ -87,6 +93,7 @@ impl Row {
         match self {
             Self::Refusal => Quotas::Tiny,
             Self::Tracked => Quotas::Remembered,
+            Self::Blocked => Quotas::Blocked,
             _ => Quotas::Ample,
         }
     }

@@ -25,6 +25,7 @@ pub(super) enum Subject {
 /// A subject that has been started.
 #[derive(Debug)]
 pub(super) struct Running {
+    pub(super) subject: Subject,
     pub(super) address: SocketAddr,
     child: Child,
     output: PathBuf,
@@ -73,6 +74,7 @@ impl Subject {
             .spawn()
             .context("starting it with setpriv and taskset (util-linux)")?;
         Ok(Running {
+            subject: self,
             address: scene.listen,
             child,
             output,

@@ -9,6 +9,7 @@ use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use super::accounting::Tree;
+use super::blocked::Door;
 use super::certificate::Certificate;
 use super::client::{Http1, request};
 use super::configuration::Scene;
@@ -89,6 +90,7 @@ impl<'a> Bench<'a> {
         let directory = tempfile::Builder::new().tempdir_in(self.directory.path())?;
         let scene = Scene {
             listen: free_address()?,
+            admin: free_address()?,
             upstream: self.upstream.address,
             certificate: &self.certificate,
             directory: directory.path(),
@@ -168,6 +170,10 @@ impl<'a> Bench<'a> {
                     "refused requests reached the upstream"
                 );
                 Ok(sample)
+            }
+            Row::Blocked => {
+                let door = Door::open(running.subject, address, scene.admin, &self.http1).await?;
+                self.cost(&tree, async |time| door.turn_away(time).await).await
             }
             Row::Idle => self.idle(&tree, running, passed).await,
             Row::Tracked => self.tracked(&tree, running, passed).await,

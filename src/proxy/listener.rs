@@ -192,24 +192,35 @@ async fn establish(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
                     .inc();
             }
         }
-        if worker.shared.guard.refuses_connection(peer.ip(), worker.now())
-            || count_client(&worker, &mut seat, peer).is_err()
-        {
-            worker.metrics.refused_connections.with_label_values(&["blocked"]).inc();
+        let refused = if worker.shared.guard.refuses_connection(peer.ip(), worker.now()) {
+            Some("blocked")
+        } else {
+            count_client(&worker, &mut seat, peer).is_err().then_some("client_full")
+        };
+        if let Some(reason) = refused {
+            worker.metrics.refused_connections.with_label_values(&[reason]).inc();
             return reset(&stream);
         }
     }
     let registration = Registration::new(&worker, peer.ip(), kind, seat);
     let connection = Rc::clone(&registration.connection);
     let tls = if kind == Kind::Tls { snapshot.tls.clone() } else { None };
+    let is_tls = tls.is_some();
     let established = connection
         .unless_closed(Box::pin(handshake(&worker, stream, early, tls)))
         .await;
-    let Some(Some(Established {
+    let Some(established) = established else {
+        // Too late, or the drain's patience is over: the handshake was dropped, and could not count itself.
+        if is_tls {
+            worker.metrics.handshakes.with_label_values(&["failed"]).inc();
+        }
+        return;
+    };
+    let Some(Established {
         stream,
         early,
         is_http2,
-    })) = established
+    }) = established
     else {
         return;
     };

@@ -47,7 +47,20 @@ impl Outcome {
     }
 }
 
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Of an answer's status; `none`: the client left before there was one.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// What the counters below may carry, so that each is there from the start: a counter that appears with its first count has
+/// no rate at that moment, and an alert on it sleeps through it.
+const HANDSHAKES: [&str; 2] = ["ok", "failed"];
+const REFUSALS: [&str; 4] = ["blocked", "full", "client_full", "proxy_protocol"];
+const UPSTREAM_ERRORS: [&str; 5] = [
+    "connect_refused",
+    "connect_timeout",
+    "connect_http",
+    "bad_answer",
+    "response_timeout",
+];
 
 /// The shared handles; cloned into every worker.
 #[derive(Debug, Clone)]
@@ -69,9 +82,11 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let metrics = Self {
-            requests: counter_vec(
-                "foregate_proxy_requests_total",
-                "Requests by how they ended and by status class",
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "foregate_proxy_requests_total",
+                    "Requests by how they ended and by status class",
+                ),
                 &["outcome", "class"],
             )?,
             request_seconds: histogram(
@@ -90,20 +105,23 @@ impl Metrics {
             )?,
             tunnels: IntGauge::new("foregate_proxy_tunnels", "Open tunnels (WebSocket and other upgrades)")?,
             in_flight: IntGauge::new("foregate_proxy_requests_in_flight", "Requests being served")?,
-            handshakes: counter_vec(
+            handshakes: counters(
                 "foregate_proxy_handshakes_total",
                 "TLS handshakes by result",
-                &["result"],
+                "result",
+                &HANDSHAKES,
             )?,
-            refused_connections: counter_vec(
+            refused_connections: counters(
                 "foregate_proxy_refused_connections_total",
                 "Connections closed at accept, by reason",
-                &["reason"],
+                "reason",
+                &REFUSALS,
             )?,
-            upstream_errors: counter_vec(
+            upstream_errors: counters(
                 "foregate_upstream_errors_total",
                 "Failures of the app, by kind",
-                &["kind"],
+                "kind",
+                &UPSTREAM_ERRORS,
             )?,
             upstream_connections: IntCounter::new(
                 "foregate_upstream_connections_total",
@@ -158,7 +176,7 @@ impl std::fmt::Debug for Local {
 
 impl Local {
     pub(super) fn request(&self, outcome: Outcome, status: u16) {
-        let class = usize::from(status / 100).clamp(1, CLASSES.len()) - 1;
+        let class = usize::from(status / 100).min(CLASSES.len() - 1);
         if let Some(cell) = self.requests.get(outcome as usize).and_then(|row| row.get(class)) {
             cell.inc();
         }
@@ -176,8 +194,13 @@ impl Local {
     }
 }
 
-fn counter_vec(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-    IntCounterVec::new(Opts::new(name, help), labels)
+/// Counters that differ in one label, at zero for each of its values.
+fn counters(name: &str, help: &str, label: &str, values: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+    for value in values {
+        counters.with_label_values(&[value]).inc_by(0);
+    }
+    Ok(counters)
 }
 
 fn histogram(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {

@@ -1,8 +1,12 @@
 //! A block is one act at every layer, and is remembered.
 
+use tokio::io::AsyncReadExt as _;
+
+use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
 use crate::support::origin::{Origin, Script};
 use crate::support::process::{Config, Gate};
+use crate::support::{metrics, wait};
 
 const BLOCK: &str = "/api/infrastructure/ddos/block/";
 
@@ -64,9 +68,9 @@ async fn blocked_client_is_told_ten_times_and_then_reset_at_accept() {
             .expect("whole seconds");
         assert!((3500..=3600).contains(&wait), "{wait}");
     }
-    let reset = crate::support::wait::until("a reset", async || {
+    let reset = wait::until("a reset", async || {
         let mut raw = tokio::net::TcpStream::connect(gate.address).await.ok()?;
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use tokio::io::AsyncWriteExt as _;
         drop(raw.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await);
         raw.read(&mut [0; 512]).await.err()
     })
@@ -76,6 +80,51 @@ async fn blocked_client_is_told_ten_times_and_then_reset_at_accept() {
     assert!((200..300).contains(&lifted.status), "{lifted:?}");
     assert_eq!(client::get(gate.address, "/", "").await.status, 200);
     assert_eq!(origin.heads().len(), 2);
+}
+
+#[tokio::test]
+async fn blocked_client_is_reset_before_any_byte_of_tls() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let config = Config::before(&origin)
+        .tls(&[&leaf])
+        .set("server.listen", r#"["[::1]:0"]"#);
+    let gate = Gate::start(&config).await;
+    let made = gate.admin("POST", &format!("{BLOCK}::1"), "").await;
+    assert_eq!(made.status, 201, "{made:?}");
+    for _ in 0..10 {
+        let mut raw = Raw::tls(gate.address, authority.client(&["http/1.1"]), "localhost").await;
+        raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 403);
+    }
+    let handshakes = |text: &str| {
+        ["ok", "failed"].map(|result| {
+            let name = format!("foregate_proxy_handshakes_total{{result=\"{result}\"}}");
+            metrics::sample(text, &name).unwrap_or_default()
+        })
+    };
+    assert_eq!(handshakes(&metrics::scrape(gate.admin).await), [10.0, 0.0]);
+    for _ in 0..5 {
+        // Nothing is sent: the gate does not wait for a hello to say no.
+        let mut bytes = Vec::new();
+        let ended = match tokio::net::TcpStream::connect(gate.address).await {
+            Ok(mut raw) => wait::within("a reset", raw.read_to_end(&mut bytes)).await,
+            // The reset was quicker than the connection.
+            Err(error) => Err(error),
+        };
+        let error = ended.expect_err("a reset, no close");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(bytes.is_empty(), "{bytes:?}");
+    }
+    let text = metrics::scrape(gate.admin).await;
+    assert_eq!(handshakes(&text), [10.0, 0.0], "a handshake was begun");
+    for name in [
+        "foregate_proxy_refused_connections_total{reason=\"blocked\"}",
+        "foregate_guard_refused_connections_total",
+    ] {
+        assert_eq!(metrics::sample(&text, name), Some(5.0), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -98,9 +147,7 @@ async fn block_behind_a_trusted_proxy_leaves_the_shared_connection_to_others() {
                 .body(())
                 .expect("a request");
             let (response, _) = sender.send_request(request, true).expect("a stream");
-            let response = crate::support::wait::within("an answer", response)
-                .await
-                .expect("an answer");
+            let response = wait::within("an answer", response).await.expect("an answer");
             assert_eq!(response.status(), wanted, "{client} in round {round}");
         }
     }
@@ -125,7 +172,7 @@ async fn client_that_probes_is_blocked_without_an_order() {
     let gate = Gate::start(&config).await;
     let probe = client::get(gate.address, "/.env", "x-forwarded-for: 192.0.2.1\r\n").await;
     assert_eq!(probe.status, 404);
-    crate::support::wait::until("the block", async || {
+    wait::until("the block", async || {
         let answer = client::get(gate.address, "/", "x-forwarded-for: 192.0.2.1\r\n").await;
         (answer.status == 403).then_some(())
     })

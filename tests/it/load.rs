@@ -1,77 +1,12 @@
 //! A change in the middle of traffic: reloads and the handover to a new process fail no request; many connections are served.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use tokio::task::JoinSet;
 
 use crate::support::client::{self, Raw};
+use crate::support::load::Load;
 use crate::support::origin::Origin;
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
-
-/// Clients that ask without pause: half on one connection each, half on a new one for every request.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    clients: JoinSet<Result<(), String>>,
-}
-
-impl Load {
-    fn start(address: SocketAddr) -> Self {
-        let mut load = Self {
-            stop: Arc::default(),
-            answered: Arc::default(),
-            clients: JoinSet::new(),
-        };
-        for number in 0..8 {
-            let (stop, answered) = (Arc::clone(&load.stop), Arc::clone(&load.answered));
-            load.clients.spawn(async move {
-                let mut kept = None;
-                while !stop.load(Ordering::Relaxed) {
-                    let mut raw = match kept.take() {
-                        Some(raw) if number % 2 == 0 => raw,
-                        _ => Raw::plain(address).await,
-                    };
-                    raw.try_send("GET /load HTTP/1.1\r\nhost: a\r\n\r\n")
-                        .await
-                        .map_err(|error| format!("sending: {error}"))?;
-                    let answer = wait::within("an answer under load", raw.try_answer())
-                        .await
-                        .ok_or("a connection ended without an answer")?;
-                    if answer.status != 200 {
-                        return Err(format!("{answer:?}"));
-                    }
-                    answered.fetch_add(1, Ordering::Relaxed);
-                    // A draining gate says that this was the last answer; a client that heeds it loses nothing.
-                    if answer.header("connection") != Some("close") {
-                        kept = Some(raw);
-                    }
-                }
-                Ok(())
-            });
-        }
-        load
-    }
-
-    /// Waits until so many more requests have been answered.
-    async fn goes_on(&self, more: u64) {
-        let from = self.answered.load(Ordering::Relaxed);
-        wait::until("more answers", async || {
-            (self.answered.load(Ordering::Relaxed) >= from + more).then_some(())
-        })
-        .await;
-    }
-
-    async fn end(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.clients.join_next().await {
-            ended.expect("no client panics").expect("no request fails");
-        }
-    }
-}
 
 #[tokio::test]
 async fn fifty_reloads_under_load_fail_no_request() {
@@ -163,7 +98,10 @@ async fn ten_thousand_connections_are_held_and_each_is_answered() {
     let origin = Origin::answering("x").await;
     let config = Config::before(&origin)
         .set("server.max_connections", "20000")
-        .set("server.max_connections_per_client", "20000");
+        .set("server.max_connections_per_client", "20000")
+        // A busy machine takes its time to open them all, and the first ones must wait for the last.
+        .set("server.timeouts.request_header", r#""10m""#)
+        .set("server.timeouts.keep_alive", r#""10m""#);
     let gate = Gate::start(&config).await;
     let mut open = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {

@@ -9,7 +9,9 @@
 mod admin;
 mod answers;
 mod blocklist;
+mod clients;
 mod corpus;
+mod families;
 mod grpc;
 mod h2_attacks;
 mod h2c;

@@ -164,6 +164,13 @@ async function change(path, body, words) {
   }
 }
 
+/** A wider block may cover an address that is never blocked. */
+function blockedWords(client) {
+  if (client.blocked) return `yes: ${client.block.reason}`;
+  const never = client.exempt ? "never (exempt)" : client.block === null ? "no" : "never";
+  return client.block === null ? never : `${never}, though ${client.block.network} is`;
+}
+
 async function lookUp(event) {
   event.preventDefault();
   try {
@@ -171,7 +178,7 @@ async function lookUp(event) {
     const left = (number) => (number === null ? "not limited" : `${number} requests left`);
     const facts = [
       ["Client", client.client, "address"],
-      ["Blocked", client.blocked ? `yes: ${client.block.reason}` : client.exempt ? "never (exempt)" : "no"],
+      ["Blocked", blockedWords(client)],
       ["Strikes", String(client.strikes)],
       ["This minute", left(client.remainingMinute)],
       ["This hour", left(client.remainingHour)],

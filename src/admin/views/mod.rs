@@ -116,7 +116,9 @@ pub(super) struct Client {
     /// The client it belongs to: the address, or its IPv6 network.
     client: String,
     exempt: bool,
+    /// Whether the block that covers the address holds against it.
     blocked: bool,
+    /// The block that covers the address. It does not hold where the address is never blocked.
     block: Option<Block>,
     strikes: u32,
     /// `null`: not limited over that time.
@@ -130,7 +132,7 @@ impl Client {
             address: address.to_string(),
             client: short(report.client.network()),
             exempt: report.exempt,
-            blocked: report.block.is_some(),
+            blocked: report.blocked,
             block: report.block.as_ref().map(Block::from),
             strikes: report.strikes,
             remaining_minute: report.remaining_minute,

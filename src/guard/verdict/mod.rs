@@ -50,6 +50,9 @@ pub enum Verdict {
 pub struct ClientReport {
     pub client: Client,
     pub exempt: bool,
+    /// Whether [`ClientReport::block`] holds: a wider block does not shut out what is never blocked.
+    pub blocked: bool,
+    /// The block that covers the address, whether it holds or not.
     pub block: Option<Block>,
     /// Strikes within the window.
     pub strikes: u32,
@@ -233,10 +236,12 @@ impl Guard {
         let client = Client::of(address, policy.ipv6_prefix);
         let (remaining_minute, remaining_hour) = policy.limiter.remaining(client, now.tick);
         let exempt = policy.exempt.contains(address);
+        let block = self.blocklist.find(address, now.wall).map(|entry| entry.block.clone());
         ClientReport {
             client,
             exempt,
-            block: self.blocklist.find(address, now.wall).map(|entry| entry.block.clone()),
+            blocked: block.is_some() && !policy.never_block.contains(address),
+            block,
             strikes: self.suspicion.strikes(client, &policy.suspicion, now.tick),
             remaining_minute: remaining_minute.filter(|_| !exempt),
             remaining_hour: remaining_hour.filter(|_| !exempt),

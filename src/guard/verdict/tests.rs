@@ -182,7 +182,7 @@ fn report_says_what_remains_and_charges_nothing() {
     for _ in 0..10 {
         let report = guard.report(MALLORY.parse().expect("an address"), at(0));
         assert_eq!((report.remaining_minute, report.remaining_hour), (Some(2), Some(4)));
-        assert_eq!((report.exempt, report.block), (false, None));
+        assert_eq!((report.exempt, report.blocked, report.block), (false, false, None));
     }
 }
 

@@ -211,7 +211,7 @@ async fn exchange(
                 blame(
                     worker,
                     server,
-                    "answer_timeout",
+                    "response_timeout",
                     "app server did not answer in time",
                     None,
                 );
