@@ -223,3 +223,99 @@ async fn plain_mode_speaks_both_protocols_on_one_port() {
         .expect("a request");
     assert_eq!(client::h2(tcp, request).await.body.as_ref(), b"hello");
 }
+
+fn quoted(path: &std::path::Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// Waits until a client without a ticket is refused, which tells that a reload has made the rules stricter.
+async fn refused_anew(gate: &Gate, client: impl Fn() -> Arc<ClientConfig>) {
+    wait::until("the stricter rules", async || ask(gate, client()).await.err()).await;
+}
+
+#[tokio::test]
+async fn ticket_from_before_client_certificates_were_required_lets_nobody_in() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let own = authority.leaf(directory.path(), "client", &["client"]);
+    let file = directory.path().join("clients.pem");
+    authority.write(&file);
+    // One worker, which is the one that the probe has asked.
+    let config = secured(&origin, &[&leaf]).set("server.workers", "1");
+    let gate = Gate::start(&config).await;
+    let before = [&TLS12, &TLS13].map(|version| authority.client_of(version, None));
+    for client in &before {
+        assert_eq!(ask(&gate, Arc::clone(client)).await.expect("an answer").1, 200);
+        let (kind, _) = ask(&gate, Arc::clone(client)).await.expect("an answer");
+        assert_eq!(kind, HandshakeKind::Resumed, "a ticket is there");
+    }
+    let strict = config.set("tls.client_ca", &quoted(&file));
+    gate.rewrite(&strict);
+    refused_anew(&gate, || authority.client_of(&TLS13, None)).await;
+    for client in before {
+        ask(&gate, client)
+            .await
+            .expect_err("the ticket stands for no certificate");
+    }
+    // What was issued under the rule in force is good for as long as the rule is.
+    let client = authority.client_of(&TLS13, Some(&own));
+    assert_eq!(
+        ask(&gate, Arc::clone(&client)).await.expect("an answer").0,
+        HandshakeKind::Full
+    );
+    gate.rewrite(&strict.set("headers.x_frame_options", r#""reloaded""#));
+    wait::until("the reload", async || {
+        let client = authority.client_of(&TLS13, Some(&own));
+        let stream = client::handshake(gate.address, client, "localhost").await.ok()?;
+        let mut raw = Raw::over(stream);
+        raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        (raw.answer().await.header("x-frame-options") == Some("reloaded")).then_some(())
+    })
+    .await;
+    assert_eq!(ask(&gate, client).await.expect("an answer").0, HandshakeKind::Resumed);
+}
+
+#[tokio::test]
+async fn ticket_ends_with_the_authority_behind_its_certificate() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let (authority, withdrawn) = (Authority::new(), Authority::new());
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let good = authority.leaf(directory.path(), "good", &["client"]);
+    let bad = withdrawn.leaf(directory.path(), "bad", &["client"]);
+    let (file, other) = (directory.path().join("clients.pem"), directory.path().join("other.pem"));
+    withdrawn.write(&other);
+    authority.write(&file);
+    let alone = std::fs::read_to_string(&file).expect("the authority");
+    let both = format!("{alone}{}", std::fs::read_to_string(&other).expect("the other"));
+    std::fs::write(&file, both).expect("both are believed");
+    let config = secured(&origin, &[&leaf])
+        .set("server.workers", "1")
+        .set("tls.client_ca", &quoted(&file));
+    let gate = Gate::start(&config).await;
+    let before = [&TLS12, &TLS13].map(|version| authority.client_of(version, Some(&bad)));
+    for client in &before {
+        assert_eq!(ask(&gate, Arc::clone(client)).await.expect("an answer").1, 200);
+    }
+    // The same name, another content: nothing in config.toml changes.
+    std::fs::write(&file, alone).expect("one is withdrawn");
+    refused_anew(&gate, || authority.client_of(&TLS13, Some(&bad))).await;
+    for client in before {
+        ask(&gate, client)
+            .await
+            .expect_err("the authority is not believed any more");
+    }
+    let client = authority.client_of(&TLS13, Some(&good));
+    assert_eq!(ask(&gate, client).await.expect("an answer").1, 200);
+}
+
+#[tokio::test]
+async fn development_certificate_is_kept_over_a_restart() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin).set("tls.mode", r#""self_signed""#);
+    let gate = Gate::start(&config).await;
+    let file = |gate: &Gate| std::fs::read(gate.path("state/self-signed.crt")).expect("a certificate");
+    let first = file(&gate);
+    let gate = Gate::start_in(gate.kill(), &config).await;
+    assert_eq!(file(&gate), first);
+}

@@ -79,20 +79,26 @@ impl Gate {
 
     /// Starts over the state of an earlier process.
     pub(crate) async fn start_in(directory: TempDir, config: &Config) -> Self {
+        Self::start_shaped(directory, config, |_| ()).await
+    }
+
+    /// Starts with another environment or other streams.
+    pub(crate) async fn start_shaped(directory: TempDir, config: &Config, shape: impl FnOnce(&mut Command)) -> Self {
         write(&directory, config);
         let addresses = directory.path().join("addresses.json");
         drop(std::fs::remove_file(&addresses));
         // Files rather than pipes: nobody has to read them for the gate to go on.
         let output = |name: &str| std::fs::File::create(directory.path().join(name)).expect("a log file");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_foregate"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
+        command
             .args(["run", "--config"])
             .arg(directory.path().join("config.toml"))
             .env("FOREGATE_ADDRESS_FILE", &addresses)
             .stdin(Stdio::null())
             .stdout(output("stdout"))
-            .stderr(output("stderr"))
-            .spawn()
-            .expect("the gate starts");
+            .stderr(output("stderr"));
+        shape(&mut command);
+        let mut child = command.spawn().expect("the gate starts");
         let stderr = directory.path().join("stderr");
         let ready = wait::until("the addresses of the gate", async || {
             if let Some(status) = child.try_wait().expect("the gate is our child") {
