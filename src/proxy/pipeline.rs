@@ -67,11 +67,12 @@ pub(super) async fn serve(
     flight.host = host.as_ref().map_or(HeaderValue::from_static(""), Clone::clone);
     let ticket = Ticket::register(&connection, flight);
 
-    if connection.is_redirect {
+    // The limit is charged first: a malformed request costs as much as any other, and so does one that is sent elsewhere.
+    let admitted = admit(worker, &ticket, now);
+    if connection.is_redirect && admitted.is_ok() {
         return Ok(respond::redirect(&connection, host, &parts.uri, ticket));
     }
-    // The limit is charged first: a malformed request costs as much as any other.
-    let answer = match admit(worker, &ticket, now).and(host) {
+    let answer = match admitted.and(host) {
         Err(error) => Err(error),
         Ok(host) => forward(&connection, &snapshot, parts, incoming, origin, host, &ticket).await,
     };

@@ -9,6 +9,7 @@
 mod admin;
 mod answers;
 mod blocklist;
+mod cli;
 mod corpus;
 mod grpc;
 mod h2_attacks;
@@ -19,6 +20,7 @@ mod observe;
 mod proxy_h1;
 mod proxy_h2;
 mod proxy_protocol;
+mod redirect;
 mod reload;
 mod servers;
 mod shutdown;
