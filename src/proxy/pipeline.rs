@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, STRICT_TRANSPORT_SECURITY, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -80,7 +80,8 @@ pub(super) async fn serve(
         Ok(answer) => deliver(&connection, &snapshot, answer, ticket),
         Err(error) => refuse(&connection, &snapshot, &error, ticket)?,
     };
-    if worker.is_draining() && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    let is_last = worker.is_draining() || connection.is_last.get();
+    if is_last && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -331,6 +332,10 @@ fn refuse(
     }
     ticket.sent.set(response.body().len() as u64);
     headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
+    if connection.is_redirect {
+        // Never over plain HTTP (RFC 6797 section 7.2).
+        response.headers_mut().remove(STRICT_TRANSPORT_SECURITY);
+    }
     // A proxy's connection is not closed on its other clients.
     let is_shared =
         connection.is_http2.get() || (ticket.outcome.get() == Outcome::Blocked && ticket.client != connection.peer);

@@ -177,7 +177,9 @@ async fn upstream_on_the_command_line_is_all_that_a_configuration_needs() {
     // It wins over the file.
     let (ours, theirs) = (Origin::answering("ours").await, Origin::answering("theirs").await);
     let url = ours.url();
-    let shape = |command: &mut Command| drop(command.args(["--upstream", &url]));
+    let shape = |command: &mut Command| {
+        command.args(["--upstream", &url]);
+    };
     let gate = Gate::start_shaped(directory, &Config::before(&theirs), shape).await;
     assert_eq!(client::get(gate.address, "/", "").await.text(), "ours");
 }

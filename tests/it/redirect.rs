@@ -102,6 +102,7 @@ async fn limits_hold_for_plain_http_too() {
         let answer = gate.ask("/", &["a"]).await;
         assert_eq!(answer.status, wanted, "{answer:?}");
         assert_eq!(answer.header("location").is_some(), wanted == 308);
+        assert_eq!(answer.header("strict-transport-security"), None, "RFC 6797 section 7.2");
     }
     gate.ask("/", &["a"]).await.problem();
 }

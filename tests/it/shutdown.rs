@@ -107,7 +107,9 @@ fn private() -> tempfile::TempDir {
 #[tokio::test]
 async fn access_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
     let origin = Origin::answering("x").await;
-    let unread = |command: &mut Command| drop(command.stdout(Stdio::piped()));
+    let unread = |command: &mut Command| {
+        command.stdout(Stdio::piped());
+    };
     let mut gate = Gate::start_shaped(private(), &Config::before(&origin), unread).await;
     // Long lines, so that the queue is soon full.
     let path = format!("/{}", "x".repeat(16 << 10));
@@ -123,7 +125,9 @@ async fn log_that_nobody_reads_stops_neither_requests_nor_the_end() {
         .set("limits.mode", r#""observe""#)
         .set("limits.requests_per_minute", "1");
     // Every request over the limit makes a line of the log, in the thread that serves it.
-    let unread = |command: &mut Command| drop(command.stderr(Stdio::piped()).env("FOREGATE_LOG", "debug"));
+    let unread = |command: &mut Command| {
+        command.stderr(Stdio::piped()).env("FOREGATE_LOG", "debug");
+    };
     let mut gate = Gate::start_shaped(private(), &config, unread).await;
     ask_until_dropped(&gate, "/", "foregate_log_dropped_lines_total").await;
     gate.signal(Signal::TERM);

@@ -7,7 +7,7 @@ use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::certificates::{Authority, Files};
 use crate::support::client::{self, Raw};
-use crate::support::origin::Origin;
+use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::{metrics, wait};
 
@@ -318,4 +318,57 @@ async fn development_certificate_is_kept_over_a_restart() {
     let first = file(&gate);
     let gate = Gate::start_in(gate.kill(), &config).await;
     assert_eq!(file(&gate), first);
+}
+
+#[tokio::test]
+async fn connection_of_who_would_not_be_let_in_any_more_ends_and_others_stay() {
+    let origin = Origin::start(|head| {
+        if head.starts_with("GET /tunnel") {
+            Script::Echo
+        } else {
+            Script::Answer(ok("x"))
+        }
+    })
+    .await;
+    let directory = tempfile::tempdir().expect("a folder");
+    let (authority, other) = (Authority::new(), Authority::new());
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let own = authority.leaf(directory.path(), "client", &["client"]);
+    let file = directory.path().join("clients.pem");
+    authority.write(&file);
+    let plain = secured(&origin, &[&leaf]).set("server.workers", "1");
+    let strict = plain.clone().set("tls.client_ca", &quoted(&file));
+    let gate = Gate::start(&plain).await;
+    let open = async |own: Option<&Files>| {
+        let mut raw = Raw::tls(gate.address, authority.client_of(&TLS13, own), "localhost").await;
+        raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 200);
+        raw
+    };
+    let (mut unproven, mut tunnel) = (open(None).await, open(None).await);
+    tunnel
+        .send("GET /tunnel HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await;
+    assert_eq!(tunnel.answer().await.status, 101);
+    tunnel.send("ping").await;
+    assert_eq!(tunnel.take(4).await.expect("the echo"), b"ping");
+    gate.rewrite(&strict);
+    unproven.closed().await;
+    tunnel.closed().await;
+
+    let mut proven = open(Some(&own)).await;
+    // Another authority beside the first one: whoever was let in still is.
+    let more = directory.path().join("more.pem");
+    other.write(&more);
+    let both = [&file, &more].map(|file| std::fs::read_to_string(file).expect("an authority"));
+    std::fs::write(&file, both.concat()).expect("both are believed");
+    let late = other.leaf(directory.path(), "late", &["client"]);
+    wait::until("the other authority", async || {
+        ask(&gate, authority.client_of(&TLS13, Some(&late))).await.ok()
+    })
+    .await;
+    proven.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(proven.answer().await.status, 200);
+    other.write(&file);
+    proven.closed().await;
 }

@@ -69,6 +69,19 @@ impl Sessions {
     }
 }
 
+/// Whether some who were let in before would not be now: what they have open must end.
+pub(super) fn is_narrower(before: Option<&Sessions>, now: Option<&Sessions>) -> bool {
+    let of = |sessions: Option<&'_ Sessions>| sessions.and_then(|sessions| sessions.client_ca.clone());
+    match (of(before), of(now)) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(before), Some(now)) => {
+            let mut trusted = before.certificates.iter();
+            trusted.any(|certificate| !now.certificates.contains(certificate))
+        }
+    }
+}
+
 impl ClientCa {
     fn read(settings: &TlsSettings) -> Result<Option<Self>, Error> {
         let Some(path) = settings.client_ca.clone() else {
