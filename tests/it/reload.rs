@@ -121,11 +121,14 @@ async fn invalid_file_is_visible_everywhere_and_no_key_of_it_is_applied() {
     let torn = config.clone().set("headers.referrer_policy", r#""torn""#);
     gate.rewrite(&torn.clone().set("limits.nonsense", "1"));
     outcome(&gate, 0.0).await;
-    let log = gate.log();
-    assert!(
-        log.contains("limits") && log.contains("nonsense") && log.contains("^^^"),
-        "{log}"
-    );
+    wait::until("the mistake in the log, with its caret", async || {
+        let log = gate.log();
+        ["limits", "nonsense", "^^^"]
+            .iter()
+            .all(|part| log.contains(part))
+            .then_some(())
+    })
+    .await;
     let text = metrics::scrape(gate.admin).await;
     let failed = metrics::sample(&text, "foregate_config_reloads_total{result=\"failed\"}");
     assert!(failed >= Some(1.0), "{failed:?}");
