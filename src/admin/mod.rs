@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use prometheus::{IntCounterVec, Opts, Registry};
 use tokio_util::task::TaskTracker;
 
-pub use server::Listener;
+pub use server::{Listener, Prepared};
 
 use crate::backup;
 use crate::clock::Clock;
@@ -110,6 +110,12 @@ pub enum Error {
     Tls(#[from] tls::Error),
     #[error("a metric of the admin listener cannot be registered")]
     Metric(#[from] prometheus::Error),
+}
+
+/// What is wrong with the certificate and key of `config`; reads the files, and changes nothing.
+pub fn fault(config: &Config) -> Option<Error> {
+    let tls = config.tls.as_ref()?;
+    tls::prepare(tls).err().map(Error::from)
 }
 
 impl State {

@@ -36,6 +36,13 @@ pub struct Listener {
     router: Router,
 }
 
+/// Tokens and certificates, ready to be put into force.
+#[derive(Debug)]
+pub struct Prepared {
+    config: Config,
+    tls: Option<Arc<ServerConfig>>,
+}
+
 impl Listener {
     /// `inherited` is used if it listens on the configured address; else a new socket is bound.
     pub fn bind(config: Config, parts: Parts, inherited: Vec<TcpListener>) -> Result<Self, Error> {
@@ -69,12 +76,16 @@ impl Listener {
         self.socket.try_clone()
     }
 
-    /// Swaps tokens and certificates; an error changes nothing.
-    pub fn reload(&self, config: Config) -> Result<(), Error> {
+    /// Reads the certificates that `config` names; nothing changes until the result is put into force.
+    pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
         let tls = config.tls.as_ref().map(tls::prepare).transpose()?;
-        self.tls.store(tls);
-        self.state.config.store(Arc::new(config));
-        Ok(())
+        Ok(Prepared { config, tls })
+    }
+
+    /// Swaps tokens and certificates.
+    pub fn commit(&self, prepared: Prepared) {
+        self.tls.store(prepared.tls);
+        self.state.config.store(Arc::new(prepared.config));
     }
 
     /// Serves until `stop`; then lets open requests finish.

@@ -16,10 +16,11 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Loaded, Overrides};
+use crate::clock::Clock;
+use crate::config::{Config, Loaded, Overrides};
 use crate::proxy::Sockets;
 use crate::telemetry::health::Condition;
-use crate::telemetry::logging;
+use crate::telemetry::logging::{self, Log};
 use build::Running;
 use handover::{Door, Inherited, Listening};
 
@@ -37,7 +38,8 @@ pub struct Origin {
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over; then drains.
 pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
-    logging::start(loaded.config.log.format);
+    // Kept to the end, also that of a start that fails: what it holds is written before the error is told.
+    let log = logging::start(loaded.config.log.format).context("the log cannot be started")?;
     limits::raise_open_files();
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     // Set already only when several gates run in one process, as tests do: the same provider either way.
@@ -48,16 +50,31 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the control runtime cannot be started")?;
-    runtime.block_on(serve(origin, loaded))
+    let served = runtime.block_on(serve(origin, loaded, &log));
+    // A disk that does not answer must not hold the end up.
+    runtime.shutdown_timeout(FLUSH_TIMEOUT);
+    served
 }
 
-async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
+/// What stands in the way of a start with this configuration and that only its files can tell: certificates and keys.
+#[must_use]
+pub fn faults(loaded: &Loaded) -> Vec<String> {
+    let Config { proxy, admin, .. } = &loaded.config;
+    let of_gate = crate::proxy::faults(proxy, Clock::system().wall());
+    let of_admin = crate::admin::fault(admin);
+    let of_gate = of_gate.into_iter().map(anyhow::Error::from);
+    let all = of_gate.chain(of_admin.map(anyhow::Error::from));
+    all.map(|error| format!("{error:#}")).collect()
+}
+
+async fn serve(origin: Origin, loaded: &Loaded, log: &Log) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals = Signals::new()?;
-    let drain_timeout = loaded.config.proxy.server.drain_timeout;
     let mut inherited = Inherited::take(&loaded.config.state_dir);
     let running = build::start(loaded, &mut inherited).await?;
-    let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running)?);
+    log.register(&running.registry)
+        .context("the log's metric cannot be registered")?;
+    let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
     let mut reloading = reload::watch(reloader, &loaded.files)?;
     let door = Door::open(&loaded.config.state_dir)?;
     let stop_admin = CancellationToken::new();
@@ -86,7 +103,7 @@ async fn serve(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     }
     reloading.shutdown().await;
     drop(sockets);
-    stop(running, drain_timeout).await;
+    stop(running).await;
     stop_pitr.cancel();
     if tokio::time::timeout(FLUSH_TIMEOUT, pitr.join_all()).await.is_err() {
         tracing::warn!("point-in-time recovery did not end in time");
@@ -136,7 +153,7 @@ fn listening(running: &Running) -> anyhow::Result<Listening> {
 
 /// The gate first, so that what its last requests caused can still be stored; the admin listener last, so that the
 /// drain can be watched.
-async fn stop(running: Running, drain_timeout: Duration) {
+async fn stop(running: Running) {
     let Running {
         gate,
         blocks,
@@ -149,7 +166,7 @@ async fn stop(running: Running, drain_timeout: Duration) {
     // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup.
     stop_vault.cancel();
     match Arc::try_unwrap(gate) {
-        Ok(gate) => gate.drain(drain_timeout).await,
+        Ok(gate) => gate.drain().await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
     }
     beside.shutdown().await;

@@ -1,7 +1,8 @@
 //! Reload: a new configuration is built whole, then swapped part by part; a broken one changes nothing and is visible in
 //! the log, the metrics, `/health` and the admin page.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
@@ -18,9 +19,9 @@ use crate::config::watch::{Handle, Pace, Watcher};
 use crate::config::{self, Config, Loaded, Style, diff};
 use crate::guard::Guard;
 use crate::proxy::{self, Gate};
-use crate::telemetry::access_log;
 use crate::telemetry::alert::Alerts;
 use crate::telemetry::health::{Board, Condition};
+use crate::telemetry::{access_log, logging};
 
 /// The name under which the configuration stands on the health board.
 const PART: &str = "config";
@@ -28,16 +29,24 @@ const PART: &str = "config";
 #[derive(Debug)]
 pub(super) struct Reloader {
     origin: Origin,
-    current: Mutex<Config>,
+    current: Mutex<InForce>,
     gate: Arc<Gate>,
     admin: Arc<admin::Listener>,
     guard: Arc<Guard>,
     access_log: access_log::Sink,
+    log: logging::Steering,
     alerts: Alerts,
     vault: backup::Service,
     board: Board,
     clock: Clock,
     metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct InForce {
+    config: Config,
+    /// What it was read from.
+    files: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -56,18 +65,29 @@ enum Error {
     Gate(#[from] proxy::Error),
     #[error(transparent)]
     Admin(#[from] admin::Error),
+    #[error(transparent)]
+    AccessLog(#[from] access_log::Error),
 }
 
 impl Reloader {
-    pub(super) fn new(origin: Origin, loaded: &Loaded, running: &Running) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        origin: Origin,
+        loaded: &Loaded,
+        running: &Running,
+        log: logging::Steering,
+    ) -> anyhow::Result<Self> {
         let metrics = Metrics::register(&running.registry).context("the reload metrics cannot be registered")?;
         let reloader = Self {
             origin,
-            current: Mutex::new(loaded.config.clone()),
+            current: Mutex::new(InForce {
+                config: loaded.config.clone(),
+                files: loaded.files.clone(),
+            }),
             gate: Arc::clone(&running.gate),
             admin: Arc::clone(&running.admin),
             guard: Arc::clone(&running.guard),
             access_log: running.access_log.clone(),
+            log,
             alerts: running.alerts.clone(),
             vault: running.vault.clone(),
             board: running.board.clone(),
@@ -78,45 +98,92 @@ impl Reloader {
         Ok(reloader)
     }
 
-    /// Reads the configuration again and puts it into force; returns the files it depends on.
-    fn reload(&self) -> Option<Vec<std::path::PathBuf>> {
+    /// Reads the configuration again and puts it into force, and sees to it that what it depends on is watched: after a
+    /// failure also what the new one names, since a file that is missing or wrong may be put right by itself.
+    fn reload(&self, watched: &Handle) {
+        // Followed first and read after that, so that no change falls between the two.
+        watched.follow(&self.files());
         match self.try_reload() {
-            Ok((files, waiting)) => {
+            Ok(waiting) => {
+                watched.follow(&self.current().files);
                 self.metrics.reloads.with_label_values(&["ok"]).inc();
                 self.succeeded(&waiting);
-                Some(files)
             }
             Err(error) => {
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
                 self.metrics.last_success.set(0);
+                // With its causes.
+                let error = format!("{:#}", anyhow::Error::from(error));
                 tracing::error!(%error, "the new configuration is not used; the old one stays in force");
                 self.board
                     .set(PART, Condition::Degraded(format!("the last reload failed: {error}")));
-                None
             }
         }
     }
 
-    fn try_reload(&self) -> Result<(Vec<std::path::PathBuf>, Vec<&'static str>), Error> {
-        let loaded = Config::load(self.origin.path.as_deref(), &self.origin.overrides).map_err(Error::Config)?;
+    /// What the configuration in force was read from, and what the one on disk names.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = match self.load() {
+            Ok(loaded) => loaded.files,
+            Err(errors) => errors.files().to_vec(),
+        };
+        files.extend(self.current().files.iter().cloned());
+        files
+    }
+
+    fn load(&self) -> Result<Loaded, config::Errors> {
+        Config::load(self.origin.path.as_deref(), &self.origin.overrides)
+    }
+
+    fn current(&self) -> MutexGuard<'_, InForce> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_reload(&self) -> Result<Vec<&'static str>, Error> {
+        let loaded = self.load().map_err(Error::Config)?;
         for line in loaded.warnings.lines() {
             tracing::warn!("{line}");
         }
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let (next, waiting) = diff::keep_restart_only(&current, loaded.config);
-        // First those that can refuse, for their certificates are read now. Should the second refuse, the first has the new
-        // value already; the next successful reload brings both together.
-        self.admin.reload(next.admin.clone())?;
-        self.gate.reload(next.proxy.clone())?;
+        let mut current = self.current();
+        let (next, waiting) = diff::keep_restart_only(&current.config, loaded.config);
+        // Every part by name, so that a new one is thought of. These three keep their old values until a restart.
+        let Config {
+            proxy,
+            guard,
+            admin,
+            backup,
+            alerts,
+            log,
+            store: _,
+            pitr: _,
+            state_dir: _,
+        } = next.clone();
+        // First all that can refuse, for it reads and opens files; nothing is in force yet.
+        let admin = self.admin.prepare(admin)?;
+        let gate = self.gate.prepare(proxy)?;
+        let moves = current.config.log.access_log != log.access_log;
+        let access_log = moves.then(|| self.access_log.prepare(&log.access_log)).transpose()?;
+        // From here on nothing can refuse.
+        self.admin.commit(admin);
+        self.gate.commit(gate);
+        if let Some(access_log) = access_log {
+            self.access_log.commit(access_log);
+        }
+        if current.config.log.format != log.format {
+            self.log.set_format(log.format);
+        }
         self.guard.blocklist().set_protected(super::build::protected(&next));
-        self.guard.reload(next.guard.clone());
-        self.alerts.reload(next.alerts.clone());
-        self.vault.reload(next.backup.clone());
-        for change in diff::changes(&current, &next) {
+        self.guard.reload(guard);
+        self.alerts.reload(alerts);
+        self.vault.reload(backup);
+        for change in diff::changes(&current.config, &next) {
             tracing::info!(key = change.key, "configuration changed");
         }
-        *current = next;
-        Ok((loaded.files, waiting))
+        *current = InForce {
+            config: next,
+            files: loaded.files,
+        };
+        Ok(waiting)
     }
 
     fn succeeded(&self, waiting: &[&'static str]) {
@@ -160,7 +227,7 @@ impl Metrics {
 }
 
 /// Watches the files and SIGHUP until the set is dropped.
-pub(super) fn watch(reloader: Arc<Reloader>, files: &[std::path::PathBuf]) -> anyhow::Result<JoinSet<()>> {
+pub(super) fn watch(reloader: Arc<Reloader>, files: &[PathBuf]) -> anyhow::Result<JoinSet<()>> {
     let mut hangups = signal(SignalKind::hangup()).context("SIGHUP cannot be received")?;
     let (watcher, handle, mut changes) = Watcher::new(files, Pace::default());
     let mut tasks = JoinSet::new();
@@ -177,12 +244,10 @@ pub(super) fn watch(reloader: Arc<Reloader>, files: &[std::path::PathBuf]) -> an
     tasks.spawn(async move {
         while changes.recv().await.is_some() {
             announce_reloading();
-            let reloading = Arc::clone(&reloader);
+            let (reloading, watched) = (Arc::clone(&reloader), handle.clone());
             // Reading files and certificates may wait for the disk.
-            match tokio::task::spawn_blocking(move || reloading.reload()).await {
-                Ok(Some(files)) => handle.follow(&files),
-                Ok(None) => {}
-                Err(error) => tracing::error!(%error, "a reload ended by a panic"),
+            if let Err(error) = tokio::task::spawn_blocking(move || reloading.reload(&watched)).await {
+                tracing::error!(%error, "a reload ended by a panic");
             }
             tell_systemd(&[NotifyState::Ready]);
         }

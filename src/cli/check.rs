@@ -1,28 +1,40 @@
 //! `foregate check`
 
 use super::{Error, Source, complain, say};
-use crate::app::Origin;
-use crate::config::{self, Config, Loaded, Overrides, Style};
+use crate::app::{self, Origin};
+use crate::config::{self, Config, Errors, Loaded, Overrides, Style};
 
 pub(super) fn run(source: &Source) -> Result<(), Error> {
     let overrides = Overrides {
         upstream: source.upstream.clone(),
     };
-    let loaded = load(&Origin {
+    let origin = Origin {
         path: source.config.clone(),
         overrides,
-    })?;
+    };
+    let loaded = load(&origin)?;
+    let faults = app::faults(&loaded);
+    if !faults.is_empty() {
+        let name = origin
+            .path
+            .map_or("defaults".to_owned(), |path| path.display().to_string());
+        return Err(Error::Usage(config::report(&Errors::about(name, faults), style())));
+    }
     say(&config::effective::render(&loaded.config));
     Ok(())
 }
 
-/// Loads the configuration, prints its warnings, or returns all its errors as text.
-pub(super) fn load(origin: &Origin) -> Result<Loaded, Error> {
-    let style = if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+fn style() -> Style {
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
         Style::Coloured
     } else {
         Style::Plain
-    };
+    }
+}
+
+/// Loads the configuration, prints its warnings, or returns all its errors as text.
+pub(super) fn load(origin: &Origin) -> Result<Loaded, Error> {
+    let style = style();
     match Config::load(origin.path.as_deref(), &origin.overrides) {
         Ok(loaded) => {
             complain(&loaded.warnings.render(config::Severity::Warning, style));

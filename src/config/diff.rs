@@ -2,13 +2,15 @@
 
 use super::Config;
 use super::effective::{Entry, entries};
+use crate::proxy::config::Tls;
 
 /// Keys that take effect at the next start alone: they belong to sockets, threads and stores that live on.
-pub const RESTART_ONLY: [&str; 20] = [
+pub const RESTART_ONLY: [&str; 21] = [
     "state_dir",
     "server.listen",
     "server.redirect_http",
     "server.workers",
+    "limits.max_tracked_clients",
     "store.postgres",
     "store.pool_size",
     "admin.listen",
@@ -28,12 +30,17 @@ pub const RESTART_ONLY: [&str; 20] = [
 ];
 
 /// These as well while point-in-time recovery is on: its tasks live on with the old ones.
-const RESTART_ONLY_WITH_PITR: [&str; 4] = [
+const RESTART_ONLY_WITH_PITR: [&str; 5] = [
     "database.url",
     "backup.repository",
     "backup.recipients",
     "backup.identity",
+    "backup.time_zone",
 ];
+
+/// This one when it switches TLS on or off: a listener is made for one or the other. The rest of `[tls]` goes with it.
+const TLS_SWITCH: &str = "tls.mode";
+const TLS_REST: [&str; 3] = ["tls.certificates", "tls.min_version", "tls.client_ca"];
 
 /// One key whose meaning differs between two configurations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +83,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
             };
             let with_listen = key == "admin.tls" && old.admin.listen != new.admin.listen;
             let with_pitr = old.pitr.enabled && RESTART_ONLY_WITH_PITR.contains(&key.as_str());
-            let needs_restart = with_listen || with_pitr || RESTART_ONLY.contains(&key.as_str());
+            let with_tls = switches_tls(old, new) && (key == TLS_SWITCH || TLS_REST.contains(&key.as_str()));
+            let needs_restart = with_listen || with_pitr || with_tls || RESTART_ONLY.contains(&key.as_str());
             let changed = old_value != new_value || secret_changed;
             changed.then_some(Change {
                 key,
@@ -86,6 +94,10 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
             })
         })
         .collect()
+}
+
+fn switches_tls(old: &Config, new: &Config) -> bool {
+    (old.proxy.tls == Tls::Off) != (new.proxy.tls == Tls::Off)
 }
 
 /// The new configuration with the old values of the keys that need a restart, and the names of those that differ.
@@ -102,7 +114,7 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
     new.state_dir.clone_from(&old.state_dir);
     new.store.state_dir.clone_from(&old.store.state_dir);
     new.backup.state_dir.clone_from(&old.backup.state_dir);
-    if let crate::proxy::config::Tls::SelfSigned { state_dir, .. } = &mut new.proxy.tls {
+    if let Tls::SelfSigned { state_dir, .. } = &mut new.proxy.tls {
         state_dir.clone_from(&old.state_dir);
     }
     let (was, is) = (&old.proxy.server, &mut new.proxy.server);
@@ -112,6 +124,12 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
     is.redirect_http.clone_from(&was.redirect_http);
     keep("server.workers", was.workers != is.workers);
     is.workers = was.workers;
+    let tracked = old.guard.limits.max_tracked_clients;
+    keep(
+        "limits.max_tracked_clients",
+        tracked != new.guard.limits.max_tracked_clients,
+    );
+    new.guard.limits.max_tracked_clients = tracked;
     keep("store.postgres", old.store.postgres != new.store.postgres);
     new.store.postgres.clone_from(&old.store.postgres);
     keep("store.pool_size", old.store.pool_size != new.store.pool_size);
@@ -123,8 +141,19 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
         keep("admin.tls", old.admin.tls != new.admin.tls);
         new.admin.tls.clone_from(&old.admin.tls);
     }
+    keep_tls(old, &mut new, &mut kept);
     keep_vault(old, &mut new, &mut kept);
     (new, kept)
+}
+
+fn keep_tls(old: &Config, new: &mut Config, kept: &mut Vec<&'static str>) {
+    if !switches_tls(old, new) {
+        return;
+    }
+    let changed = changes(old, new);
+    let keys = std::iter::once(TLS_SWITCH).chain(TLS_REST);
+    kept.extend(keys.filter(|key| changed.iter().any(|change| change.key == *key)));
+    new.proxy.tls.clone_from(&old.proxy.tls);
 }
 
 /// The log is archived by tasks that live on: a new way, slot or repository begins with the next start.
@@ -140,5 +169,6 @@ fn keep_vault(old: &Config, new: &mut Config, kept: &mut Vec<&'static str>) {
     if old.pitr.enabled {
         new.backup.database.clone_from(&old.backup.database);
         new.backup.repository.clone_from(&old.backup.repository);
+        new.backup.plan.zone.clone_from(&old.backup.plan.zone);
     }
 }

@@ -69,6 +69,13 @@ impl Errors {
         }
     }
 
+    /// About the source as a whole: what was found by whoever used the configuration.
+    #[must_use]
+    pub fn about(origin: String, messages: Vec<String>) -> Self {
+        let list = messages.into_iter().map(Finding::whole).collect();
+        Self::of(Findings::new(origin, list, 0))
+    }
+
     #[must_use]
     pub fn findings(&self) -> &Findings {
         &self.findings

@@ -118,6 +118,10 @@ impl Flight {
         }
     }
 
+    pub(super) fn is_over_tls(&self) -> bool {
+        self.connection.is_tls
+    }
+
     /// Looks at the deadlines. Returns whether the client is too slow in taking its answer.
     pub(super) fn check(&self, now: Duration) -> bool {
         if self.deadline.get() <= now {

@@ -125,13 +125,14 @@ fn keep(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
         reset(&stream);
     };
     let now = worker.now();
-    if !server.proxy_protocol && worker.shared.guard.refuses_connection(peer.ip(), now) {
+    let peer_is_client = !server.proxy_protocol || kind == Kind::Redirect;
+    if peer_is_client && worker.shared.guard.refuses_connection(peer.ip(), now) {
         return refuse(stream, "blocked");
     }
     let Ok(mut seat) = Seat::take(&worker.shared, server.max_connections) else {
         return refuse(stream, "full");
     };
-    if !server.proxy_protocol && count_client(worker, &mut seat, peer).is_err() {
+    if peer_is_client && count_client(worker, &mut seat, peer).is_err() {
         return refuse(stream, "client_full");
     }
     if let Err(error) = stream.set_nodelay(true) {

@@ -65,6 +65,8 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("TLS can be switched on or off at a restart only")]
+    TlsSwitched,
     #[error("a listening socket cannot be copied")]
     Copy(#[source] std::io::Error),
     #[error(transparent)]
@@ -105,7 +107,6 @@ pub struct Gate {
     sockets: Sockets,
     snapshot: watch::Sender<Arc<Snapshot>>,
     phase: watch::Sender<Phase>,
-    sessions: tls::Sessions,
     expiry: GaugeVec,
     shared: Arc<Shared>,
     /// Looks after the app's servers; ends with the gate.
@@ -118,7 +119,6 @@ impl Gate {
     /// `inherited` are listening sockets from a predecessor or systemd: those on a configured address are used instead of
     /// new ones, so that what waits in their queues is served. To be called on the control plane's runtime.
     pub fn start(config: Config, parts: Parts, inherited: Sockets) -> Result<Self, Error> {
-        let sessions = tls::Sessions::new()?;
         let expiry = GaugeVec::new(
             Opts::new(
                 "foregate_tls_certificate_expiry_seconds",
@@ -145,9 +145,10 @@ impl Gate {
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 foregate"));
         let workers = config.server.workers;
         let servers = known(&config, &[]);
-        let first = prepare(config, servers, via, &sessions, &expiry, &shared)?;
+        let first = prepare(config, servers, via, None, &shared)?;
+        first.show(&expiry);
         let up = upstream::register(&parts.registry)?;
-        let (snapshot, snapshots) = watch::channel(Arc::new(first));
+        let (snapshot, snapshots) = watch::channel(Arc::new(first.snapshot));
         let (phase, phases) = watch::channel(Phase::Serving);
         let watches = Watches {
             snapshot: snapshots,
@@ -163,7 +164,6 @@ impl Gate {
             sockets,
             snapshot,
             phase,
-            sessions,
             expiry,
             shared,
             _watch: watch,
@@ -205,20 +205,33 @@ impl Gate {
         self.shared.oldest_round(self.shared.clock.tick())
     }
 
-    /// Swaps the configuration for requests and connections to come; an error changes nothing. Listen addresses and the
-    /// number of workers stay what they were.
-    pub fn reload(&self, config: Config) -> Result<(), Error> {
-        let (via, servers) = {
-            let current = self.snapshot.borrow();
-            (current.via.clone(), known(&config, &current.servers))
-        };
-        let next = prepare(config, servers, via, &self.sessions, &self.expiry, &self.shared)?;
-        self.snapshot.send_replace(Arc::new(next));
-        Ok(())
+    /// Makes a configuration ready for requests and connections to come; an error changes nothing, nor does the result by
+    /// itself. Listen addresses and the number of workers stay what they were.
+    pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
+        let current = Arc::clone(&self.snapshot.borrow());
+        // What a listener is for was settled when it was bound: it would serve plain HTTP and call it https.
+        if (current.config.tls == config::Tls::Off) != (config.tls == config::Tls::Off) {
+            return Err(Error::TlsSwitched);
+        }
+        let servers = known(&config, &current.servers);
+        prepare(
+            config,
+            servers,
+            current.via.clone(),
+            current.sessions.as_ref(),
+            &self.shared,
+        )
     }
 
-    /// Stops accepting, finishes what is in flight, and ends everything that is left after `timeout`.
-    pub async fn drain(self, timeout: Duration) {
+    /// Puts into force what was prepared.
+    pub fn commit(&self, prepared: Prepared) {
+        prepared.show(&self.expiry);
+        self.snapshot.send_replace(Arc::new(prepared.snapshot));
+    }
+
+    /// Stops accepting, finishes what is in flight, and ends everything that is left after `drain_timeout`.
+    pub async fn drain(self) {
+        let timeout = self.snapshot.borrow().config.server.drain_timeout;
         drop(self.sockets);
         self.phase.send_replace(Phase::Draining);
         let ended = || self.threads.iter().all(thread::JoinHandle::is_finished);
@@ -324,32 +337,53 @@ fn known(config: &Config, before: &[Arc<Known>]) -> Vec<Arc<Known>> {
         .collect()
 }
 
-fn prepare(
-    config: Config,
-    servers: Vec<Arc<Known>>,
-    via: HeaderValue,
-    sessions: &tls::Sessions,
-    expiry: &GaugeVec,
-    shared: &Shared,
-) -> Result<Snapshot, Error> {
-    let ready = tls::prepare(&config.tls, sessions, shared.clock.wall())?;
-    let tls = ready.map(|ready| {
+/// A configuration with everything read that it names, ready to be put into force.
+#[derive(Debug)]
+pub struct Prepared {
+    snapshot: Snapshot,
+    expiries: Vec<tls::Expiry>,
+}
+
+impl Prepared {
+    fn show(&self, expiry: &GaugeVec) {
         expiry.reset();
-        for certificate in &ready.expiries {
+        for certificate in &self.expiries {
             let path = certificate.path.display().to_string();
             #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double exactly")]
             expiry
                 .with_label_values(&[&path])
                 .set(certificate.at.as_second() as f64);
         }
-        ready.config
-    });
-    Ok(Snapshot {
+    }
+}
+
+/// What is wrong with the certificates and keys of `config`; reads the files, and changes nothing.
+#[must_use]
+pub fn faults(config: &Config, now: jiff::Timestamp) -> Vec<Error> {
+    let faults = tls::faults(&config.tls, now);
+    faults.into_iter().map(Error::from).collect()
+}
+
+fn prepare(
+    config: Config,
+    servers: Vec<Arc<Known>>,
+    via: HeaderValue,
+    before: Option<&tls::Sessions>,
+    shared: &Shared,
+) -> Result<Prepared, Error> {
+    let ready = tls::prepare(&config.tls, before, shared.clock.wall())?;
+    let (tls, sessions, expiries) = match ready {
+        None => (None, None, Vec::new()),
+        Some(ready) => (Some(ready.config), Some(ready.sessions), ready.expiries),
+    };
+    let snapshot = Snapshot {
         config,
         tls,
+        sessions,
         servers,
         via,
-    })
+    };
+    Ok(Prepared { snapshot, expiries })
 }
 
 fn spawn(

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, STRICT_TRANSPORT_SECURITY, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -75,14 +75,15 @@ pub(super) async fn serve(
     flight.host = host.as_ref().map_or(HeaderValue::from_static(""), Clone::clone);
     let ticket = Ticket::register(&connection, flight);
 
-    if connection.is_redirect {
+    // The limit is charged first: a malformed request costs as much as any other, and so does one that is sent elsewhere.
+    let admitted = admit(worker, &ticket, now);
+    if connection.is_redirect && admitted.is_ok() {
         if has_body {
             connection.leave_unread();
         }
         return Ok(respond::redirect(&connection, host, &parts.uri, ticket));
     }
-    // The limit is charged first: a malformed request costs as much as any other.
-    let answer = match admit(worker, &ticket, now).and(host) {
+    let answer = match admitted.and(host) {
         Err(error) => Err(error),
         Ok(host) => forward(&connection, &snapshot, parts, incoming, origin, host, &ticket).await,
     };
@@ -95,7 +96,8 @@ pub(super) async fn serve(
             refuse(&connection, &snapshot, &error, ticket)?
         }
     };
-    if worker.is_draining() && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    let is_last = worker.is_draining() || connection.is_last.get();
+    if is_last && !connection.is_http2.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -343,6 +345,10 @@ fn refuse(
     }
     ticket.sent.set(response.body().len() as u64);
     headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
+    if connection.is_redirect {
+        // Never over plain HTTP (RFC 6797 section 7.2).
+        response.headers_mut().remove(STRICT_TRANSPORT_SECURITY);
+    }
     // A proxy's connection is not closed on its other clients.
     let is_shared =
         connection.is_http2.get() || (ticket.outcome.get() == Outcome::Blocked && ticket.client != connection.peer);

@@ -20,6 +20,7 @@ use super::flight::{Ended, Flight};
 use super::metrics::{Local, Metrics, Outcome};
 use super::shared::{Phase, Shared};
 use super::snapshot::{Held, Snapshot};
+use super::tls;
 use super::upstream::Upstreams;
 use crate::clock::{Clock, Now};
 
@@ -165,7 +166,10 @@ impl Worker {
                 Ok(()) = watches.snapshot.changed() => {
                     let next = Arc::clone(&watches.snapshot.borrow_and_update());
                     self.upstreams.reload(&next.servers, self.clock.tick());
-                    *self.snapshot.borrow_mut() = Rc::new(Held(next));
+                    let before = self.snapshot.replace(Rc::new(Held(next)));
+                    if tls::is_narrower(before.sessions.as_ref(), self.snapshot().sessions.as_ref()) {
+                        self.end_unproven();
+                    }
                 }
                 Ok(()) = watches.blocks.changed() => {
                     watches.blocks.mark_unchanged();
@@ -233,6 +237,18 @@ impl Worker {
         for (_, flight) in self.flights.borrow().iter() {
             if self.shared.guard.is_blocked(flight.client, now) {
                 flight.end(Ended::Blocked);
+            }
+        }
+    }
+
+    /// Ends connections whose client was let in under rules that have become stricter.
+    fn end_unproven(&self) {
+        for (_, connection) in self.connections.borrow().iter() {
+            connection.end_unproven();
+        }
+        for (_, flight) in self.flights.borrow().iter() {
+            if flight.outcome.get() == Outcome::Tunnel && flight.is_over_tls() {
+                flight.end(Ended::Late);
             }
         }
     }

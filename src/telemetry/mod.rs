@@ -4,6 +4,7 @@ pub mod access_log;
 pub mod alert;
 pub mod health;
 pub mod logging;
+mod outlet;
 
 use std::path::PathBuf;
 

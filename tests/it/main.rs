@@ -9,6 +9,7 @@
 mod admin;
 mod answers;
 mod blocklist;
+mod cli;
 mod clients;
 mod corpus;
 mod families;
@@ -24,6 +25,7 @@ mod observe;
 mod proxy_h1;
 mod proxy_h2;
 mod proxy_protocol;
+mod redirect;
 mod reload;
 mod servers;
 mod shutdown;

@@ -1,5 +1,8 @@
 //! A changed file takes effect at once and never breaks traffic.
 
+use rustix::process::Signal;
+
+use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
 use crate::support::origin::{Origin, Script};
 use crate::support::process::{Config, Gate};
@@ -92,4 +95,192 @@ async fn counters_survive_a_reload() {
     })
     .await;
     assert_eq!(client::get(gate.address, "/", spent).await.status, 429);
+}
+
+/// Waits until the last reload has succeeded (1) or failed (0).
+async fn outcome(gate: &Gate, wanted: f64) {
+    wait::until("the outcome of the reload", async || {
+        let text = metrics::scrape(gate.admin).await;
+        (metrics::sample(&text, "foregate_config_last_reload_success") == Some(wanted)).then_some(())
+    })
+    .await;
+}
+
+async fn detail(gate: &Gate) -> String {
+    let answer = gate.admin("GET", "/api/infrastructure/config", "").await;
+    answer.json()["detail"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn invalid_file_is_visible_everywhere_and_no_key_of_it_is_applied() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin);
+    let gate = Gate::start(&config).await;
+    let health = async || client::get(gate.admin, "/health", "").await.json()["status"].clone();
+    assert_eq!(health().await, "healthy");
+    let torn = config.clone().set("headers.referrer_policy", r#""torn""#);
+    gate.rewrite(&torn.clone().set("limits.nonsense", "1"));
+    outcome(&gate, 0.0).await;
+    wait::until("the mistake in the log, with its caret", async || {
+        let log = gate.log();
+        ["limits", "nonsense", "^^^"]
+            .iter()
+            .all(|part| log.contains(part))
+            .then_some(())
+    })
+    .await;
+    let text = metrics::scrape(gate.admin).await;
+    let failed = metrics::sample(&text, "foregate_config_reloads_total{result=\"failed\"}");
+    assert!(failed >= Some(1.0), "{failed:?}");
+    wait::until("the degraded health", async || {
+        (health().await == "degraded").then_some(())
+    })
+    .await;
+    assert!(detail(&gate).await.contains("nonsense"));
+    let answer = client::get(gate.address, "/", "").await;
+    assert_eq!(
+        answer.header("referrer-policy"),
+        Some("strict-origin-when-cross-origin"),
+        "{answer:?}"
+    );
+    gate.rewrite(&torn);
+    takes_effect(&gate, "the file without its mistake", "torn").await;
+    wait::until("the good health", async || (health().await == "healthy").then_some(())).await;
+    assert_eq!(detail(&gate).await, "");
+}
+
+#[tokio::test]
+async fn one_part_that_refuses_keeps_the_whole_file_out() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let mut other = authority.leaf(directory.path(), "other", &["localhost"]);
+    other.key.clone_from(&leaf.key);
+    let config = Config::before(&origin).tls(&[&leaf]);
+    let gate = Gate::start(&config).await;
+    // A token is withdrawn by the same save that names a key which does not fit.
+    gate.rewrite(&config.clone().tls(&[&other]).set("admin.tokens", "[]"));
+    outcome(&gate, 0.0).await;
+    let answer = gate.admin("GET", "/api/infrastructure/ddos/stats", "").await;
+    assert_eq!(answer.status, 200, "the old tokens are in force: {answer:?}");
+    // The other way about: the listener of the admin refuses, the gate would not.
+    let mismatched = format!(
+        "{{ cert = {:?}, key = {:?} }}",
+        other.cert.display().to_string(),
+        other.key.display().to_string()
+    );
+    gate.rewrite(
+        &config
+            .clone()
+            .set("admin.tls", &mismatched)
+            .set("headers.referrer_policy", r#""torn""#),
+    );
+    wait::until("the second refusal", async || {
+        detail(&gate).await.contains("admin listener").then_some(())
+    })
+    .await;
+    let mut raw = Raw::tls(gate.address, authority.client(&["http/1.1"]), "localhost").await;
+    raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_ne!(raw.answer().await.header("referrer-policy"), Some("torn"));
+}
+
+#[tokio::test]
+async fn file_that_arrives_late_mends_the_reload_that_missed_it() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let config = Config::before(&origin).tls(&[&leaf]);
+    let gate = Gate::start(&config).await;
+    let text = |path: &std::path::Path| format!("{:?}", path.display().to_string());
+
+    let late = directory.path().join("late");
+    let pair = format!(
+        "[{{ cert = {}, key = {} }}]",
+        text(&late.with_extension("pem")),
+        text(&late.with_extension("key"))
+    );
+    let named = config.set("tls.certificates", &pair);
+    gate.rewrite(&named);
+    outcome(&gate, 0.0).await;
+    authority.leaf(directory.path(), "late", &["localhost"]);
+    outcome(&gate, 1.0).await;
+
+    // A secret is missed sooner than a certificate: while the file is read.
+    let hook = directory.path().join("hook");
+    gate.rewrite(&named.set("alerts.webhook", &format!("{{ file = {} }}", text(&hook))));
+    outcome(&gate, 0.0).await;
+    std::fs::write(&hook, "http://127.0.0.1:1/").expect("the secret is written");
+    outcome(&gate, 1.0).await;
+}
+
+#[tokio::test]
+async fn tls_is_switched_on_and_off_by_a_restart_alone() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let plain = Config::before(&origin);
+    let secure = plain.clone().tls(&[&leaf]);
+    let gate = Gate::start(&plain).await;
+    gate.rewrite(&secure.clone().set("headers.referrer_policy", r#""rest""#));
+    takes_effect(&gate, "the rest of the file, over plain HTTP", "rest").await;
+    wait::until("the key that waits", async || {
+        let detail = detail(&gate).await;
+        (detail.contains("waiting for a restart") && detail.contains("tls.mode")).then_some(())
+    })
+    .await;
+
+    let gate = Gate::start(&secure).await;
+    gate.rewrite(&plain);
+    wait::until("the key that waits", async || {
+        detail(&gate).await.contains("tls.mode").then_some(())
+    })
+    .await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    raw.closed().await;
+    let mut raw = Raw::tls(gate.address, authority.client(&["http/1.1"]), "localhost").await;
+    raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(raw.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn logs_and_the_length_of_the_drain_follow_a_reload() {
+    let origin = Origin::start(|head| {
+        if head.starts_with("GET /never") {
+            Script::Never
+        } else {
+            Script::Answer(crate::support::origin::ok("x"))
+        }
+    })
+    .await;
+    let config = Config::before(&origin).set("server.drain_timeout", r#""10m""#);
+    let mut gate = Gate::start(&config).await;
+    let file = gate.path("access.log");
+    let target = format!("{:?}", file.display().to_string());
+    gate.rewrite(
+        &config
+            .set("server.drain_timeout", r#""100ms""#)
+            .set("log.access_log", &target)
+            .set("log.format", r#""text""#)
+            .set("headers.referrer_policy", r#""moved""#),
+    );
+    takes_effect(&gate, "the reload", "moved").await;
+    client::get(gate.address, "/to/the/file", "").await;
+    wait::until("the line in the file", async || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        text.contains("/to/the/file").then_some(())
+    })
+    .await;
+    wait::until("a line of text in the log", async || {
+        let log = std::fs::read_to_string(gate.path("stderr")).ok()?;
+        log.lines()
+            .any(|line| !line.is_empty() && !line.starts_with('{'))
+            .then_some(())
+    })
+    .await;
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    origin.wait_for("/never").await;
+    gate.signal(Signal::TERM);
+    assert!(gate.exited().await.success(), "{}", gate.log());
 }

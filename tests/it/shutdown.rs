@@ -1,15 +1,16 @@
-//! SIGTERM drains.
+//! SIGTERM drains, and nobody who does not read what the gate writes holds it up.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rustix::process::Signal;
 use tokio::sync::Notify;
 
-use crate::support::client::Raw;
+use crate::support::client::{self, Raw};
 use crate::support::frames::{self, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, frame};
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
-use crate::support::wait;
+use crate::support::{metrics, wait};
 
 #[tokio::test]
 async fn request_in_flight_is_answered_after_sigterm() {
@@ -82,4 +83,81 @@ async fn drain_has_a_deadline() {
     gate.signal(Signal::TERM);
     raw.closed().await;
     assert!(gate.exited().await.success(), "{}", gate.log());
+}
+
+/// Asks over one connection, a hundred times at once, until the metric has begun to count.
+async fn ask_until_dropped(gate: &Gate, path: &str, metric: &str) {
+    let mut raw = Raw::plain(gate.address).await;
+    let batch = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").repeat(100);
+    wait::until(metric, async || {
+        raw.send(&batch).await;
+        for _ in 0..100 {
+            assert_eq!(raw.answer().await.status, 200);
+        }
+        let text = metrics::scrape(gate.admin).await;
+        (metrics::sample(&text, metric)? > 0.0).then_some(())
+    })
+    .await;
+}
+
+fn private() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a private folder")
+}
+
+#[tokio::test]
+async fn access_log_that_nobody_reads_stops_neither_requests_nor_the_end() {
+    let origin = Origin::answering("x").await;
+    let unread = |command: &mut Command| {
+        command.stdout(Stdio::piped());
+    };
+    let mut gate = Gate::start_shaped(private(), &Config::before(&origin), unread).await;
+    // Long lines, so that the queue is soon full.
+    let path = format!("/{}", "x".repeat(16 << 10));
+    ask_until_dropped(&gate, &path, "foregate_access_log_dropped_lines_total").await;
+    gate.signal(Signal::TERM);
+    assert!(gate.exited().await.success(), "{}", gate.log());
+}
+
+#[tokio::test]
+async fn log_that_nobody_reads_stops_neither_requests_nor_the_end() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin)
+        .set("limits.mode", r#""observe""#)
+        .set("limits.requests_per_minute", "1");
+    // Every request over the limit makes a line of the log, in the thread that serves it.
+    let unread = |command: &mut Command| {
+        command.stderr(Stdio::piped()).env("FOREGATE_LOG", "debug");
+    };
+    let mut gate = Gate::start_shaped(private(), &config, unread).await;
+    ask_until_dropped(&gate, "/", "foregate_log_dropped_lines_total").await;
+    gate.signal(Signal::TERM);
+    assert!(gate.exited().await.success());
+}
+
+#[tokio::test]
+async fn access_log_is_opened_anew_after_it_was_rotated() {
+    let origin = Origin::answering("x").await;
+    let directory = private();
+    let (file, rotated) = (
+        directory.path().join("access.log"),
+        directory.path().join("access.log.1"),
+    );
+    let config = Config::before(&origin).set("log.access_log", &format!("{:?}", file.display().to_string()));
+    let gate = Gate::start_in(directory, &config).await;
+    let logged = async |path: &str, file: &std::path::Path| {
+        client::get(gate.address, path, "").await;
+        wait::until("the line", async || {
+            let text = std::fs::read_to_string(file).ok()?;
+            text.contains(path).then_some(text)
+        })
+        .await
+    };
+    logged("/before", &file).await;
+    std::fs::rename(&file, &rotated).expect("the file is rotated");
+    logged("/between", &rotated).await;
+    gate.signal(Signal::HUP);
+    // Without a request: what rotates waits for the new file, not for a client.
+    wait::until("the new file", async || file.exists().then_some(())).await;
+    let text = logged("/after", &file).await;
+    assert!(!text.contains("/between"), "{text}");
 }

@@ -7,7 +7,7 @@ use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::certificates::{Authority, Files};
 use crate::support::client::{self, Raw};
-use crate::support::origin::Origin;
+use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::{metrics, wait};
 
@@ -222,4 +222,153 @@ async fn plain_mode_speaks_both_protocols_on_one_port() {
         .body(http_body_util::Full::default())
         .expect("a request");
     assert_eq!(client::h2(tcp, request).await.body.as_ref(), b"hello");
+}
+
+fn quoted(path: &std::path::Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+/// Waits until a client without a ticket is refused, which tells that a reload has made the rules stricter.
+async fn refused_anew(gate: &Gate, client: impl Fn() -> Arc<ClientConfig>) {
+    wait::until("the stricter rules", async || ask(gate, client()).await.err()).await;
+}
+
+#[tokio::test]
+async fn ticket_from_before_client_certificates_were_required_lets_nobody_in() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let own = authority.leaf(directory.path(), "client", &["client"]);
+    let file = directory.path().join("clients.pem");
+    authority.write(&file);
+    // One worker, which is the one that the probe has asked.
+    let config = secured(&origin, &[&leaf]).set("server.workers", "1");
+    let gate = Gate::start(&config).await;
+    let before = [&TLS12, &TLS13].map(|version| authority.client_of(version, None));
+    for client in &before {
+        assert_eq!(ask(&gate, Arc::clone(client)).await.expect("an answer").1, 200);
+        let (kind, _) = ask(&gate, Arc::clone(client)).await.expect("an answer");
+        assert_eq!(kind, HandshakeKind::Resumed, "a ticket is there");
+    }
+    let strict = config.set("tls.client_ca", &quoted(&file));
+    gate.rewrite(&strict);
+    refused_anew(&gate, || authority.client_of(&TLS13, None)).await;
+    for client in before {
+        ask(&gate, client)
+            .await
+            .expect_err("the ticket stands for no certificate");
+    }
+    // What was issued under the rule in force is good for as long as the rule is.
+    let client = authority.client_of(&TLS13, Some(&own));
+    assert_eq!(
+        ask(&gate, Arc::clone(&client)).await.expect("an answer").0,
+        HandshakeKind::Full
+    );
+    gate.rewrite(&strict.set("headers.x_frame_options", r#""reloaded""#));
+    wait::until("the reload", async || {
+        let client = authority.client_of(&TLS13, Some(&own));
+        let stream = client::handshake(gate.address, client, "localhost").await.ok()?;
+        let mut raw = Raw::over(stream);
+        raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        (raw.answer().await.header("x-frame-options") == Some("reloaded")).then_some(())
+    })
+    .await;
+    assert_eq!(ask(&gate, client).await.expect("an answer").0, HandshakeKind::Resumed);
+}
+
+#[tokio::test]
+async fn ticket_ends_with_the_authority_behind_its_certificate() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let (authority, withdrawn) = (Authority::new(), Authority::new());
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let good = authority.leaf(directory.path(), "good", &["client"]);
+    let bad = withdrawn.leaf(directory.path(), "bad", &["client"]);
+    let (file, other) = (directory.path().join("clients.pem"), directory.path().join("other.pem"));
+    withdrawn.write(&other);
+    authority.write(&file);
+    let alone = std::fs::read_to_string(&file).expect("the authority");
+    let both = format!("{alone}{}", std::fs::read_to_string(&other).expect("the other"));
+    std::fs::write(&file, both).expect("both are believed");
+    let config = secured(&origin, &[&leaf])
+        .set("server.workers", "1")
+        .set("tls.client_ca", &quoted(&file));
+    let gate = Gate::start(&config).await;
+    let before = [&TLS12, &TLS13].map(|version| authority.client_of(version, Some(&bad)));
+    for client in &before {
+        assert_eq!(ask(&gate, Arc::clone(client)).await.expect("an answer").1, 200);
+    }
+    // The same name, another content: nothing in config.toml changes.
+    std::fs::write(&file, alone).expect("one is withdrawn");
+    refused_anew(&gate, || authority.client_of(&TLS13, Some(&bad))).await;
+    for client in before {
+        ask(&gate, client)
+            .await
+            .expect_err("the authority is not believed any more");
+    }
+    let client = authority.client_of(&TLS13, Some(&good));
+    assert_eq!(ask(&gate, client).await.expect("an answer").1, 200);
+}
+
+#[tokio::test]
+async fn development_certificate_is_kept_over_a_restart() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin).set("tls.mode", r#""self_signed""#);
+    let gate = Gate::start(&config).await;
+    let file = |gate: &Gate| std::fs::read(gate.path("state/self-signed.crt")).expect("a certificate");
+    let first = file(&gate);
+    let gate = Gate::start_in(gate.kill(), &config).await;
+    assert_eq!(file(&gate), first);
+}
+
+#[tokio::test]
+async fn connection_of_who_would_not_be_let_in_any_more_ends_and_others_stay() {
+    let origin = Origin::start(|head| {
+        if head.starts_with("GET /tunnel") {
+            Script::Echo
+        } else {
+            Script::Answer(ok("x"))
+        }
+    })
+    .await;
+    let directory = tempfile::tempdir().expect("a folder");
+    let (authority, other) = (Authority::new(), Authority::new());
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let own = authority.leaf(directory.path(), "client", &["client"]);
+    let file = directory.path().join("clients.pem");
+    authority.write(&file);
+    let plain = secured(&origin, &[&leaf]).set("server.workers", "1");
+    let strict = plain.clone().set("tls.client_ca", &quoted(&file));
+    let gate = Gate::start(&plain).await;
+    let open = async |own: Option<&Files>| {
+        let mut raw = Raw::tls(gate.address, authority.client_of(&TLS13, own), "localhost").await;
+        raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        assert_eq!(raw.answer().await.status, 200);
+        raw
+    };
+    let (mut unproven, mut tunnel) = (open(None).await, open(None).await);
+    tunnel
+        .send("GET /tunnel HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await;
+    assert_eq!(tunnel.answer().await.status, 101);
+    tunnel.send("ping").await;
+    assert_eq!(tunnel.take(4).await.expect("the echo"), b"ping");
+    gate.rewrite(&strict);
+    unproven.closed().await;
+    tunnel.closed().await;
+
+    let mut proven = open(Some(&own)).await;
+    // Another authority beside the first one: whoever was let in still is.
+    let more = directory.path().join("more.pem");
+    other.write(&more);
+    let both = [&file, &more].map(|file| std::fs::read_to_string(file).expect("an authority"));
+    std::fs::write(&file, both.concat()).expect("both are believed");
+    let late = other.leaf(directory.path(), "late", &["client"]);
+    wait::until("the other authority", async || {
+        ask(&gate, authority.client_of(&TLS13, Some(&late))).await.ok()
+    })
+    .await;
+    proven.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(proven.answer().await.status, 200);
+    other.write(&file);
+    proven.closed().await;
 }

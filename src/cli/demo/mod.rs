@@ -22,10 +22,10 @@ pub(super) struct Options {
     /// Where the demo keeps its certificate, its store and its config.toml [default: ~/.local/state/foregate-demo]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Port of the gate, on 127.0.0.1 and ::1.
+    /// Port of the gate, on 127.0.0.1 and ::1; 0: any that is free.
     #[arg(long, default_value_t = 8443)]
     port: u16,
-    /// Port of the admin listener, on 127.0.0.1.
+    /// Port of the admin listener, on 127.0.0.1; 0: any that is free.
     #[arg(long, default_value_t = 8444)]
     admin_port: u16,
 }
@@ -73,12 +73,19 @@ fn state_dir(options: &Options) -> anyhow::Result<PathBuf> {
 /// Limits low enough to be met by hand within seconds.
 fn config(options: &Options, state_dir: &Path, upstream: &str, token_sha256: &str) -> String {
     let Options { port, admin_port, .. } = options;
+    // A machine without IPv6 has no such address.
+    let has_ipv6 = std::net::TcpListener::bind("[::1]:0").is_ok();
+    let ipv6 = if has_ipv6 {
+        format!(", \"[::1]:{port}\"")
+    } else {
+        String::new()
+    };
     let state_dir = toml::Value::from(state_dir.display().to_string());
     let upstream = toml::Value::from(upstream);
     format!(
         "# Written by `foregate demo` at each start. Edit and save: changes take effect at once.\n\
          state_dir = {state_dir}\n\n\
-         [server]\nlisten = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n\n\
+         [server]\nlisten = [\"127.0.0.1:{port}\"{ipv6}]\n\n\
          [tls]\nmode = \"self_signed\"\n\n\
          [upstream]\nservers = [{upstream}]\n\n\
          [limits]\nrequests_per_minute = 30\nrequests_per_hour = 1000\n\n\

@@ -86,6 +86,8 @@ pub(super) struct Connection {
     /// The listener only sends clients to HTTPS.
     pub(super) is_redirect: bool,
     pub(super) is_http2: Cell<bool>,
+    /// Ends after the requests that are in flight.
+    pub(super) is_last: Cell<bool>,
     /// The name that the client gave in its handshake, kept only where client certificates are required.
     pub(super) server_name: RefCell<Option<Box<str>>>,
     pub(super) tunnel: RefCell<Option<Box<tunnel::Pending>>>,
@@ -124,6 +126,7 @@ impl Registration {
             is_tls: kind == Kind::Tls,
             is_redirect: kind == Kind::Redirect,
             is_http2: Cell::new(false),
+            is_last: Cell::new(false),
             server_name: RefCell::new(None),
             tunnel: RefCell::new(None),
             state: Cell::new(State::Handshake(worker.coarse_tick())),
@@ -279,6 +282,7 @@ impl Connection {
             State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),
             State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
             State::Lingering(since) if is_past(since, LINGER) => self.signal(Signal::Close),
+            State::Idle(_) if self.is_last.get() => self.signal(Signal::Close),
             // A request may be on its way: it is answered, with `Connection: close`, if it comes in time.
             State::Idle(since)
                 if self
@@ -300,6 +304,22 @@ impl Connection {
             Phase::Draining if self.is_http2.get() => self.signal(Signal::Drain),
             Phase::Draining => {}
             Phase::Ending => self.signal(Signal::Close),
+        }
+    }
+
+    /// The certificate that the client showed, or was not asked for, would not let it in any more. Requests in flight are
+    /// answered; tunnels, which may last for ever, are ended by the worker.
+    pub(super) fn end_unproven(&self) {
+        match self.state.get() {
+            _ if !self.is_tls => {}
+            State::Busy => {
+                self.is_last.set(true);
+                if self.is_http2.get() {
+                    self.signal(Signal::Drain);
+                }
+            }
+            State::Tunnel | State::Lingering(_) => {}
+            State::Handshake(_) | State::Head(_) | State::Idle(_) => self.signal(Signal::Close),
         }
     }
 

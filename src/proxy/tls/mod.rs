@@ -1,4 +1,5 @@
-//! TLS for the gate: rustls with aws-lc-rs, several certificates by SNI, tickets that survive a reload.
+//! TLS for the gate: rustls with aws-lc-rs, several certificates by SNI, tickets that survive a reload unless it changes
+//! whose client certificates are believed.
 
 mod certificates;
 mod self_signed;
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use rustls::server::{NoServerSessionStorage, ProducesTickets, ServerConfig, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, SupportedProtocolVersion};
+use rustls_pki_types::CertificateDer;
 
 pub(super) use certificates::Expiry;
 
@@ -38,16 +40,70 @@ pub enum Error {
 }
 
 /// What outlives a reload: the keys of session tickets, so that resumption goes on.
-#[derive(Debug)]
+///
+/// A resumed handshake asks for no client certificate: the ticket stands for the one that was checked when it was issued,
+/// or for none. So the keys are worth as much as the authorities that they were made under, and end with them.
+#[derive(Debug, Clone)]
 pub(super) struct Sessions {
     ticketer: Arc<dyn ProducesTickets>,
+    client_ca: Option<ClientCa>,
+}
+
+/// Whose client certificates are believed: the file, and what it held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ClientCa {
+    path: PathBuf,
+    certificates: Vec<CertificateDer<'static>>,
 }
 
 impl Sessions {
-    pub(super) fn new() -> Result<Self, Error> {
-        Ok(Self {
-            ticketer: rustls::crypto::aws_lc_rs::Ticketer::new()?,
-        })
+    /// Those of `before`, if the same client certificates are asked for; else new ones.
+    fn under(client_ca: Option<ClientCa>, before: Option<&Self>) -> Result<Self, Error> {
+        match before {
+            Some(before) if before.client_ca == client_ca => Ok(before.clone()),
+            _ => Ok(Self {
+                ticketer: rustls::crypto::aws_lc_rs::Ticketer::new()?,
+                client_ca,
+            }),
+        }
+    }
+}
+
+/// Whether some who were let in before would not be now: what they have open must end.
+pub(super) fn is_narrower(before: Option<&Sessions>, now: Option<&Sessions>) -> bool {
+    let of = |sessions: Option<&'_ Sessions>| sessions.and_then(|sessions| sessions.client_ca.clone());
+    match (of(before), of(now)) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(before), Some(now)) => {
+            let mut trusted = before.certificates.iter();
+            trusted.any(|certificate| !now.certificates.contains(certificate))
+        }
+    }
+}
+
+impl ClientCa {
+    fn read(settings: &TlsSettings) -> Result<Option<Self>, Error> {
+        let Some(path) = settings.client_ca.clone() else {
+            return Ok(None);
+        };
+        let certificates = certificates::read(&path)?;
+        Ok(Some(Self { path, certificates }))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, Error> {
+        let mut roots = RootCertStore::empty();
+        for certificate in &self.certificates {
+            roots.add(certificate.clone()).map_err(|error| self.refuse(&error))?;
+        }
+        Ok(roots)
+    }
+
+    fn refuse(&self, reason: &dyn std::fmt::Display) -> Error {
+        Error::ClientCa {
+            path: self.path.clone(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -56,44 +112,57 @@ impl Sessions {
 pub(super) struct Ready {
     pub(super) config: Arc<ServerConfig>,
     pub(super) expiries: Vec<Expiry>,
+    pub(super) sessions: Sessions,
 }
 
 /// Reads certificates and keys anew; `None`: plain HTTP. Nothing changes for anyone until the result is swapped in.
-pub(super) fn prepare(config: &Tls, sessions: &Sessions, now: Timestamp) -> Result<Option<Ready>, Error> {
+pub(super) fn prepare(config: &Tls, before: Option<&Sessions>, now: Timestamp) -> Result<Option<Ready>, Error> {
     let (files, settings) = match config {
         Tls::Off => return Ok(None),
         Tls::SelfSigned { state_dir, settings } => (vec![self_signed::ensure(state_dir, now)?], settings),
         Tls::Files { certificates, settings } => (certificates.clone(), settings),
     };
-    server_config(&files, settings, sessions, now).map(Some)
+    server_config(&files, settings, before, now).map(Some)
+}
+
+/// Everything that [`prepare`] would stumble over, rather than the first of it; makes no development certificate.
+pub(super) fn faults(config: &Tls, now: Timestamp) -> Vec<Error> {
+    let (files, settings) = match config {
+        Tls::Off => return Vec::new(),
+        Tls::SelfSigned { settings, .. } => (&[] as &[CertificateFiles], settings),
+        Tls::Files { certificates, settings } => (certificates.as_slice(), settings),
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let pairs = files.iter().filter_map(|pair| {
+        let loaded = certificates::load(std::slice::from_ref(pair), &provider, now);
+        loaded.err()
+    });
+    let authorities = ClientCa::read(settings).and_then(|client_ca| client_ca.map(|ca| ca.roots()).transpose());
+    pairs.chain(authorities.err()).collect()
 }
 
 fn server_config(
     files: &[CertificateFiles],
     settings: &TlsSettings,
-    sessions: &Sessions,
+    before: Option<&Sessions>,
     now: Timestamp,
 ) -> Result<Ready, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let (resolver, expiries) = certificates::load(files, &provider, now)?;
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(settings))?;
-    let builder = match &settings.client_ca {
+    // Read once: what is verified against and what decides about the tickets must be the same.
+    let client_ca = ClientCa::read(settings)?;
+    let builder = match &client_ca {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let refuse = |reason: String| Error::ClientCa {
-                path: path.clone(),
-                reason,
-            };
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates::read(path)? {
-                roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| refuse(error.to_string()))?)
+        Some(client_ca) => {
+            let roots = Arc::new(client_ca.roots()?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| client_ca.refuse(&error))?)
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(resolver));
+    let sessions = Sessions::under(client_ca, before)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = Arc::clone(&sessions.ticketer);
     // Tickets carry the whole session, so nothing has to be kept per client.
@@ -102,6 +171,7 @@ fn server_config(
     Ok(Ready {
         config: Arc::new(config),
         expiries,
+        sessions,
     })
 }
 

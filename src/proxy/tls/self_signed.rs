@@ -77,3 +77,42 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
     })();
     result.map_err(|error: std::io::Error| format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn development_certificate_is_made_once_and_renewed_a_month_before_it_expires() {
+        let directory = tempfile::tempdir().unwrap();
+        let start: Timestamp = "2026-01-10T12:00:00Z".parse().unwrap();
+        let after = |days: i64| start + SignedDuration::from_hours(24 * days);
+        let state_dir = directory.path().join("state");
+        let at = |now| {
+            let files = ensure(&state_dir, now).unwrap();
+            (std::fs::read(files.cert).unwrap(), std::fs::read(files.key).unwrap())
+        };
+        let first = at(start);
+        assert_eq!(at(after(1)), first);
+        assert_eq!(at(after(330)), first, "more than a month is left");
+        let second = at(after(340));
+        assert_ne!(second, first);
+        assert_eq!(at(after(341)), second);
+        assert_ne!(at(after(2000)), second, "expired long ago");
+    }
+
+    #[test]
+    fn damaged_development_certificate_is_made_anew_and_its_key_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let now: Timestamp = "2026-01-10T12:00:00Z".parse().unwrap();
+        let files = ensure(directory.path(), now).unwrap();
+        std::fs::write(&files.key, "junk").unwrap();
+        ensure(directory.path(), now).unwrap();
+        assert_ne!(std::fs::read(&files.key).unwrap(), b"junk");
+        assert_eq!(
+            std::fs::metadata(&files.key).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+}

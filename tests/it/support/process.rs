@@ -79,9 +79,14 @@ impl Gate {
 
     /// Starts over the state of an earlier process.
     pub(crate) async fn start_in(directory: TempDir, config: &Config) -> Self {
+        Self::start_shaped(directory, config, |_| ()).await
+    }
+
+    /// Starts with another environment or other streams.
+    pub(crate) async fn start_shaped(directory: TempDir, config: &Config, shape: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
         command.args(["run", "--config"]).stdin(Stdio::null());
-        Self::launch(directory, config, command).await
+        Self::launch(directory, config, command, shape).await
     }
 
     /// Starts as systemd starts a service of this socket (sd_listen_fds(3)): descriptor 3, and environment variables of which
@@ -93,23 +98,28 @@ impl Gate {
             .args(["-c", script, env!("CARGO_BIN_EXE_foregate")])
             .stdin(std::os::fd::OwnedFd::from(socket));
         let directory = tempfile::tempdir().expect("a private folder");
-        Self::launch(directory, config, command).await
+        Self::launch(directory, config, command, |_| ()).await
     }
 
-    /// `command` but for the path of the configuration.
-    async fn launch(directory: TempDir, config: &Config, mut command: Command) -> Self {
+    /// `command` but for the path of the configuration; `shape` has the last word.
+    async fn launch(
+        directory: TempDir,
+        config: &Config,
+        mut command: Command,
+        shape: impl FnOnce(&mut Command),
+    ) -> Self {
         write(&directory, config);
         let addresses = directory.path().join("addresses.json");
         drop(std::fs::remove_file(&addresses));
         // Files rather than pipes: nobody has to read them for the gate to go on.
         let output = |name: &str| std::fs::File::create(directory.path().join(name)).expect("a log file");
-        let mut child = command
+        command
             .arg(directory.path().join("config.toml"))
             .env("FOREGATE_ADDRESS_FILE", &addresses)
             .stdout(output("stdout"))
-            .stderr(output("stderr"))
-            .spawn()
-            .expect("the gate starts");
+            .stderr(output("stderr"));
+        shape(&mut command);
+        let mut child = command.spawn().expect("the gate starts");
         let stderr = directory.path().join("stderr");
         let ready = wait::until("the addresses of the gate", async || {
             if let Some(status) = child.try_wait().expect("the gate is our child") {
