@@ -62,6 +62,7 @@ pub(super) struct Metrics {
     pub(super) in_flight: IntGauge,
     pub(super) handshakes: IntCounterVec,
     pub(super) refused_connections: IntCounterVec,
+    pub(super) floods: IntCounterVec,
     pub(super) upstream_errors: IntCounterVec,
     pub(super) upstream_connections: IntCounter,
 }
@@ -100,6 +101,11 @@ impl Metrics {
                 "Connections closed at accept, by reason",
                 &["reason"],
             )?,
+            floods: counter_vec(
+                "foregate_proxy_floods_total",
+                "HTTP/2 connections closed on a client that flooded them, by what",
+                &["kind"],
+            )?,
             upstream_errors: counter_vec(
                 "foregate_upstream_errors_total",
                 "Failures of the app, by kind",
@@ -125,6 +131,7 @@ impl Metrics {
         registry.register(Box::new(self.in_flight.clone()))?;
         registry.register(Box::new(self.handshakes.clone()))?;
         registry.register(Box::new(self.refused_connections.clone()))?;
+        registry.register(Box::new(self.floods.clone()))?;
         registry.register(Box::new(self.upstream_errors.clone()))?;
         registry.register(Box::new(self.upstream_connections.clone()))
     }
