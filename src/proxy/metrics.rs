@@ -55,6 +55,9 @@ pub(super) struct Metrics {
     requests: IntCounterVec,
     request_seconds: Histogram,
     upstream_seconds: Histogram,
+    /// How near honest requests come to the caps on headers, before a cap is lowered.
+    header_bytes: Histogram,
+    header_fields: Histogram,
     bytes_received: IntCounter,
     bytes_sent: IntCounter,
     pub(super) connections: IntGauge,
@@ -82,6 +85,16 @@ impl Metrics {
             upstream_seconds: histogram(
                 "foregate_proxy_upstream_seconds",
                 "From sending a request to the app's headers",
+            )?,
+            header_bytes: header_histogram(
+                "foregate_proxy_request_header_bytes",
+                "Header fields of a request as limits.max_header_size counts them",
+                512.0,
+            )?,
+            header_fields: header_histogram(
+                "foregate_proxy_request_header_fields",
+                "Header fields of a request as limits.max_headers counts them",
+                4.0,
             )?,
             bytes_received: IntCounter::new("foregate_proxy_received_bytes_total", "Bytes of request bodies")?,
             bytes_sent: IntCounter::new("foregate_proxy_sent_bytes_total", "Bytes of response bodies")?,
@@ -124,6 +137,8 @@ impl Metrics {
         registry.register(Box::new(self.requests.clone()))?;
         registry.register(Box::new(self.request_seconds.clone()))?;
         registry.register(Box::new(self.upstream_seconds.clone()))?;
+        registry.register(Box::new(self.header_bytes.clone()))?;
+        registry.register(Box::new(self.header_fields.clone()))?;
         registry.register(Box::new(self.bytes_received.clone()))?;
         registry.register(Box::new(self.bytes_sent.clone()))?;
         registry.register(Box::new(self.connections.clone()))?;
@@ -143,6 +158,8 @@ impl Metrics {
             requests: Outcome::ALL.map(|outcome| CLASSES.map(|class| cell(outcome, class))),
             request_seconds: self.request_seconds.local(),
             upstream_seconds: self.upstream_seconds.local(),
+            header_bytes: self.header_bytes.local(),
+            header_fields: self.header_fields.local(),
             bytes_received: self.bytes_received.local(),
             bytes_sent: self.bytes_sent.local(),
         }
@@ -153,6 +170,8 @@ pub(super) struct Local {
     requests: [[LocalIntCounter; CLASSES.len()]; Outcome::ALL.len()],
     pub(super) request_seconds: LocalHistogram,
     pub(super) upstream_seconds: LocalHistogram,
+    header_bytes: LocalHistogram,
+    header_fields: LocalHistogram,
     pub(super) bytes_received: LocalIntCounter,
     pub(super) bytes_sent: LocalIntCounter,
 }
@@ -171,6 +190,12 @@ impl Local {
         }
     }
 
+    /// Notes the header of a request, whether or not it is refused for it.
+    pub(super) fn header(&self, fields: usize, bytes: usize) {
+        self.header_fields.observe(fields as f64);
+        self.header_bytes.observe(bytes as f64);
+    }
+
     /// Adds what was counted since the last flush to the shared metrics.
     pub(super) fn flush(&self) {
         for cell in self.requests.iter().flatten() {
@@ -178,6 +203,8 @@ impl Local {
         }
         self.request_seconds.flush();
         self.upstream_seconds.flush();
+        self.header_bytes.flush();
+        self.header_fields.flush();
         self.bytes_received.flush();
         self.bytes_sent.flush();
     }
@@ -191,5 +218,11 @@ fn histogram(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
     let buckets = vec![
         0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     ];
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+}
+
+/// Eight buckets from `first` on, each twice the one before.
+fn header_histogram(name: &str, help: &str, first: f64) -> Result<Histogram, prometheus::Error> {
+    let buckets = prometheus::exponential_buckets(first, 2.0, 8)?;
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
 }

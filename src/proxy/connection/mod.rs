@@ -30,7 +30,7 @@ use super::worker::Worker;
 /// What a connection is doing; the sweeper's deadlines follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// PROXY protocol or TLS, since this tick.
+    /// TLS, and the PROXY protocol before it; accepted at this tick.
     Handshake(Duration),
     /// A request's headers are awaited: the first ones, or some bytes of the next have come.
     Head(Duration),
@@ -106,7 +106,7 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    pub(super) fn new(worker: &Rc<Worker>, peer: IpAddr, kind: Kind, seat: Seat) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>, peer: IpAddr, kind: Kind, accepted: Duration, seat: Seat) -> Self {
         let peer = peer.to_canonical();
         let connection = Rc::new(Connection {
             worker: Rc::clone(worker),
@@ -117,7 +117,7 @@ impl Registration {
             is_http2: Cell::new(false),
             server_name: RefCell::new(None),
             tunnel: RefCell::new(None),
-            state: Cell::new(State::Handshake(worker.coarse_tick())),
+            state: Cell::new(State::Handshake(accepted)),
             in_flight: Cell::new(0),
             served: Cell::new(false),
             heard: Cell::new(false),
