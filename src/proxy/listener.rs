@@ -135,7 +135,11 @@ fn keep(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
     drop(tokio::task::spawn_local(establish(
         Rc::clone(worker),
         stream,
-        Caller { peer, kind, accepted: now.tick },
+        Caller {
+            peer,
+            kind,
+            accepted: now.tick,
+        },
         seat,
     )));
 }
@@ -167,7 +171,11 @@ fn reset(stream: &TcpStream) {
 
 async fn establish(worker: Rc<Worker>, mut stream: TcpStream, caller: Caller, mut seat: Seat) {
     let snapshot = worker.snapshot();
-    let Caller { mut peer, kind, accepted } = caller;
+    let Caller {
+        mut peer,
+        kind,
+        accepted,
+    } = caller;
     let mut early = Bytes::new();
     if snapshot.config.server.proxy_protocol && kind != Kind::Redirect {
         let limit = snapshot.config.server.timeouts.tls_handshake;

@@ -57,7 +57,10 @@ impl Gauges {
                 "foregate_memory_used_bytes",
                 "What is held against the cap on memory, without page cache; 0 where there is no cap",
             )?,
-            cap: IntGauge::new("foregate_memory_limit_bytes", "The cap on memory; 0 where there is none")?,
+            cap: IntGauge::new(
+                "foregate_memory_limit_bytes",
+                "The cap on memory; 0 where there is none",
+            )?,
         };
         registry.register(Box::new(gauges.used.clone()))?;
         registry.register(Box::new(gauges.cap.clone()))?;
@@ -88,7 +91,11 @@ pub(super) async fn watch(snapshots: Receiver<Arc<Snapshot>>, shared: Arc<Shared
         let is_short = usage.is_some_and(|usage| usage.is_short(was_short));
         shared.is_short_of_memory.store(is_short, Ordering::Relaxed);
         if was_short != is_short {
-            tracing::warn!(?usage, refused = is_short, "new connections and the memory that is left");
+            tracing::warn!(
+                ?usage,
+                refused = is_short,
+                "new connections and the memory that is left"
+            );
         }
         if usage.is_some() || was_capped {
             board.set("memory", condition(usage.filter(|_| is_short), limit.is_some()));
@@ -146,9 +153,16 @@ fn tightest(own: &str, mount: &Path) -> Option<Usage> {
         let usages: Vec<Usage> = if controllers.is_empty() {
             // "unified": where both versions are mounted.
             let roots = [mount.to_path_buf(), mount.join("unified")];
-            roots.iter().flat_map(|root| ancestors(root, path)).filter_map(|at| version_2(&at)).collect()
+            roots
+                .iter()
+                .flat_map(|root| ancestors(root, path))
+                .filter_map(|at| version_2(&at))
+                .collect()
         } else if controllers.split(',').any(|name| name == "memory") {
-            ancestors(&mount.join("memory"), path).into_iter().filter_map(|at| version_1(&at)).collect()
+            ancestors(&mount.join("memory"), path)
+                .into_iter()
+                .filter_map(|at| version_1(&at))
+                .collect()
         } else {
             Vec::new()
         };
@@ -224,7 +238,11 @@ mod tests {
         let [used_name, cap_name, cache_name] = names;
         std::fs::create_dir_all(at).expect("a folder");
         let statistics = format!("anon 5\n{cache_name} {cache}\nslab 7\n");
-        for (name, text) in [(used_name, used.to_string()), (cap_name, cap.to_owned()), ("memory.stat", statistics)] {
+        for (name, text) in [
+            (used_name, used.to_string()),
+            (cap_name, cap.to_owned()),
+            ("memory.stat", statistics),
+        ] {
             std::fs::write(at.join(name), format!("{text}\n")).expect("a file");
         }
     }
@@ -235,7 +253,10 @@ mod tests {
     #[test]
     fn cap_of_an_outer_cgroup_counts_and_page_cache_does_not() {
         let mount = tempfile::tempdir().expect("a folder");
-        let (outer, inner) = (mount.path().join("system.slice"), mount.path().join("system.slice/foregate.service"));
+        let (outer, inner) = (
+            mount.path().join("system.slice"),
+            mount.path().join("system.slice/foregate.service"),
+        );
         let own = "0::/system.slice/foregate.service\n";
         cgroup(&inner, VERSION_2, "max", 900, 0);
         cgroup(&outer, VERSION_2, "max", 900, 0);
@@ -258,7 +279,13 @@ mod tests {
     fn version_1_is_read_where_it_holds_the_memory() {
         let mount = tempfile::tempdir().expect("a folder");
         let own = "9:name=systemd:/a\n4:cpu,memory:/a/b\n0::/\n";
-        cgroup(&mount.path().join("memory/a/b"), VERSION_1, "9223372036854771712", 100, 0);
+        cgroup(
+            &mount.path().join("memory/a/b"),
+            VERSION_1,
+            "9223372036854771712",
+            100,
+            0,
+        );
         assert_eq!(tightest(own, mount.path()), None, "no cap at all");
         cgroup(&mount.path().join("memory/a/b"), VERSION_1, "1000", 100, 30);
         assert_eq!(tightest(own, mount.path()), Some(Usage { used: 70, cap: 1000 }));

@@ -42,7 +42,9 @@ pub(super) fn server(mut section: Section<'_>) -> Server {
         proxy_protocol: section.read("proxy_protocol", false, flag).value,
         max_connections: max_connections.value,
         max_connections_per_client: per_client.value,
-        memory_limit: section.read("memory_limit", None, optional_size(MEMORY_MIN..=u64::MAX)).value,
+        memory_limit: section
+            .read("memory_limit", None, optional_size(MEMORY_MIN..=u64::MAX))
+            .value,
         drain_timeout: section
             .read(
                 "drain_timeout",

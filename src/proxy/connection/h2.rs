@@ -143,7 +143,12 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
 /// Ends a connection on which its client floods the gate.
 async fn calm(connection: &Connection, outbox: &Outbox, flood: Flood) {
     tracing::debug!(client = %connection.peer, kind = flood.name(), "a flood over HTTP/2");
-    connection.worker.metrics.floods.with_label_values(&[flood.name()]).inc();
+    connection
+        .worker
+        .metrics
+        .floods
+        .with_label_values(&[flood.name()])
+        .inc();
     let parting = connection.unless_closed(outbox.part());
     // Whoever reads nothing, or never stops sending, is not waited for.
     if let Ok(Some(Err(error))) = tokio::time::timeout(PARTING, parting).await {

@@ -9,5 +9,6 @@ pub(crate) mod metrics;
 pub(crate) mod origin;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod sink;
 pub(crate) mod wait;
 pub(crate) mod witness;

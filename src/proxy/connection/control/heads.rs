@@ -96,7 +96,11 @@ impl Heads {
         let [a, b, c, kind, flags, d, e, f, g, h, i, j, k] = self.known;
         let length = length([a, b, c]);
         self.skip = length - told;
-        let padding = if kind == DATA && told > 0 { 1 + usize::from(h) } else { 0 };
+        let padding = if kind == DATA && told > 0 {
+            1 + usize::from(h)
+        } else {
+            0
+        };
         Head {
             kind,
             flags,

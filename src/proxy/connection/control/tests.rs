@@ -70,7 +70,13 @@ fn errors_that_the_client_provokes_are_a_flood_and_what_the_gate_ends_is_none() 
 
 #[test]
 fn requests_cancelled_after_their_answer_or_after_long_are_no_flood() {
-    let answered = |number| (frame(HEADERS, END_HEADERS, stream(number), &[0x88]), reset(stream(number), CANCEL), AT_ONCE);
+    let answered = |number| {
+        (
+            frame(HEADERS, END_HEADERS, stream(number), &[0x88]),
+            reset(stream(number), CANCEL),
+            AT_ONCE,
+        )
+    };
     assert_eq!(requests(900, answered), None);
     let patient = |number| (Vec::new(), reset(stream(number), CANCEL), YOUNG);
     assert_eq!(requests(900, patient), None);
@@ -82,7 +88,11 @@ fn client_that_cancels_less_than_half_is_no_flood() {
         if number.is_multiple_of(3) {
             (Vec::new(), reset(stream(number), CANCEL), AT_ONCE)
         } else {
-            (frame(HEADERS, END_HEADERS, stream(number), &[0x88]), Vec::new(), AT_ONCE)
+            (
+                frame(HEADERS, END_HEADERS, stream(number), &[0x88]),
+                Vec::new(),
+                AT_ONCE,
+            )
         }
     };
     assert_eq!(requests(900, third), None);
@@ -137,7 +147,11 @@ fn each_kind_of_frame_has_a_budget_of_its_own() {
         let flood = Some(Flood::Frames(kind));
         assert_eq!(flood_of(&bytes, kind.budget() + 1), flood, "{kind:?}");
     }
-    for carrying in [frame(DATA, 0, 1, &[7]), frame(DATA, 8, 1, &[2, 7, 0, 0]), frame(DATA, 1, 1, &[])] {
+    for carrying in [
+        frame(DATA, 0, 1, &[7]),
+        frame(DATA, 8, 1, &[2, 7, 0, 0]),
+        frame(DATA, 1, 1, &[]),
+    ] {
         assert_eq!(flood_of(&carrying, 100_000), None);
     }
 }
@@ -163,7 +177,11 @@ fn download_brings_its_own_budget_of_window_updates() {
     }
     assert_eq!(control.flood(), None);
     control.received(&twice.repeat(100_000), START);
-    assert_eq!(control.flood(), Some(Flood::Frames(Kind::WindowUpdate)), "what was saved up is bounded");
+    assert_eq!(
+        control.flood(),
+        Some(Flood::Frames(Kind::WindowUpdate)),
+        "what was saved up is bounded"
+    );
 }
 
 #[test]
@@ -175,7 +193,10 @@ fn farewell_stands_behind_a_whole_frame_only() {
     assert_eq!(control.farewell(), None);
     control.sent(&data[10..], START);
     let expected = frame(GOAWAY, 0, 0, &[0, 0, 0, 5, 0, 0, 0, 11]);
-    assert_eq!(control.farewell().as_ref().map(<[u8; 17]>::as_slice), Some(expected.as_slice()));
+    assert_eq!(
+        control.farewell().as_ref().map(<[u8; 17]>::as_slice),
+        Some(expected.as_slice())
+    );
 }
 
 #[test]
