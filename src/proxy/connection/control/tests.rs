@@ -1,3 +1,5 @@
+//! What is a flood over HTTP/2, and what is none.
+
 use proptest::prelude::*;
 
 use super::*;
