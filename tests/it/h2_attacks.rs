@@ -13,8 +13,9 @@ use crate::support::wait;
 use crate::support::witness::unharmed_by;
 use crate::support::{client, metrics};
 
-/// Well above what the gate's allocator and a hundred streams need, far below what an unbounded queue would take.
-const GROWTH_BYTES_MAX: u64 = 48 << 20;
+/// Well above what the gate's allocator and a hundred streams need (4 MiB measured), far below what an unbounded queue would
+/// take.
+const GROWTH_BYTES_MAX: u64 = 16 << 20;
 
 struct Scene {
     gate: Gate,

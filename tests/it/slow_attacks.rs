@@ -90,7 +90,7 @@ async fn heads_and_bodies_that_drip_by_a_hundred_clients() {
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n",
         ),
     ] {
-        unharmed_by(name, &gate, 4 * MIB, async || {
+        unharmed_by(name, &gate, 8 * MIB, async || {
             let clients = (0..CLIENTS).map(|_| async {
                 let mut raw = Raw::plain(gate.address).await;
                 raw.send(head).await;
@@ -109,13 +109,13 @@ async fn bodies_that_stand_still_by_a_hundred_clients() {
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n{}",
         "y".repeat(50_000)
     );
-    clients_that_send(&gate, "body that stands still", 16 * MIB, begun.as_bytes()).await;
+    clients_that_send(&gate, "body that stands still", 24 * MIB, begun.as_bytes()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn answers_never_read_by_a_hundred_clients() {
     let (_origin, gate) = gate().await;
-    unharmed_by("response never read", &gate, CLIENTS as u64 * MIB, async || {
+    unharmed_by("response never read", &gate, 64 * MIB, async || {
         let mut greedy = Vec::new();
         for _ in 0..CLIENTS {
             let mut raw = Raw::plain(gate.address).await;
@@ -134,7 +134,7 @@ async fn answers_never_read_by_a_hundred_clients() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn windows_that_stay_shut_on_thousands_of_streams() {
     let (_origin, gate) = gate().await;
-    unharmed_by("zero-window h2 streams", &gate, 32 * MIB, async || {
+    unharmed_by("zero-window h2 streams", &gate, 48 * MIB, async || {
         let mut stalled = Vec::new();
         for _ in 0..10 {
             let mut client = Frames::open_with(gate.address, &[0, 4, 0, 0, 0, 0]).await;
