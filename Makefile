@@ -61,7 +61,7 @@ attacks: ## hostile clients for some seconds each: what they cost others and the
 	  $(CARGO) test --locked --profile fast --test it -- attacks --test-threads=1 --nocapture
 	cat target/attacks.md
 
-fuzz: ## every parser of foreign bytes for FUZZ_SECONDS (30); needs a nightly compiler and cargo-fuzz
+fuzz: ## every parser of foreign bytes for FUZZ_SECONDS (30); needs cargo-fuzz and a C++ compiler
 	fuzz/run $${FUZZ_SECONDS:-30}
 
 drills: ## recover twenty instants of a cluster under load, right to the transaction

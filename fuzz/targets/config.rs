@@ -1,14 +1,7 @@
-//! The configuration: whatever stands in the file, it is either understood or refused with a place in it.
+//! The check is shared with `tests/fuzz_replay.rs`.
 #![no_main]
 
-use std::path::Path;
+#[path = "../checks/config.rs"]
+mod check;
 
-use foregate::config::{Config, Overrides, Style, report};
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    match Config::parse(bytes, Path::new("config.toml"), &Overrides::default()) {
-        Ok(loaded) => drop(format!("{:?}", loaded.warnings)),
-        Err(errors) => assert!(!report(&errors, Style::Plain).is_empty()),
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::check(bytes));

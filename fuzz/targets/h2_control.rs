@@ -1,13 +1,7 @@
-//! The counting of HTTP/2 frames does not depend on how the bytes come.
+//! The check is shared with `tests/fuzz_replay.rs`.
 #![no_main]
 
-use foregate::proxy::Control;
-use libfuzzer_sys::fuzz_target;
+#[path = "../checks/h2_control.rs"]
+mod check;
 
-fuzz_target!(|bytes: &[u8]| {
-    let whole = Control::default().count(bytes);
-    let mut control = Control::default();
-    let piecewise: u32 = bytes.chunks(7).map(|piece| control.count(piece)).sum();
-    assert_eq!(whole, piecewise);
-    assert!(whole as usize * 9 <= bytes.len());
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::check(bytes));

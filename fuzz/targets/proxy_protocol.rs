@@ -1,22 +1,7 @@
-//! The PROXY protocol: a header that is whole stays what it is whatever follows it, and one that is cut is never taken for
-//! another.
+//! The check is shared with `tests/fuzz_replay.rs`.
 #![no_main]
 
-use foregate::proxy::proxy_protocol::parse;
-use libfuzzer_sys::fuzz_target;
+#[path = "../checks/proxy_protocol.rs"]
+mod check;
 
-fuzz_target!(|bytes: &[u8]| {
-    let Ok(Some((source, length))) = parse(bytes) else { return };
-    assert!(length <= bytes.len());
-    let header = &bytes[..length];
-    assert_eq!(parse(header).expect("a header"), Some((source, length)));
-    let mut followed = header.to_vec();
-    followed.extend(b"GET / HTTP/1.1\r\n\r\n");
-    assert_eq!(parse(&followed).expect("a header"), Some((source, length)));
-    for cut in 0..length {
-        match parse(&header[..cut]) {
-            Ok(Some(found)) => panic!("{found:?} in the first {cut} of {length} bytes"),
-            Ok(None) | Err(_) => {}
-        }
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::check(bytes));

@@ -1,22 +1,7 @@
-//! Targets and hosts: a normalised path has no tricks left, and normalising it again changes nothing.
+//! The check is shared with `tests/fuzz_replay.rs`.
 #![no_main]
 
-use foregate::proxy::target::{is_valid_host, normalise};
-use libfuzzer_sys::fuzz_target;
+#[path = "../checks/target.rs"]
+mod check;
 
-fuzz_target!(|bytes: &[u8]| {
-    if is_valid_host(bytes) {
-        assert!(bytes.len() <= 261 && bytes.is_ascii());
-        assert!(!bytes.iter().any(|byte| b"@/?#\\ \t\r\n\0".contains(byte)));
-    }
-    let Ok(path) = std::str::from_utf8(bytes) else { return };
-    let Ok(once) = normalise(path) else { return };
-    assert!(once.starts_with('/') && once.is_ascii());
-    assert!(!once.contains("//") && !once.contains('\\'), "{once}");
-    for segment in once.split('/') {
-        assert!(segment != "." && segment != "..", "{once}");
-    }
-    let lower = once.to_ascii_lowercase();
-    assert!(!["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code)), "{once}");
-    assert_eq!(normalise(&once).as_deref(), Ok(&*once));
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::check(bytes));

@@ -144,6 +144,7 @@ fn server(out: &mut Writer, server: &Server) {
     out.put("proxy_protocol", server.proxy_protocol);
     out.put("max_connections", count(server.max_connections));
     out.put("max_connections_per_client", count(server.max_connections_per_client));
+    out.put("memory_limit", server.memory_limit.map_or_else(String::new, show_size));
     out.put("drain_timeout", show_duration(server.drain_timeout));
     out.section = "server.timeouts";
     let timeouts = &server.timeouts;

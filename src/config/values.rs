@@ -144,6 +144,17 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&Node<'_>) -> Option<u
     }
 }
 
+/// The same, or nothing where the text is empty.
+pub(super) fn optional_size(range: RangeInclusive<u64>) -> impl Fn(&Node<'_>) -> Option<Option<u64>> {
+    let size = size(range);
+    move |node| {
+        if node.value.as_str() == Some("") {
+            return Some(None);
+        }
+        size(node).map(Some)
+    }
+}
+
 /// The largest unit that says it exactly.
 pub(super) fn show_size(bytes: u64) -> String {
     let units = [

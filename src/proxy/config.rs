@@ -31,14 +31,17 @@ pub struct Server {
     pub proxy_protocol: bool,
     pub max_connections: usize,
     pub max_connections_per_client: usize,
+    /// Of the process's own resident memory; `None`: the cgroup's cap.
+    pub memory_limit: Option<u64>,
     pub drain_timeout: Duration,
     pub timeouts: Timeouts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
+    /// From accept to the end of the handshake, the PROXY protocol included.
     pub tls_handshake: Duration,
-    /// From accept or the last response to complete headers.
+    /// From the handshake's end, the last response, or the first bytes of a further request, to complete headers.
     pub request_header: Duration,
     /// Between two pieces of a request body.
     pub request_body_idle: Duration,

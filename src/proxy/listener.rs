@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -125,6 +126,9 @@ fn keep(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
         reset(&stream);
     };
     let now = worker.now();
+    if worker.shared.is_short_of_memory.load(Ordering::Relaxed) {
+        return refuse(stream, "memory");
+    }
     let peer_is_client = !server.proxy_protocol || kind == Kind::Redirect;
     if peer_is_client && worker.shared.guard.refuses_connection(peer.ip(), now) {
         return refuse(stream, "blocked");
@@ -142,10 +146,21 @@ fn keep(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
     drop(tokio::task::spawn_local(establish(
         Rc::clone(worker),
         stream,
-        peer,
-        kind,
+        Caller {
+            peer,
+            kind,
+            accepted: now.tick,
+        },
         seat,
     )));
+}
+
+/// Who comes in, by which door, and when.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    peer: SocketAddr,
+    kind: Kind,
+    accepted: Duration,
 }
 
 /// Trusted proxies carry many clients on many connections, so their own address is not capped.
@@ -165,9 +180,13 @@ fn reset(stream: &TcpStream) {
     drop(stream.set_zero_linger());
 }
 
-async fn establish(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, kind: Kind, mut seat: Seat) {
+async fn establish(worker: Rc<Worker>, mut stream: TcpStream, caller: Caller, mut seat: Seat) {
     let snapshot = worker.snapshot();
-    let mut peer = peer;
+    let Caller {
+        mut peer,
+        kind,
+        accepted,
+    } = caller;
     let mut early = Bytes::new();
     if snapshot.config.server.proxy_protocol && kind != Kind::Redirect {
         let limit = snapshot.config.server.timeouts.tls_handshake;
@@ -203,7 +222,7 @@ async fn establish(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, 
             return reset(&stream);
         }
     }
-    let registration = Registration::new(&worker, peer.ip(), kind, seat);
+    let registration = Registration::new(&worker, peer.ip(), kind, accepted, seat);
     let connection = Rc::clone(&registration.connection);
     let tls = if kind == Kind::Tls { snapshot.tls.clone() } else { None };
     let is_tls = tls.is_some();

@@ -53,7 +53,18 @@ const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// What the counters below may carry, so that each is there from the start: a counter that appears with its first count has
 /// no rate at that moment, and an alert on it sleeps through it.
 const HANDSHAKES: [&str; 2] = ["ok", "failed"];
-const REFUSALS: [&str; 4] = ["blocked", "full", "client_full", "proxy_protocol"];
+const REFUSALS: [&str; 5] = ["blocked", "full", "client_full", "proxy_protocol", "memory"];
+const FLOODS: [&str; 9] = [
+    "resets",
+    "settings",
+    "ping",
+    "window_update",
+    "empty_data",
+    "priority",
+    "rst_stream",
+    "refused_stream",
+    "other",
+];
 const UPSTREAM_ERRORS: [&str; 5] = [
     "connect_refused",
     "connect_timeout",
@@ -68,6 +79,9 @@ pub(super) struct Metrics {
     requests: IntCounterVec,
     request_seconds: Histogram,
     upstream_seconds: Histogram,
+    /// How near honest requests come to the caps on headers, before a cap is lowered.
+    header_bytes: Histogram,
+    header_fields: Histogram,
     bytes_received: IntCounter,
     bytes_sent: IntCounter,
     pub(super) connections: IntGauge,
@@ -75,6 +89,7 @@ pub(super) struct Metrics {
     pub(super) in_flight: IntGauge,
     pub(super) handshakes: IntCounterVec,
     pub(super) refused_connections: IntCounterVec,
+    pub(super) floods: IntCounterVec,
     pub(super) upstream_errors: IntCounterVec,
     pub(super) upstream_connections: IntCounter,
 }
@@ -97,6 +112,16 @@ impl Metrics {
                 "foregate_proxy_upstream_seconds",
                 "From sending a request to the app's headers",
             )?,
+            header_bytes: header_histogram(
+                "foregate_proxy_request_header_bytes",
+                "Header fields of a request as limits.max_header_size counts them",
+                512.0,
+            )?,
+            header_fields: header_histogram(
+                "foregate_proxy_request_header_fields",
+                "Header fields of a request as limits.max_headers counts them",
+                4.0,
+            )?,
             bytes_received: IntCounter::new("foregate_proxy_received_bytes_total", "Bytes of request bodies")?,
             bytes_sent: IntCounter::new("foregate_proxy_sent_bytes_total", "Bytes of response bodies")?,
             connections: IntGauge::new(
@@ -117,6 +142,12 @@ impl Metrics {
                 "reason",
                 &REFUSALS,
             )?,
+            floods: counters(
+                "foregate_proxy_floods_total",
+                "HTTP/2 connections closed on a client that flooded them, by what",
+                "kind",
+                &FLOODS,
+            )?,
             upstream_errors: counters(
                 "foregate_upstream_errors_total",
                 "Failures of the app, by kind",
@@ -136,6 +167,8 @@ impl Metrics {
         registry.register(Box::new(self.requests.clone()))?;
         registry.register(Box::new(self.request_seconds.clone()))?;
         registry.register(Box::new(self.upstream_seconds.clone()))?;
+        registry.register(Box::new(self.header_bytes.clone()))?;
+        registry.register(Box::new(self.header_fields.clone()))?;
         registry.register(Box::new(self.bytes_received.clone()))?;
         registry.register(Box::new(self.bytes_sent.clone()))?;
         registry.register(Box::new(self.connections.clone()))?;
@@ -143,6 +176,7 @@ impl Metrics {
         registry.register(Box::new(self.in_flight.clone()))?;
         registry.register(Box::new(self.handshakes.clone()))?;
         registry.register(Box::new(self.refused_connections.clone()))?;
+        registry.register(Box::new(self.floods.clone()))?;
         registry.register(Box::new(self.upstream_errors.clone()))?;
         registry.register(Box::new(self.upstream_connections.clone()))
     }
@@ -154,6 +188,8 @@ impl Metrics {
             requests: Outcome::ALL.map(|outcome| CLASSES.map(|class| cell(outcome, class))),
             request_seconds: self.request_seconds.local(),
             upstream_seconds: self.upstream_seconds.local(),
+            header_bytes: self.header_bytes.local(),
+            header_fields: self.header_fields.local(),
             bytes_received: self.bytes_received.local(),
             bytes_sent: self.bytes_sent.local(),
         }
@@ -164,6 +200,8 @@ pub(super) struct Local {
     requests: [[LocalIntCounter; CLASSES.len()]; Outcome::ALL.len()],
     pub(super) request_seconds: LocalHistogram,
     pub(super) upstream_seconds: LocalHistogram,
+    header_bytes: LocalHistogram,
+    header_fields: LocalHistogram,
     pub(super) bytes_received: LocalIntCounter,
     pub(super) bytes_sent: LocalIntCounter,
 }
@@ -182,6 +220,12 @@ impl Local {
         }
     }
 
+    /// Notes the header of a request, whether or not it is refused for it.
+    pub(super) fn header(&self, fields: usize, bytes: usize) {
+        self.header_fields.observe(fields as f64);
+        self.header_bytes.observe(bytes as f64);
+    }
+
     /// Adds what was counted since the last flush to the shared metrics.
     pub(super) fn flush(&self) {
         for cell in self.requests.iter().flatten() {
@@ -189,6 +233,8 @@ impl Local {
         }
         self.request_seconds.flush();
         self.upstream_seconds.flush();
+        self.header_bytes.flush();
+        self.header_fields.flush();
         self.bytes_received.flush();
         self.bytes_sent.flush();
     }
@@ -207,5 +253,11 @@ fn histogram(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
     let buckets = vec![
         0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     ];
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+}
+
+/// Eight buckets from `first` on, each twice the one before.
+fn header_histogram(name: &str, help: &str, first: f64) -> Result<Histogram, prometheus::Error> {
+    let buckets = prometheus::exponential_buckets(first, 2.0, 8)?;
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
 }

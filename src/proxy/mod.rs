@@ -14,6 +14,7 @@ mod grpc;
 pub mod headers;
 mod hold;
 mod listener;
+mod memory;
 mod metrics;
 mod pipeline;
 pub mod proxy_protocol;
@@ -29,7 +30,7 @@ mod worker;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ pub struct Gate {
     phase: watch::Sender<Phase>,
     expiry: GaugeVec,
     shared: Arc<Shared>,
-    /// Looks after the app's servers; ends with the gate.
+    /// Looks after the app's servers and the memory that is left; ends with the gate.
     _watch: JoinSet<()>,
 }
 
@@ -137,6 +138,7 @@ impl Gate {
             clock: parts.clock,
             access_log: parts.access_log,
             census: Census::default(),
+            is_short_of_memory: AtomicBool::new(false),
             rounds: (0..config.server.workers).map(|_| AtomicU64::new(0)).collect(),
             https_port,
             hold: hold::Hold::new(config.server.workers),
@@ -148,6 +150,7 @@ impl Gate {
         let first = prepare(config, servers, via, None, &shared)?;
         first.show(&expiry);
         let up = upstream::register(&parts.registry)?;
+        let memory = memory::Gauges::register(&parts.registry)?;
         let (snapshot, snapshots) = watch::channel(Arc::new(first.snapshot));
         let (phase, phases) = watch::channel(Phase::Serving);
         let watches = Watches {
@@ -156,6 +159,12 @@ impl Gate {
             phase: phases,
         };
         let mut watch = JoinSet::new();
+        drop(watch.spawn(memory::watch(
+            watches.snapshot.clone(),
+            Arc::clone(&shared),
+            memory,
+            parts.board.clone(),
+        )));
         drop(watch.spawn(upstream::look_after(watches.snapshot.clone(), up, parts.board)));
         let mut gate = Self {
             addresses,

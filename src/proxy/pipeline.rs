@@ -137,7 +137,7 @@ async fn forward(
 ) -> Result<Answer, Error> {
     let config = &snapshot.config;
     let upgrade = request::take_upgrade(&connection.worker, &mut parts);
-    request::check(&parts, &config.caps, &snapshot.via)?;
+    request::check(&parts, &config.caps, &snapshot.via, &connection.worker.local)?;
     request::count_hop(&mut parts)?;
     request::check_server_name(connection.server_name.borrow().as_deref(), &host)?;
     // The bytes of an extended CONNECT's stream belong to the tunnel.

@@ -19,6 +19,7 @@ use super::address::Origin;
 use super::config::Caps;
 use super::connection::Connection;
 use super::error::Error;
+use super::metrics::Local;
 use super::worker::Worker;
 use super::{headers, target};
 
@@ -96,15 +97,16 @@ fn host(parts: &Parts) -> Result<HeaderValue, Error> {
 }
 
 /// Checks what must hold for every request that is forwarded.
-pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue) -> Result<(), Error> {
+pub(super) fn check(parts: &Parts, caps: &Caps, via: &HeaderValue, counts: &Local) -> Result<(), Error> {
     if matches!(parts.method, Method::TRACE | Method::CONNECT) {
         return Err(Error::MethodRefused(parts.method.clone()));
     }
     if parts.uri.path() == "*" && parts.method != Method::OPTIONS {
         return Err(Error::BadRequest("the target \"*\" is for OPTIONS only"));
     }
-    // Sizing the fields costs a walk over them, so few small ones are let pass on their count alone.
-    if parts.headers.len() > caps.max_headers || headers::size_of(&parts.headers) > caps.max_header_size {
+    let (fields, bytes) = (parts.headers.len(), headers::size_of(&parts.headers));
+    counts.header(fields, bytes);
+    if fields > caps.max_headers || bytes > caps.max_header_size {
         return Err(Error::HeadersTooLarge {
             limit_bytes: caps.max_header_size,
             limit_count: caps.max_headers,

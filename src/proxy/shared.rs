@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) access_log: Sink,
     pub(super) census: Census,
+    /// New connections are refused, see `memory`.
+    pub(super) is_short_of_memory: AtomicBool,
     /// When each worker last made its round, in milliseconds of the clock's ticks: proof that it makes progress.
     pub(super) rounds: Vec<AtomicU64>,
     /// Where plain-HTTP listeners send clients: the port of the first TLS listener.

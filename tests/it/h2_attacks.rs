@@ -1,17 +1,21 @@
 //! Attacks over HTTP/2, while another client keeps being answered and memory stays bounded. `make attacks` repeats each for
 //! some seconds and writes the table of `docs/limits.md`.
 
+use std::time::Duration;
+
 use crate::support::frames::{
-    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, frame,
+    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Fate, Frames, HEADERS, PADDED, PING,
+    PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
 };
-use crate::support::origin::Origin;
+use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
 use crate::support::witness::unharmed_by;
+use crate::support::{client, metrics};
 
-/// Well above what the gate's allocator and a hundred streams need, far below what an unbounded queue would take.
-const GROWTH_BYTES_MAX: u64 = 48 << 20;
+/// Well above what the gate's allocator and a hundred streams need (4 MiB measured), far below what an unbounded queue would
+/// take.
+const GROWTH_BYTES_MAX: u64 = 16 << 20;
 
 struct Scene {
     gate: Gate,
@@ -36,79 +40,140 @@ impl Scene {
     }
 }
 
-/// Sends `bytes` again and again until the gate ends the connection.
-async fn flood(mut attacker: Frames, bytes: &[u8]) {
-    loop {
-        // What comes back is read, so that the attack is not throttled by its own deafness.
-        let mut scrap = vec![0; 16 << 10];
-        while let Ok(count) = attacker.stream.try_read(&mut scrap) {
-            if count == 0 || has_goaway(&scrap[..count]) {
-                return;
-            }
-        }
-        if attacker.try_send(bytes).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Whether a GOAWAY lies in these bytes.
-fn has_goaway(bytes: &[u8]) -> bool {
+/// A request whose stream is spoilt at once by the frame that `spoil` makes.
+fn spoilt(number: u32, spoil: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
+    let stream = 1 + 2 * number;
+    let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, stream, &frames::get("/spoilt"));
+    bytes.extend(spoil(stream));
     bytes
-        .windows(9)
-        .any(|head| head[..3] == [0, 0, 8] && head[3] == GOAWAY && head[4..] == [0; 5])
 }
 
-/// A burst of streams, each of which is spoilt at once by the frame that `spoil` makes.
-async fn burst_of_spoilt_streams(gate: &Gate, count: u32, spoil: impl Fn(u32) -> Vec<u8>) {
-    let mut attacker = Frames::open(gate.address).await;
-    let mut burst = Vec::new();
-    for number in 0..count {
-        let stream = 1 + 2 * number;
-        burst.extend(frame(
-            HEADERS,
-            END_HEADERS | END_STREAM,
-            stream,
-            &frames::get("/spoilt"),
-        ));
-        burst.extend(spoil(stream));
-    }
-    drop(attacker.try_send(&burst).await);
-    let code = attacker.ended().await;
-    assert_ne!(code, Some(0), "the attack was taken for an orderly end");
+fn cancel(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+}
+
+/// A window that overflows makes the server reset the stream itself. (One that is opened by nothing, as in the first report
+/// of this attack, ends the whole connection.)
+fn provoke(stream: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes())
+}
+
+/// So many may be spoilt in a window of time before the connection ends.
+const SPOILT_MAX: usize = 100;
+
+async fn burst_of_spoilt_streams(name: &str, count: u32, spoil: fn(u32) -> Vec<u8>) {
+    let scene = Scene::new().await;
+    let mut rounds = 0;
+    let burst: Vec<u8> = (0..count).flat_map(|number| spoilt(number, spoil)).collect();
+    scene
+        .attack(name, async || {
+            rounds += 1;
+            let mut attacker = Frames::open(scene.gate.address).await;
+            drop(attacker.try_send(&burst).await);
+            assert_eq!(attacker.ended().await, Some(ENHANCE_YOUR_CALM));
+        })
+        .await;
+    let reached = scene.reached("/spoilt");
+    assert!(
+        reached <= SPOILT_MAX * rounds,
+        "{reached} spoilt requests of {rounds} rounds reached the app"
+    );
 }
 
 // The app must be able to answer while the attacker is at work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn rapid_reset_ends_the_connection_and_nobody_else_notices() {
-    let scene = Scene::new().await;
-    let mut rounds = 0;
     // CVE-2023-44487.
-    scene
-        .attack("rapid reset", async || {
-            rounds += 1;
-            burst_of_spoilt_streams(&scene.gate, 20_000, |stream| {
-                frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
-            })
-            .await;
-        })
-        .await;
-    let reached = scene.reached("/spoilt");
-    assert!(
-        reached < 2_000 * rounds,
-        "{reached} cancelled requests of {rounds} rounds reached the app"
-    );
+    burst_of_spoilt_streams("rapid reset", 20_000, cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn made_you_reset_ends_the_connection() {
+    // CVE-2025-8671.
+    burst_of_spoilt_streams("made you reset", 5_000, provoke).await;
+}
+
+/// One at a time, the next when the last has been read: far below every other limit.
+async fn paced_spoilt_streams(name: &str, spoil: fn(u32) -> Vec<u8>) {
     let scene = Scene::new().await;
-    // A window update of nothing makes the server reset the stream itself (CVE-2025-8671).
+    let mut rounds = 0;
     scene
-        .attack("made you reset", async || {
-            burst_of_spoilt_streams(&scene.gate, 5_000, |stream| frame(WINDOW_UPDATE, 0, stream, &[0; 4])).await;
+        .attack(name, async || {
+            rounds += 1;
+            let mut attacker = Frames::open(scene.gate.address).await;
+            for number in 0..u32::try_from(SPOILT_MAX).expect("a hundred") {
+                attacker.send(&spoilt(number, spoil)).await;
+                attacker.settle().await;
+            }
+            attacker.send(&spoilt(1000, spoil)).await;
+            assert_eq!(attacker.ended().await, Some(ENHANCE_YOUR_CALM));
         })
         .await;
+    assert!(scene.reached("/spoilt") <= SPOILT_MAX * rounds);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn rapid_reset_that_is_paced_ends_the_connection() {
+    paced_spoilt_streams("rapid reset, paced", cancel).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn made_you_reset_that_is_paced_ends_the_connection() {
+    paced_spoilt_streams("made you reset, paced", provoke).await;
+}
+
+#[tokio::test]
+async fn browser_that_cancels_a_third_of_its_requests_is_served_on() {
+    let answer = ok("x");
+    let origin = Origin::start(move |head| {
+        if head.starts_with("GET /hidden ") {
+            Script::Never
+        } else {
+            Script::Answer(answer.clone())
+        }
+    })
+    .await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut browser = Frames::open(gate.address).await;
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        2 * number - 1
+    };
+    for _ in 0..150 {
+        for _ in 0..2 {
+            let stream = next();
+            let shown = frames::get("/shown");
+            browser
+                .send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &shown))
+                .await;
+            assert_eq!(browser.fate(stream).await, Fate::Status(200));
+        }
+        let (stream, hidden) = (next(), frames::get("/hidden"));
+        browser
+            .send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &hidden))
+            .await;
+        browser.send(&cancel(stream)).await;
+    }
+    browser.settle().await;
+}
+
+#[tokio::test]
+async fn requests_cancelled_at_once_are_charged_all_the_same() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin).set("limits.requests_per_minute", "5")).await;
+    let mut attacker = Frames::open(gate.address).await;
+    for number in 0..20 {
+        attacker.send(&spoilt(number, cancel)).await;
+    }
+    // Four fifths of them were refused, though nobody was there to be told.
+    wait::until("the account of all", async || {
+        let text = metrics::scrape(gate.admin).await;
+        let limited = r#"foregate_proxy_requests_total{class="4xx",outcome="limited"}"#;
+        (metrics::sample(&text, limited) == Some(15.0)).then_some(())
+    })
+    .await;
+    assert_eq!(client::get(gate.address, "/next", "").await.status, 429);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -121,7 +186,10 @@ async fn continuation_flood_is_cut_off() {
             attacker
                 .send(&frame(HEADERS, END_STREAM, 1, &frames::get("/flood")))
                 .await;
-            flood(attacker, &piece).await;
+            assert_eq!(
+                wait::within("the end", attacker.flood(&piece)).await,
+                Some(ENHANCE_YOUR_CALM)
+            );
         })
         .await;
     assert_eq!(scene.reached("/flood"), 0);
@@ -181,7 +249,8 @@ async fn flood_ends(name: &str, one: Vec<u8>) {
         .attack(name, async || {
             let mut attacker = Frames::open(scene.gate.address).await;
             attacker.send(&frame(HEADERS, END_HEADERS, 1, &post)).await;
-            wait::within(name, flood(attacker, &bytes)).await;
+            let code = wait::within(name, attacker.flood(&bytes)).await;
+            assert_eq!(code, Some(ENHANCE_YOUR_CALM), "{name}");
         })
         .await;
 }
@@ -204,6 +273,75 @@ async fn flood_of_empty_data_is_cut_off() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn window_update_flood_is_cut_off() {
     flood_ends("WINDOW_UPDATE flood", frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn flood_of_data_that_is_padding_alone_is_cut_off() {
+    flood_ends("padded DATA flood", frame(DATA, PADDED, 1, &[3, 0, 0, 0])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn priority_flood_is_cut_off() {
+    flood_ends("PRIORITY flood", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 15])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn flood_of_unknown_frames_is_cut_off() {
+    flood_ends("unknown frames", frame(0xbb, 0, 0, b"?")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn body_in_pieces_of_one_byte_harms_nobody() {
+    let scene = Scene::new().await;
+    let post = frames::block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/bytes"),
+    ]);
+    // As much as the window of a stream takes.
+    let pieces = frame(DATA, 0, 1, b"y").repeat(60_000);
+    scene
+        .attack("DATA of one byte", async || {
+            let mut attacker = Frames::open(scene.gate.address).await;
+            attacker.send(&frame(HEADERS, END_HEADERS, 1, &post)).await;
+            drop(attacker.try_send(&pieces).await);
+            drop(attacker.try_send(&frame(DATA, END_STREAM, 1, &[])).await);
+            let fate = attacker.fate(1).await;
+            assert!(
+                matches!(fate, Fate::Status(200) | Fate::GoAway(ENHANCE_YOUR_CALM)),
+                "{fate:?}"
+            );
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn client_just_below_every_budget_harms_nobody_and_is_served() {
+    let scene = Scene::new().await;
+    let each = [
+        frame(PING, 0, 0, &[7; 8]),
+        frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()),
+        frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 15]),
+        frame(0xbb, 0, 0, b"?"),
+    ]
+    .concat();
+    scene
+        .attack("just below the budgets", async || {
+            let mut client = Frames::open(scene.gate.address).await;
+            let mut ticker = tokio::time::interval(Duration::from_millis(50));
+            ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            // 800 of each in a second, of 1,000.
+            for _ in 0..30 {
+                ticker.tick().await;
+                client.send(&each.repeat(40)).await;
+            }
+            client
+                .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/below")))
+                .await;
+            assert_eq!(client.fate(1).await, Fate::Status(200));
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -89,6 +89,53 @@ async fn h2_header_block_that_never_ends_is_closed() {
 }
 
 #[tokio::test]
+async fn later_h2_header_block_has_no_more_time_than_the_first() {
+    let (origin, patience) = (Origin::answering("x").await, r#""1h""#);
+    let config = hasty(&origin)
+        .set("server.timeouts.keep_alive", patience)
+        .set("upstream.response_timeout", patience);
+    let gate = Gate::start(&config).await;
+    for busy in [false, true] {
+        let mut client = Frames::open(gate.address).await;
+        client
+            .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/")))
+            .await;
+        assert_eq!(client.fate(1).await, frames::Fate::Status(200));
+        if busy {
+            let post = frames::block(&[
+                (":method", "CONNECT"),
+                (":protocol", "websocket"),
+                (":scheme", "http"),
+                (":authority", "a"),
+                (":path", "/busy"),
+            ]);
+            client.send(&frame(HEADERS, END_HEADERS, 3, &post)).await;
+        }
+        client
+            .send(&frame(HEADERS, END_STREAM, 5, &frames::get("/never")))
+            .await;
+        client.ended().await;
+    }
+    assert!(!origin.heads().iter().any(|head| head.contains("/never")));
+}
+
+#[tokio::test]
+async fn h2_body_that_stands_still_is_408_and_its_connection_lives_on() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin).set("server.timeouts.keep_alive", r#""30s""#)).await;
+    let mut client = Frames::open(gate.address).await;
+    client
+        .send(&frame(HEADERS, END_HEADERS, 1, &frames::post("/still", "9")))
+        .await;
+    client.send(&frame(frames::DATA, 0, 1, b"abc")).await;
+    assert_eq!(client.fate(1).await, frames::Fate::Status(408));
+    client
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &frames::get("/")))
+        .await;
+    assert_eq!(client.fate(3).await, frames::Fate::Status(200));
+}
+
+#[tokio::test]
 async fn body_that_stands_still_is_408() {
     let origin = Origin::answering("x").await;
     let gate = Gate::start(&hasty(&origin)).await;

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::config::raw::{Section, Setting};
-use crate::config::values::{duration, flag, integer, list, show_duration, socket_address};
+use crate::config::values::{duration, flag, integer, list, optional_size, show_duration, socket_address};
 use crate::proxy::config::{Server, Timeouts};
 
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
@@ -16,6 +16,8 @@ const WORKERS_MAX: usize = 1024;
 /// Each is a socket for every worker.
 const ADDRESSES_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 10_000_000;
+/// Less than a gate needs to start.
+const MEMORY_MIN: u64 = 16 << 20;
 
 pub(super) fn server(mut section: Section<'_>) -> Server {
     let listen = section.read("listen", default_listen(), list(socket_address));
@@ -40,6 +42,9 @@ pub(super) fn server(mut section: Section<'_>) -> Server {
         proxy_protocol: section.read("proxy_protocol", false, flag).value,
         max_connections: max_connections.value,
         max_connections_per_client: per_client.value,
+        memory_limit: section
+            .read("memory_limit", None, optional_size(MEMORY_MIN..=u64::MAX))
+            .value,
         drain_timeout: section
             .read(
                 "drain_timeout",

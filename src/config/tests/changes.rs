@@ -12,6 +12,7 @@ workers = 3
 proxy_protocol = true
 max_connections = 500
 max_connections_per_client = 50
+memory_limit = "512MiB"
 drain_timeout = "1500ms"
 timeouts = { tls_handshake = "1s", request_header = "2s", request_body_idle = "3s", response_idle = "5s", keep_alive = "4s", tunnel_idle = "1h 30m" }
 [tls]

@@ -4,12 +4,14 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
+use super::control::Flood;
 use super::outbox::Outbox;
 use super::{ClientIo, Connection, Signal};
 use crate::proxy::flight::Flight;
@@ -22,6 +24,8 @@ const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Answer bytes waiting for the client, per stream.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// How long a client that is cut off has for reading why.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// Runs tasks on the worker's thread.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +91,7 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
         let connection = Rc::clone(&connection);
         service_fn(move |request| pipeline::serve(Rc::clone(&connection), request))
     };
-    let outbox = Outbox::new(io, Rc::clone(&connection.worker));
+    let outbox = Outbox::new(io, Rc::clone(&connection));
     let header_list = u32::try_from(caps.max_header_size.saturating_add(8 * 1024)).unwrap_or(u32::MAX);
     let mut http = Box::pin(
         Builder::new(Streams(Rc::clone(&connection)))
@@ -109,6 +113,9 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
                     tracing::debug!(client = %connection.peer, %error, "connection ended");
                 }
             }
+            if outbox.flood().is_some() {
+                return Poll::Ready(());
+            }
             // Also when the connection has ended: its last frame says why.
             let drained = outbox.poll_drain(cx);
             if let Poll::Ready(Err(error)) = &drained {
@@ -126,4 +133,25 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
         }
     })
     .await;
+    // Before the last words, so that the app is free of what this client asked for.
+    drop(http);
+    if let Some(flood) = outbox.flood() {
+        calm(&connection, &outbox, flood).await;
+    }
+}
+
+/// Ends a connection on which its client floods the gate.
+async fn calm(connection: &Connection, outbox: &Outbox, flood: Flood) {
+    tracing::debug!(client = %connection.peer, kind = flood.name(), "a flood over HTTP/2");
+    connection
+        .worker
+        .metrics
+        .floods
+        .with_label_values(&[flood.name()])
+        .inc();
+    let parting = connection.unless_closed(outbox.part());
+    // Whoever reads nothing, or never stops sending, is not waited for.
+    if let Ok(Some(Err(error))) = tokio::time::timeout(PARTING, parting).await {
+        tracing::debug!(client = %connection.peer, %error, "connection ended");
+    }
 }

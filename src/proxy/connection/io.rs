@@ -11,7 +11,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::control::Control;
 use super::{Connection, unparsable};
 
 /// An established stream. TLS is boxed: it is large, and moved often.
@@ -87,7 +86,6 @@ impl fmt::Debug for Stream {
 pub(in crate::proxy) struct ClientIo {
     stream: Prefixed<Stream>,
     connection: Rc<Connection>,
-    control: Control,
     /// An answer that goes out in the place of one that hyper made.
     substitute: Bytes,
 }
@@ -97,7 +95,6 @@ impl ClientIo {
         Self {
             stream: Prefixed::new(early, stream),
             connection,
-            control: Control::default(),
             substitute: Bytes::new(),
         }
     }
@@ -146,16 +143,8 @@ impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let read = buf.filled().get(before..).unwrap_or_default();
-        if !read.is_empty() {
+        if buf.filled().len() > before {
             self.connection.heard.set(true);
-            if self.connection.is_http2.get() {
-                let count = self.control.count(read);
-                if !self.connection.bears(count) {
-                    tracing::debug!(client = %self.connection.peer, "a flood of control frames");
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-                }
-            }
         }
         result
     }

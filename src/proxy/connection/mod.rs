@@ -30,7 +30,7 @@ use super::worker::Worker;
 /// What a connection is doing; the sweeper's deadlines follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// PROXY protocol or TLS, since this tick.
+    /// TLS, and the PROXY protocol before it; accepted at this tick.
     Handshake(Duration),
     /// A request's headers are awaited: the first ones, or some bytes of the next have come.
     Head(Duration),
@@ -72,9 +72,6 @@ const LINGER: Duration = Duration::from_secs(5);
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// While draining, an idle connection is kept this long for a request that is on its way.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
-/// HTTP/2 frames beside those of requests. A download needs two for each window that was read; what measures its line by
-/// PING (gRPC) sends some thousands at most.
-const CONTROL_FRAMES_PER_SECOND_MAX: u32 = 10_000;
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -102,8 +99,8 @@ pub(super) struct Connection {
     write_blocked_since: Cell<Option<Duration>>,
     /// The latest request of HTTP/2, until the task of its stream has taken it.
     newest: RefCell<Option<Rc<Flight>>>,
-    /// Frames of this second that carry nothing of a request.
-    control_frames: Cell<u32>,
+    /// Since when a header block of HTTP/2 is under way.
+    block_since: Cell<Option<Duration>>,
     signal: Cell<Signal>,
     waker: RefCell<Option<Waker>>,
 }
@@ -117,7 +114,7 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    pub(super) fn new(worker: &Rc<Worker>, peer: IpAddr, kind: Kind, seat: Seat) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>, peer: IpAddr, kind: Kind, accepted: Duration, seat: Seat) -> Self {
         let peer = peer.to_canonical();
         let connection = Rc::new(Connection {
             worker: Rc::clone(worker),
@@ -129,14 +126,14 @@ impl Registration {
             is_last: Cell::new(false),
             server_name: RefCell::new(None),
             tunnel: RefCell::new(None),
-            state: Cell::new(State::Handshake(worker.coarse_tick())),
+            state: Cell::new(State::Handshake(accepted)),
             in_flight: Cell::new(0),
             served: Cell::new(false),
             heard: Cell::new(false),
             unread: Cell::new(false),
             write_blocked_since: Cell::new(None),
             newest: RefCell::new(None),
-            control_frames: Cell::new(0),
+            block_since: Cell::new(None),
             signal: Cell::new(Signal::None),
             waker: RefCell::new(None),
         });
@@ -216,13 +213,6 @@ impl Connection {
         *self.newest.borrow_mut() = Some(Rc::clone(flight));
     }
 
-    /// Whether the client may go on after so many more frames that carry nothing.
-    fn bears(&self, control_frames: u32) -> bool {
-        let count = self.control_frames.get().saturating_add(control_frames);
-        self.control_frames.set(count);
-        count <= CONTROL_FRAMES_PER_SECOND_MAX
-    }
-
     fn take_newest(&self) -> Option<Rc<Flight>> {
         self.newest.borrow_mut().take()
     }
@@ -268,7 +258,6 @@ impl Connection {
 
     /// Looks at the deadlines, once a second.
     pub(super) fn check(&self, now: Duration, timeouts: &Timeouts) {
-        self.control_frames.set(0);
         if self
             .write_blocked_since
             .get()
@@ -277,6 +266,14 @@ impl Connection {
             return self.signal(Signal::Close);
         }
         let is_past = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
+        // Whatever else goes on: until the block ends, no other frame can come on this connection.
+        if self
+            .block_since
+            .get()
+            .is_some_and(|since| is_past(since, timeouts.request_header))
+        {
+            return self.signal(Signal::Close);
+        }
         match self.state.get() {
             State::Handshake(since) if is_past(since, timeouts.tls_handshake) => self.signal(Signal::Close),
             State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),

@@ -201,6 +201,46 @@ const WHOLE: &[(&str, Fields, Want)] = &[
         Malformed,
     ),
     (
+        "scheme of another kind",
+        &[
+            (":method", "GET"),
+            (":scheme", "ftp"),
+            (":authority", "a"),
+            (":path", "/c"),
+        ],
+        Passes(&["get /c http/1.1\r\n", "x-forwarded-proto: http\r\n"], &["ftp"]),
+    ),
+    (
+        "scheme with a line end",
+        &[
+            (":method", "GET"),
+            (":scheme", "http\r\nx: y"),
+            (":authority", "a"),
+            (":path", "/c"),
+        ],
+        Malformed,
+    ),
+    (
+        "scheme with a colon",
+        &[
+            (":method", "GET"),
+            (":scheme", "http://b/?"),
+            (":authority", "a"),
+            (":path", "/c"),
+        ],
+        Malformed,
+    ),
+    (
+        "empty scheme",
+        &[
+            (":method", "GET"),
+            (":scheme", ""),
+            (":authority", "a"),
+            (":path", "/c"),
+        ],
+        Passes(&["get /c http/1.1\r\n", "x-forwarded-proto: http\r\n"], &[]),
+    ),
+    (
         "TRACE",
         &[
             (":method", "TRACE"),
@@ -314,4 +354,80 @@ async fn h2_body_that_differs_from_its_length_is_never_completed_at_the_app() {
         );
         assert!(!origin.text().contains("abc"), "{}", origin.text());
     }
+}
+
+/// What ends a request as it must not: the app sees nothing of it, and no whole request unless it is sound without it.
+#[tokio::test]
+async fn trailers_of_h2_smuggle_nothing() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let trailers = |flags, fields: &[(&str, &str)]| frame(HEADERS, flags, 1, &frames::block(fields));
+    let end = END_HEADERS | END_STREAM;
+    // h2 drops pseudo-header fields of trailers rather than refusing them (RFC 9113 section 8.1).
+    for (name, last, may_pass) in [
+        ("path", trailers(end, &[(":path", "/evil")]), true),
+        ("status", trailers(end, &[(":status", "200")]), true),
+        (
+            "path behind a field",
+            trailers(end, &[("x-y", "z"), (":path", "/evil")]),
+            false,
+        ),
+        ("unknown pseudo-header", trailers(end, &[(":evil", "z")]), false),
+        ("not the end", trailers(END_HEADERS, &[("x-y", "/evil")]), false),
+    ] {
+        let mut client = Frames::open(gate.address).await;
+        let post = frames::block(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "a"),
+            (":path", "/c"),
+        ]);
+        client.send(&frame(HEADERS, END_HEADERS, 1, &post)).await;
+        client.send(&frame(DATA, 0, 1, b"abc")).await;
+        client.send(&last).await;
+        let fate = client.fate(1).await;
+        assert!(may_pass || fate != Fate::Status(200), "{name}: {fate:?}");
+        let text = origin.text();
+        assert!(!text.contains("evil") && !text.contains(":status"), "{name}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn data_behind_the_end_of_a_request_reaches_nobody() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin)).await;
+    let mut client = Frames::open(gate.address).await;
+    let whole = frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/c"));
+    let behind = frame(DATA, END_STREAM, 1, b"GET /evil HTTP/1.1\r\nhost: a\r\n\r\n");
+    client.send(&[whole, behind].concat()).await;
+    let fate = client.fate(1).await;
+    assert!(!matches!(fate, Fate::Closed), "{fate:?}");
+    assert!(!origin.text().contains("evil"), "{}", origin.text());
+    assert!(origin.heads().len() <= 1);
+}
+
+#[tokio::test]
+async fn h2_body_over_the_cap_is_413_and_its_connection_lives_on() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin).set("limits.max_request_size", r#""1KiB""#)).await;
+    let mut client = Frames::open(gate.address).await;
+    client
+        .send(&frame(HEADERS, END_HEADERS, 1, &frames::post("/c", "1025")))
+        .await;
+    assert_eq!(client.fate(1).await, Fate::Status(413));
+    assert!(origin.heads().is_empty(), "the length alone says enough");
+    let unsaid = frames::block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/c"),
+    ]);
+    let mut client = Frames::open(gate.address).await;
+    client.send(&frame(HEADERS, END_HEADERS, 1, &unsaid)).await;
+    client.send(&frame(DATA, 0, 1, &[b'y'; 1025])).await;
+    assert_eq!(client.fate(1).await, Fate::Status(413));
+    client
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &frames::get("/after")))
+        .await;
+    assert_eq!(client.fate(3).await, Fate::Status(200));
 }

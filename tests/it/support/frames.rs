@@ -9,6 +9,7 @@ use super::wait;
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
+pub(crate) const PRIORITY: u8 = 2;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
@@ -18,6 +19,10 @@ pub(crate) const CONTINUATION: u8 = 9;
 
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const PADDED: u8 = 8;
+
+/// RFC 9113 section 7.
+pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -85,6 +90,16 @@ pub(crate) fn get(path: &str) -> Vec<u8> {
         (":scheme", "http"),
         (":authority", "a"),
         (":path", path),
+    ])
+}
+
+pub(crate) fn post(path: &str, length: &str) -> Vec<u8> {
+    block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", path),
+        ("content-length", length),
     ])
 }
 
@@ -165,6 +180,38 @@ impl Frames {
             Ok(written) => written,
             Err(_) => panic!("the peer neither reads nor closes"),
         }
+    }
+
+    /// Sends `bytes` again and again until the gate ends the connection; the code that it gave as its reason.
+    pub(crate) async fn flood(&mut self, bytes: &[u8]) -> Option<u32> {
+        let mut scrap = vec![0; 16 << 10];
+        loop {
+            // What comes back is read, so that the attack is not throttled by its own deafness.
+            while let Ok(count) = self.stream.try_read(&mut scrap) {
+                self.buffer.extend(&scrap[..count]);
+                if count == 0 {
+                    return self.ended().await;
+                }
+            }
+            if self.try_send(bytes).await.is_err() {
+                return self.ended().await;
+            }
+        }
+    }
+
+    /// Waits until all that was sent has been read.
+    pub(crate) async fn settle(&mut self) {
+        self.send(&frame(PING, 0, 0, b"settled?")).await;
+        wait::within("the answer to a PING", async {
+            loop {
+                let frame = self.next().await.expect("the connection goes on");
+                assert_ne!(frame.kind, GOAWAY, "the connection ends");
+                if frame.kind == PING && frame.payload == b"settled?" {
+                    return;
+                }
+            }
+        })
+        .await;
     }
 
     /// `None`: the connection has ended.

@@ -12,5 +12,6 @@ pub(crate) mod namespace;
 pub(crate) mod origin;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod sink;
 pub(crate) mod wait;
 pub(crate) mod witness;

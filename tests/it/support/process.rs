@@ -147,8 +147,7 @@ impl Gate {
 
     /// Resident memory, as the kernel counts it.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the gate runs");
-        resident_bytes_in(&status)
+        status_bytes(self.pid(), "VmRSS:")
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -202,12 +201,22 @@ impl Drop for Gate {
     }
 }
 
-/// Out of `/proc/PID/status`.
-pub(crate) fn resident_bytes_in(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+/// The most that was resident since [`reset_peak`].
+pub(crate) fn peak_bytes(pid: u32) -> u64 {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// proc(5), `clear_refs`.
+pub(crate) fn reset_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the gate is our child");
+}
+
+fn status_bytes(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the gate runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line
         .and_then(|line| line.trim().strip_suffix("kB"))
-        .expect("VmRSS in kB");
+        .expect("a figure in kB");
     kib.trim().parse::<u64>().expect("a number") * 1024
 }
 
