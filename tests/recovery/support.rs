@@ -448,6 +448,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for: {what}");
-        std::thread::yield_now();
+        // Most conditions start a program to ask: without a rest in between, they keep a core from what is waited for.
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }

@@ -19,6 +19,12 @@ pub(crate) struct Server {
 /// A server that archives `cluster`, with more lines in `[pitr]`.
 pub(crate) fn config(cluster: &Cluster, more: &str) -> String {
     let root = cluster.root().display();
+    // Nothing runs by itself unless the test asks for it: what is due for the first time is due at once.
+    let by_hand = |key: &str| match more.contains(key) {
+        true => String::new(),
+        false => format!("{key} = \"\""),
+    };
+    let (base_backup, drill) = (by_hand("base_backup"), by_hand("drill"));
     format!(
         r#"
 state_dir = "{root}/state"
@@ -37,11 +43,16 @@ url = {{ env = "DATABASE_URL" }}
 repository = "file://{}"
 recipients = ["{}"]
 identity = {{ file = "{}" }}
+daily = ""
+weekly = ""
+monthly = ""
 [pitr]
 enabled = true
 user = "postgres"
 socket = "{root}/wal.sock"
 heartbeat = "1s"
+{base_backup}
+{drill}
 {more}
 "#,
         cluster.repository().display(),
