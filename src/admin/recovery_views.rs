@@ -7,6 +7,7 @@ use crate::pitr::base::Base;
 use crate::pitr::drill::Drill;
 use crate::pitr::plan::{Goal, Plan, Refusal};
 use crate::pitr::retention::Decision;
+use crate::pitr::routine::Run;
 use crate::pitr::window::Window;
 
 #[must_use]
@@ -128,16 +129,28 @@ pub fn drill(drill: &Drill) -> Value {
         "recoveryTimeSeconds": drill.recovery_time().as_secs_f64(),
         "recoveryPointSeconds": drill.recovery_point.map(|point| point.as_secs_f64()),
         "phases": {
+            "planSeconds": drill.phases.plan.as_secs_f64(),
             "unpackSeconds": drill.phases.unpack.as_secs_f64(),
             "verifySeconds": drill.phases.verify.as_secs_f64(),
             "replaySeconds": drill.phases.replay.as_secs_f64(),
             "promoteSeconds": drill.phases.promote.as_secs_f64(),
-            "checkSeconds": drill.check.as_secs_f64(),
         },
+        "checkSeconds": drill.check.as_secs_f64(),
         "unpackedBytes": drill.unpacked_bytes,
         "replayedBytes": drill.replayed_bytes,
         "findings": findings,
     })
+}
+
+/// How a run in the server stands, and how the last one went.
+#[must_use]
+pub fn run(run: &Run) -> Value {
+    let last = run
+        .last
+        .as_ref()
+        .map(|ended| json!({"at": ended.at, "passed": ended.failure.is_none(), "failure": ended.failure}));
+    let now = run.running.then(|| json!({"step": run.step, "bytes": run.bytes}));
+    json!({"now": now, "last": last})
 }
 
 #[must_use]

@@ -11,7 +11,7 @@ use super::chain::{Chain, Link};
 use super::history::{History, Leg};
 use super::name::{File, Lsn, Timeline};
 use super::plan::{self, Check, Goal, Needed, Plan, Refusal, Request, Stop};
-use super::records::{Event, Record};
+use super::records::{Demands, Event, Record};
 use super::survey::{Fault, Scanned, Survey};
 use super::{Error, Recovery};
 
@@ -25,6 +25,7 @@ struct Solved<'a> {
     chain: Chain,
     segments: usize,
     stop: Stop,
+    demands: Demands,
 }
 
 impl Recovery {
@@ -93,13 +94,14 @@ impl Recovery {
         let base = plan::choose(&survey.bases, &history, &request, position, now)?;
         let legs = history.legs_from(base.timeline, base.start).unwrap_or_default();
         let chain = survey.follow(&legs);
-        let (segments, stop) = self.find_stop(survey, base, &chain, &request.goal).await?;
+        let (segments, stop, demands) = self.find_stop(survey, base, &chain, &request.goal).await?;
         let solved = Solved {
             base,
             legs,
             chain,
             segments,
             stop,
+            demands,
         };
         self.compose(survey, timeline, request.goal, solved, now).await
     }
@@ -158,7 +160,7 @@ impl Recovery {
         base: &Base,
         chain: &Chain,
         goal: &Goal,
-    ) -> Result<(usize, Stop), Error> {
+    ) -> Result<(usize, Stop, Demands), Error> {
         let mut stop = None;
         let mut refusal = None;
         let visit = |record: &Record| match plan::stops_at(goal, base, record) {
@@ -189,7 +191,7 @@ impl Recovery {
             });
         }
         match stop {
-            Some(stop) => Ok((scanned.segments, stop)),
+            Some(stop) => Ok((scanned.segments, stop, scanned.demands)),
             None => Err(unreached(survey, base, chain, links, goal, scanned)?.into()),
         }
     }
@@ -208,6 +210,7 @@ impl Recovery {
             chain,
             segments,
             stop,
+            demands,
         } = solved;
         let links = chain.links.get(..segments).unwrap_or_default();
         let needed = |link: &Link| {
@@ -229,27 +232,7 @@ impl Recovery {
         let replay_bytes = stop.lsn.0.saturating_sub(base.start.0);
         let rates = self.rates(&survey.cluster).await?;
         let count = segments.len() as u64;
-        let checks = vec![
-            Check {
-                what: "base backup",
-                found: format!(
-                    "{} ended at {}, before the target; proven against backup_manifest",
-                    base.id, base.stopped_at
-                ),
-            },
-            Check {
-                what: "log",
-                found: format!("{count} segments without a gap, each read and its SHA-256 compared"),
-            },
-            Check {
-                what: "stop",
-                found: describe_stop(&stop),
-            },
-            Check {
-                what: "timeline",
-                found: format!("{timeline}, given to PostgreSQL explicitly"),
-            },
-        ];
+        let checks = checks(base, timeline, &stop, count, demands);
         Ok(Plan {
             id: Ulid::generate(),
             made_at: now,
@@ -261,13 +244,48 @@ impl Recovery {
             segment_size: survey.size,
             histories,
             replay_bytes,
-            disk_bytes: plan::disk_bytes(base, count),
+            disk_bytes: plan::disk_bytes(base, count, replay_bytes),
             expected: plan::expected(rates, base.unpacked_bytes(), replay_bytes),
             segments,
+            demands,
             checks,
             stop,
         })
     }
+}
+
+/// What was looked at before the plan was given out.
+fn checks(base: &Base, timeline: Timeline, stop: &Stop, count: u64, demands: Demands) -> Vec<Check> {
+    let mut checks = vec![
+        Check {
+            what: "base backup",
+            found: format!(
+                "{} ended at {}, before the target; proven against backup_manifest",
+                base.id, base.stopped_at
+            ),
+        },
+        Check {
+            what: "log",
+            found: format!("{count} segments without a gap, each read and its SHA-256 compared"),
+        },
+        Check {
+            what: "stop",
+            found: describe_stop(stop),
+        },
+        Check {
+            what: "timeline",
+            found: format!("{timeline}, given to PostgreSQL explicitly"),
+        },
+    ];
+    if demands.custom {
+        checks.push(Check {
+            what: "extensions",
+            found: "the log has records that only an extension can replay: shared_preload_libraries stays as the \
+                    copy has it, and what is named there runs in the recovered server"
+                .to_owned(),
+        });
+    }
+    checks
 }
 
 /// Why the log did not lead to the target.

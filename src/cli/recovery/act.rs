@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -15,7 +14,6 @@ use crate::pitr::base::{Mode, Pruned};
 use crate::pitr::config::Check;
 use crate::pitr::plan::{Goal, Plan, Request};
 use crate::pitr::recover::{self, Running};
-use crate::pitr::retention::Policy;
 use crate::pitr::{Recovery, script};
 
 pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
@@ -184,18 +182,16 @@ async fn drill(place: &Place, target: Option<&str>, checks: &[String]) -> anyhow
     }
 }
 
-async fn prune(place: &Place, days: u64, mode: Mode) -> anyhow::Result<()> {
+async fn prune(place: &Place, days: Option<u64>, mode: Mode) -> anyhow::Result<()> {
     let recovery = place.recovery(Vec::new())?;
     let cluster = recovery.cluster().await?;
-    let day = Duration::from_hours(24);
-    let window = day.saturating_mul(u32::try_from(days).unwrap_or(u32::MAX));
-    let policy = Policy {
-        window,
-        ..Policy::default()
-    };
+    let policy = place.policy(days)?;
     let pruned: Pruned = recovery.bases().prune(&cluster, &policy, mode).await?;
     let value = json!({
         "decisions": pruned.decisions.iter().map(views::decision).collect::<Vec<_>>(),
+        "windowSeconds": policy.window.as_secs(),
+        "frozen": pruned.frozen,
+        "spared": pruned.spared,
         "marked": pruned.marked,
         "deleted": pruned.deleted,
         "segments": pruned.segments,

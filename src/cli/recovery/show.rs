@@ -194,15 +194,16 @@ pub(super) fn drill(drill: &Drill) -> String {
     }
     row("recovery time (RTO)", seconds(drill.recovery_time()));
     let phases = [
+        ("  plan", drill.phases.plan),
         ("  unpack", drill.phases.unpack),
         ("  verify", drill.phases.verify),
         ("  replay", drill.phases.replay),
         ("  promote", drill.phases.promote),
-        ("  checks", drill.check),
     ];
     for (name, time) in phases {
         row(name, seconds(time));
     }
+    row("checks, besides", seconds(drill.check));
     row(
         "recovery point (RPO)",
         drill.recovery_point.map_or_else(|| "unknown".to_owned(), seconds),
@@ -234,9 +235,11 @@ pub(super) fn pruned(pruned: &Pruned) -> String {
         let verb = if decision.keep { "stays" } else { "goes" };
         table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
     }
+    let frozen = pruned.frozen.map_or_else(String::new, |why| format!("{why}\n"));
     format!(
-        "{table}\n{} marked, {} deleted, {} segments of the log ({})",
+        "{table}\n{frozen}{} marked, {} no longer, {} deleted, {} segments of the log ({})",
         pruned.marked.len(),
+        pruned.spared.len(),
         pruned.deleted.len(),
         pruned.segments,
         ByteSize(pruned.segment_bytes)
