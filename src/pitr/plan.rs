@@ -108,6 +108,8 @@ pub struct Plan {
     /// Segments in the order of replay.
     pub segments: Vec<Needed>,
     pub histories: Vec<Needed>,
+    /// The last transactions that will be there, oldest first.
+    pub recent: Vec<Stop>,
     /// What the log asks of a server that replays it.
     pub demands: Demands,
     /// From the copy's start to the stop.

@@ -1,6 +1,7 @@
 //! Making a plan: every segment that it needs is read and proven before anything starts, and the record at which
 //! recovery will stop is found in them.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use jiff::Timestamp;
@@ -18,13 +19,23 @@ use super::{Error, Recovery};
 /// Restore points of one name beyond this are only counted.
 const SAME_NAME_MAX: usize = 16;
 
+/// The last transactions that a plan shows.
+const RECENT_MAX: usize = 10;
+
 /// A base backup, its path, and where recovery from it stops.
 struct Solved<'a> {
     base: &'a Base,
     legs: Vec<Leg>,
     chain: Chain,
+    way: Way,
+}
+
+/// The log up to where recovery stops.
+struct Way {
     segments: usize,
     stop: Stop,
+    /// The last transactions before it, oldest first.
+    recent: Vec<Stop>,
     demands: Demands,
 }
 
@@ -94,15 +105,8 @@ impl Recovery {
         let base = plan::choose(&survey.bases, &history, &request, position, now)?;
         let legs = history.legs_from(base.timeline, base.start).unwrap_or_default();
         let chain = survey.follow(&legs);
-        let (segments, stop, demands) = self.find_stop(survey, base, &chain, &request.goal).await?;
-        let solved = Solved {
-            base,
-            legs,
-            chain,
-            segments,
-            stop,
-            demands,
-        };
+        let way = self.find_stop(survey, base, &chain, &request.goal).await?;
+        let solved = Solved { base, legs, chain, way };
         self.compose(survey, timeline, request.goal, solved, now).await
     }
 
@@ -154,18 +158,27 @@ impl Recovery {
         }
     }
 
-    async fn find_stop(
-        &self,
-        survey: &Survey,
-        base: &Base,
-        chain: &Chain,
-        goal: &Goal,
-    ) -> Result<(usize, Stop, Demands), Error> {
+    async fn find_stop(&self, survey: &Survey, base: &Base, chain: &Chain, goal: &Goal) -> Result<Way, Error> {
         let mut stop = None;
         let mut refusal = None;
+        let mut recent = VecDeque::with_capacity(RECENT_MAX);
+        let mut remember = |record: &Record| {
+            if record.is_stop() {
+                if recent.len() >= RECENT_MAX {
+                    recent.pop_front();
+                }
+                recent.push_back(Stop::of(record));
+            }
+        };
         let visit = |record: &Record| match plan::stops_at(goal, base, record) {
-            Ok(false) => ControlFlow::Continue(()),
+            Ok(false) => {
+                remember(record);
+                ControlFlow::Continue(())
+            }
             Ok(true) => {
+                if matches!(goal, Goal::Transaction(_)) {
+                    remember(record);
+                }
                 stop = Some(Stop::of(record));
                 ControlFlow::Break(())
             }
@@ -191,7 +204,12 @@ impl Recovery {
             });
         }
         match stop {
-            Some(stop) => Ok((scanned.segments, stop, scanned.demands)),
+            Some(stop) => Ok(Way {
+                segments: scanned.segments,
+                stop,
+                recent: recent.into(),
+                demands: scanned.demands,
+            }),
             None => Err(unreached(survey, base, chain, links, goal, scanned)?.into()),
         }
     }
@@ -208,9 +226,13 @@ impl Recovery {
             base,
             legs,
             chain,
-            segments,
-            stop,
-            demands,
+            way:
+                Way {
+                    segments,
+                    stop,
+                    recent,
+                    demands,
+                },
         } = solved;
         let links = chain.links.get(..segments).unwrap_or_default();
         let needed = |link: &Link| {
@@ -247,6 +269,7 @@ impl Recovery {
             disk_bytes: plan::disk_bytes(base, count, replay_bytes),
             expected: plan::expected(rates, base.unpacked_bytes(), replay_bytes),
             segments,
+            recent,
             demands,
             checks,
             stop,

@@ -12,6 +12,7 @@ use super::archive::{self, Archive, Archived};
 use super::base::Base;
 use super::chain::{self, Chain, Gap, Index, Link};
 use super::history::{History, Leg};
+use super::inventory::{self, Inventory};
 use super::name::{File, Lsn, SegmentSize, Timeline};
 use super::records::{self, Demands, Record, Scanner};
 use super::window::{self, Reach, Window};
@@ -230,6 +231,17 @@ impl Recovery {
             }
         }
         scanned
+    }
+
+    /// The archived log, counted.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn inventory(&self) -> Result<Inventory, Error> {
+        let cluster = self.cluster().await?;
+        let bases = self.bases.list(&cluster).await?;
+        let size = bases.last().map_or(SegmentSize::DEFAULT, |base| base.segment_size);
+        Ok(inventory::take(&self.bases.archive(&cluster), size).await?)
     }
 
     /// The restorable window along the newest timeline.

@@ -126,7 +126,7 @@ async fn planned(routine: &Routine, order: &Order) -> Result<Value, Error> {
         timeline: order.timeline.map(Timeline),
     };
     let plan: Plan = routine.recovery().plan(&request).await.map_err(|error| match error {
-        pitr::Error::Refused(refusal) => Error::Invalid(refusal.to_string()),
+        pitr::Error::Refused(refusal) => Error::Unreachable(refusal),
         other => {
             tracing::warn!(error = %other, "a recovery could not be planned");
             Error::Unavailable(format!("no plan could be made: {other}"))

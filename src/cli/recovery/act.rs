@@ -33,6 +33,7 @@ pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
             let value = Value::from(bases.iter().map(views::base).collect::<Vec<_>>());
             print(place.json, &value, || show::bases(&bases))
         }
+        Verb::Stats => stats(place).await,
         Verb::Window => {
             let window = place.recovery(Vec::new())?.window().await?;
             let now = Clock::system().wall();
@@ -67,6 +68,26 @@ pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
         }
         Verb::Prune { window, dry_run } => prune(place, *window, if *dry_run { Mode::DryRun } else { Mode::Act }).await,
     }
+}
+
+/// As the API has them, as far as the repository knows.
+async fn stats(place: &Place) -> anyhow::Result<()> {
+    let recovery = place.recovery(Vec::new())?;
+    let now = Clock::system().wall();
+    let inventory = recovery.inventory().await?;
+    let bases = recovery.bases().list(&recovery.cluster().await?).await?;
+    let window = recovery.window().await?;
+    let drills = recovery.drills().await?;
+    let last = drills.first();
+    let value = json!({
+        "archive": views::archive(&inventory),
+        "window": views::window(&window, now),
+        "baseBackups": views::bases_in_short(&bases),
+        "lastDrill": last.map(views::drill),
+    });
+    print(place.json, &value, || {
+        show::stats(&inventory, &bases, &window, last, now)
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,6 +168,7 @@ async fn recover(place: &Place, wish: &Wish, into: &Path, when: When) -> anyhow:
         let state = show::State {
             reached: &reached,
             phases: &phases,
+            recent: &plan.recent,
             shown: shown.as_ref(),
             promoted: when == When::AtOnce,
             role: &role,

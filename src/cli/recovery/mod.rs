@@ -102,6 +102,8 @@ pub(super) enum Verb {
     },
     /// The base backups, oldest first.
     BaseBackups,
+    /// The log, the base backups, the window and the last drill, in numbers.
+    Stats,
     /// Which instants can be reached, and which cannot.
     Window,
     /// How a target would be reached; every segment on the way is read and proven.
