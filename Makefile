@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-micro bench-peers bench-pitr bench-vault bench-deps soak attacks fuzz drills deps fmt lint doc deny deb try-deb
+.PHONY: help run test bench bench-micro bench-peers bench-pitr bench-vault bench-deps soak attacks fuzz drills try-drill deps fmt lint doc deny deb try-deb
 
 CARGO ?= cargo
 UPSTREAM ?=
@@ -66,6 +66,10 @@ fuzz: ## every parser of foreign bytes for FUZZ_SECONDS (30); needs cargo-fuzz a
 
 drills: ## recover twenty instants of a cluster under load, right to the transaction
 	$(CARGO) test --locked --test recovery -- --ignored --nocapture
+
+try-drill: ## from nothing to a proven recovery: cluster, load, archive, base backup, drill; prints RTO by phase and RPO
+	$(CARGO) build --release --locked
+	scripts/try-drill
 
 deny: ## licences, bans and sources of the dependencies; needs cargo-deny
 	@$(CARGO) deny --version >/dev/null 2>&1 || { \

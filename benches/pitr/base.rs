@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::support::cluster::{Cluster, program};
 use crate::support::run;
-use crate::wal::{bytes, pgbackrest, timed, verb};
+use crate::wal::{bytes, pgbackrest, timed, verb, verdict};
 
 /// Of pgbench: 1.5 GB.
 const SCALE: &str = "100";
@@ -136,5 +136,11 @@ fn print(rows: &[Row], size: &str) {
         let stored = bytesize::ByteSize(row.stored);
         writeln!(text, "| {} | {backup} | {restore} | {stored} |", row.what).expect("memory");
     }
+    let [ours, theirs] = rows else {
+        unreachable!("two sides are compared")
+    };
+    let time = |time: Option<Duration>| time.unwrap_or_default().as_secs_f64();
+    text.push_str(&verdict("base backup", time(ours.backup), time(theirs.backup), 0.9));
+    text.push_str(&verdict("restore", time(ours.restore), time(theirs.restore), 1.0));
     std::io::stdout().write_all(text.as_bytes()).expect("standard output");
 }

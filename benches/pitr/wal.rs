@@ -208,9 +208,6 @@ fn durable_write(cluster: &Cluster, names: &[String]) -> Duration {
 }
 
 pub(crate) fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -> Option<Vec<String>> {
-    if !Path::new("/usr/bin/pgbackrest").exists() {
-        return None;
-    }
     let place = cluster.root().join(name);
     let mut config = format!(
         "[global]\nrepo1-path={0}/repo\nspool-path={0}/spool\nlock-path={0}/lock\nlog-path={0}/log\n\
@@ -309,7 +306,7 @@ fn print(rows: &[Row], fsync: Duration) {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let mut text = format!(
         "{SEGMENTS} segments of pgbench, 16 MiB each; writing and syncing what one is stored as: {:.1} ms\n\n\
-         | | push, fastest ms | push, median ms | get, MiB/s | CPU ms per push | per get | stored |\n|---|---|---|---|---|---|---|\n",
+         | | push, fastest ms | push, median ms | median less that write, ms | get, MiB/s | CPU ms per push | per get | stored |\n|---|---|---|---|---|---|---|---|\n",
         ms(fsync)
     );
     for row in rows {
@@ -323,14 +320,33 @@ fn print(rows: &[Row], fsync: Duration) {
             format!("{:.0}", bytes / took.as_secs_f64() / 1024.0 / 1024.0)
         });
         let cpu = |share: Option<f64>| share.map_or("–".to_owned(), |share| format!("{share:.0}"));
+        let beyond = row.push.as_ref().map_or("–".to_owned(), |push| {
+            format!("{:.1}", ms(median(push).saturating_sub(fsync)))
+        });
         let (of_push, of_get) = (cpu(row.cpu_ms.0), cpu(row.cpu_ms.1));
         let stored = bytesize::ByteSize(row.stored);
         writeln!(
             text,
-            "| {} | {fastest} | {middle} | {rate} | {of_push} | {of_get} | {stored} |",
+            "| {} | {fastest} | {middle} | {beyond} | {rate} | {of_push} | {of_get} | {stored} |",
             row.what
         )
         .expect("memory");
     }
+    let [ours, _, theirs, ..] = rows else {
+        unreachable!("the table has these rows")
+    };
+    let middle = |row: &Row| row.push.as_ref().map_or(0.0, |push| ms(median(push)));
+    let time = |row: &Row| row.get.map_or(0.0, ms);
+    text.push_str(&verdict("push", middle(ours), middle(theirs), 0.5));
+    // Of the fastest of theirs: a rate of at least 1.0 is a time of at most 1.0.
+    let fastest = rows.iter().skip(2).map(time).fold(f64::INFINITY, f64::min);
+    text.push_str(&verdict("replay feed, by time", time(ours), fastest, 1.0));
     std::io::stdout().write_all(text.as_bytes()).expect("standard output");
+}
+
+/// Ours against theirs, and whether that is within the budget.
+pub(crate) fn verdict(what: &str, ours: f64, theirs: f64, budget: f64) -> String {
+    let ratio = ours / theirs;
+    let held = if ratio <= budget { "held" } else { "MISSED" };
+    format!("{what}: {ratio:.2} of pgBackRest's, budget {budget:.1}: {held}\n")
 }

@@ -10,6 +10,7 @@ use super::auth::Caller;
 use super::views::Problem;
 use crate::backup;
 use crate::guard::blocklist;
+use crate::pitr::plan::Refusal;
 use crate::store;
 
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub(super) enum Error {
     /// It was understood, and would do harm or cannot work.
     #[error("{0}")]
     Refused(String),
+    /// A recovery that leads nowhere.
+    #[error("{0}")]
+    Unreachable(Box<Refusal>),
     #[error("{0} is not blocked")]
     NotBlocked(String),
     #[error("this address does not take the method")]
@@ -59,7 +63,7 @@ impl Error {
             Self::NotFound | Self::NotBlocked(_) | Self::NoBackup(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Busy(_) | Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::Invalid(_) | Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Invalid(_) | Self::Refused(_) | Self::Unreachable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::BAD_REQUEST,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -107,6 +111,10 @@ impl From<store::Error> for Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let status = self.status();
+        let nearest = |which: fn(&Refusal) -> Option<jiff::Timestamp>| match &self {
+            Self::Unreachable(refusal) => which(refusal).map(|at| at.to_string()),
+            _ => None,
+        };
         let problem = Problem {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
@@ -116,6 +124,8 @@ impl IntoResponse for Error {
                 Self::Busy(id) => Some(id.to_string()),
                 _ => None,
             },
+            nearest_before: nearest(|refusal| refusal.before),
+            nearest_after: nearest(|refusal| refusal.after),
         };
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();

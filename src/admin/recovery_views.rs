@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 
 use crate::pitr::base::Base;
 use crate::pitr::drill::Drill;
-use crate::pitr::plan::{Goal, Plan, Refusal};
+use crate::pitr::inventory::Inventory;
+use crate::pitr::plan::{Goal, Plan, Refusal, Stop};
 use crate::pitr::retention::Decision;
+use crate::pitr::routine::Run;
 use crate::pitr::window::Window;
 
 #[must_use]
@@ -28,6 +30,41 @@ pub fn base(base: &Base) -> Value {
         "encrypted": base.encrypted,
         "tablespaces": base.tablespaces,
         "deletedAt": base.deleted_at,
+    })
+}
+
+/// How many there are, what they take up, and the newest.
+#[must_use]
+pub fn bases_in_short(bases: &[Base]) -> Value {
+    let stored: u64 = bases.iter().map(Base::stored_bytes).sum();
+    json!({"count": bases.len(), "storedBytes": stored, "newest": bases.last().map(base)})
+}
+
+/// The log in the repository.
+#[must_use]
+pub fn archive(inventory: &Inventory) -> Value {
+    let gaps: Vec<Value> = inventory
+        .gaps
+        .iter()
+        .map(|gap| {
+            json!({
+                "timeline": gap.timeline.0,
+                "firstSegment": gap.first,
+                "segments": gap.segments(),
+                "disputed": gap.is_disputed,
+            })
+        })
+        .collect();
+    let timelines: Vec<u32> = inventory.timelines.iter().map(|timeline| timeline.0).collect();
+    json!({
+        "segments": inventory.segments,
+        "storedBytes": inventory.stored_bytes,
+        "timelines": timelines,
+        // Up to where the newest timeline's log is there without a break.
+        "reach": inventory.reach.to_string(),
+        "newestSegment": inventory.newest.as_ref().map(|archived| archived.file.to_string()),
+        "newestAt": inventory.newest.as_ref().map(|archived| archived.modified),
+        "gaps": gaps,
     })
 }
 
@@ -64,6 +101,10 @@ pub fn goal(goal: &Goal) -> Value {
     }
 }
 
+fn stop(stop: &Stop) -> Value {
+    json!({"lsn": stop.lsn.to_string(), "at": stop.at, "transaction": stop.transaction})
+}
+
 #[must_use]
 pub fn plan(plan: &Plan) -> Value {
     let path: Vec<Value> = plan
@@ -85,11 +126,8 @@ pub fn plan(plan: &Plan) -> Value {
         "madeAt": plan.made_at,
         "cluster": plan.cluster.prefix(),
         "target": goal(&plan.goal),
-        "stop": {
-            "lsn": plan.stop.lsn.to_string(),
-            "at": plan.stop.at,
-            "transaction": plan.stop.transaction,
-        },
+        "stop": stop(&plan.stop),
+        "lastTransactions": plan.recent.iter().map(stop).collect::<Vec<_>>(),
         "baseBackup": base(&plan.base),
         "timeline": plan.timeline.0,
         "path": path,
@@ -128,16 +166,28 @@ pub fn drill(drill: &Drill) -> Value {
         "recoveryTimeSeconds": drill.recovery_time().as_secs_f64(),
         "recoveryPointSeconds": drill.recovery_point.map(|point| point.as_secs_f64()),
         "phases": {
+            "planSeconds": drill.phases.plan.as_secs_f64(),
             "unpackSeconds": drill.phases.unpack.as_secs_f64(),
             "verifySeconds": drill.phases.verify.as_secs_f64(),
             "replaySeconds": drill.phases.replay.as_secs_f64(),
             "promoteSeconds": drill.phases.promote.as_secs_f64(),
-            "checkSeconds": drill.check.as_secs_f64(),
         },
+        "checkSeconds": drill.check.as_secs_f64(),
         "unpackedBytes": drill.unpacked_bytes,
         "replayedBytes": drill.replayed_bytes,
         "findings": findings,
     })
+}
+
+/// How a run in the server stands, and how the last one went.
+#[must_use]
+pub fn run(run: &Run) -> Value {
+    let last = run
+        .last
+        .as_ref()
+        .map(|ended| json!({"at": ended.at, "passed": ended.failure.is_none(), "failure": ended.failure}));
+    let now = run.running.then(|| json!({"step": run.step, "bytes": run.bytes}));
+    json!({"now": now, "last": last})
 }
 
 #[must_use]

@@ -103,7 +103,7 @@ fn url(wish: &Wish) -> anyhow::Result<Secret> {
 /// Whether nothing is left to be done.
 async fn set_up(aim: &Aim, apply: bool) -> anyhow::Result<bool> {
     let admin = Admin::connect(&aim.target, aim.target.database(), APPLICATION).await?;
-    let mut checks = setup::judge(&setup::read(&admin).await?, aim.way, &aim.command);
+    let mut checks = checks(&admin, aim).await?;
     if apply {
         let set = setup::apply(&admin, &checks).await?;
         say(&format!(
@@ -117,7 +117,7 @@ async fn set_up(aim: &Aim, apply: bool) -> anyhow::Result<bool> {
         // The server reads its files a moment after it was told to.
         drop(admin);
         let again = Admin::connect(&aim.target, aim.target.database(), APPLICATION).await?;
-        checks = setup::judge(&setup::read(&again).await?, aim.way, &aim.command);
+        checks = self::checks(&again, aim).await?;
     }
     say(&format!("{}\n", table(&checks)));
     let lines: Vec<String> = checks.iter().filter_map(Check::line).collect();
@@ -138,6 +138,12 @@ async fn set_up(aim: &Aim, apply: bool) -> anyhow::Result<bool> {
         && checks
             .iter()
             .all(|check| matches!(check.verdict, Verdict::Good | Verdict::Advice)))
+}
+
+async fn checks(admin: &Admin, aim: &Aim) -> anyhow::Result<Vec<Check>> {
+    let settings = setup::read(admin).await?;
+    let client = setup::client(admin, &settings).await;
+    Ok(setup::judge(&settings, aim.way, &aim.command, &client))
 }
 
 /// Lets the server run our client. That we may not ask it to is no fault of the setup.
@@ -175,7 +181,11 @@ fn table(checks: &[Check]) -> Table {
             Verdict::Wrong => "wrong",
             Verdict::Restart => "set, waits for a restart",
         };
-        table.add_row([check.name, &check.found, verdict, check.why]);
+        let because = match &check.note {
+            Some(note) => format!("{}; {note}", check.why),
+            None => check.why.to_owned(),
+        };
+        table.add_row([check.name, &check.found, verdict, &because]);
     }
     table
 }

@@ -249,3 +249,42 @@ impl Error {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archiver(directory: &std::path::Path) -> Archiver {
+        let repository = format!("file://{}", directory.join("repository").display());
+        let nowhere = directory.join("no-server");
+        Archiver::new(Parts {
+            repository: Repository::open(&repository).expect("a repository"),
+            keys: Arc::new(Keys::new(&[], None).expect("no keys")),
+            target: Some(Target::local(&nowhere, 5432, "postgres", "postgres").expect("a target")),
+            state_dir: directory.to_owned(),
+            clock: Clock::system(),
+            metrics: Metrics::new().expect("metrics"),
+        })
+    }
+
+    #[tokio::test]
+    async fn after_pg_upgrade_the_new_clusters_log_is_ours_and_the_old_ones_no_more() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let cluster = |system_identifier: &str, major| Cluster {
+            system_identifier: system_identifier.to_owned(),
+            major,
+        };
+        let (before, after) = (cluster("7566000000000000001", 15), cluster("7566000000000000002", 16));
+        let first = archiver(directory.path());
+        first.remember(&before);
+        assert_eq!(first.admit(&before).await, Ok(()), "known without asking");
+        let asked = first.admit(&after).await.expect_err("the server cannot be asked");
+        assert!(asked.contains("cannot be checked"), "{asked}");
+        assert_eq!(first.ours(), Some(before.clone()), "what was known holds");
+        first.remember(&after);
+        assert_eq!(first.admit(&after).await, Ok(()));
+        assert!(first.admit(&before).await.is_err());
+        let again = archiver(directory.path());
+        assert_eq!(again.ours(), Some(after), "from one start to the next");
+    }
+}

@@ -10,11 +10,12 @@ use super::archive::Archived;
 use super::base::Base;
 use super::history::{History, Leg};
 use super::name::{Lsn, SegmentSize, Timeline};
-use super::records::{Event, Record};
+use super::records::{Demands, Event, Record};
 use crate::repository::layout::Cluster;
 
-/// Segments that lie beside the data directory during replay, at most: fetched ahead, or kept since a restartpoint.
-const SEGMENTS_BESIDE: u64 = 80;
+/// The log that lies beside the data directory during replay, at most: what the server keeps between two restartpoints,
+/// half as much again while it writes one, and what is fetched ahead.
+const LOG_BESIDE_BYTES: u64 = 6 << 30;
 
 /// Where recovery shall stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +108,10 @@ pub struct Plan {
     /// Segments in the order of replay.
     pub segments: Vec<Needed>,
     pub histories: Vec<Needed>,
+    /// The last transactions that will be there, oldest first.
+    pub recent: Vec<Stop>,
+    /// What the log asks of a server that replays it.
+    pub demands: Demands,
     /// From the copy's start to the stop.
     pub replay_bytes: u64,
     pub disk_bytes: u64,
@@ -242,11 +247,14 @@ pub fn stops_at(goal: &Goal, base: &Base, record: &Record) -> Result<bool, Refus
     Ok(stops)
 }
 
-/// Disk that the recovered cluster and the log beside it take up.
+/// Disk that the recovered cluster and the log beside it take up. `replay_bytes` of log can add as much data, though
+/// a log that is longer than the whole copy mostly wrote over what was there.
 #[must_use]
-pub fn disk_bytes(base: &Base, segments: u64) -> u64 {
-    let beside = segments.min(SEGMENTS_BESIDE).saturating_mul(base.segment_size.bytes());
-    base.unpacked_bytes().saturating_add(beside)
+pub fn disk_bytes(base: &Base, segments: u64, replay_bytes: u64) -> u64 {
+    let unpacked = base.unpacked_bytes();
+    let beside = segments.saturating_mul(base.segment_size.bytes()).min(LOG_BESIDE_BYTES);
+    let growth = replay_bytes.min(unpacked);
+    unpacked.saturating_add(beside).saturating_add(growth)
 }
 
 /// By the rates of past drills.
@@ -257,4 +265,58 @@ pub fn expected(rates: Option<Rates>, unpacked_bytes: u64, replay_bytes: u64) ->
     let rates = rates?;
     let total = seconds(unpacked_bytes, rates.unpack) + seconds(replay_bytes, rates.replay);
     Duration::try_from_secs_f64(total).ok()?.checked_add(rates.rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base(bytes: u64) -> Base {
+        let part = crate::repository::manifest::Part {
+            name: "base".to_owned(),
+            object: String::new(),
+            plain_bytes: bytes,
+            plain_sha256: String::new(),
+            stored_bytes: 0,
+            stored_sha256: String::new(),
+        };
+        Base {
+            id: Ulid::nil(),
+            cluster: Cluster {
+                system_identifier: "1".to_owned(),
+                major: 15,
+            },
+            folder: String::new(),
+            timeline: Timeline(1),
+            start: Lsn(0),
+            stop: Lsn(0),
+            started_at: Timestamp::UNIX_EPOCH,
+            stopped_at: Timestamp::UNIX_EPOCH,
+            segment_size: SegmentSize::DEFAULT,
+            server_version: 150_000,
+            tablespaces: Vec::new(),
+            labels: Vec::new(),
+            schedule_keys: Vec::new(),
+            parts: vec![part],
+            encrypted: true,
+            deleted_at: None,
+            leased_until: None,
+        }
+    }
+
+    #[test]
+    fn disk_is_counted_for_the_copy_the_log_beside_it_and_what_the_log_adds() {
+        let gib = 1_u64 << 30;
+        assert_eq!(disk_bytes(&base(gib), 64, 1000), gib + gib + 1000);
+        assert_eq!(
+            disk_bytes(&base(gib), 128, 2 * gib),
+            gib + 2 * gib + gib,
+            "more than eighty segments"
+        );
+        assert_eq!(
+            disk_bytes(&base(gib), 100_000, 1600 * gib),
+            gib + LOG_BESIDE_BYTES + gib,
+            "restartpoints let go of what is replayed"
+        );
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::base::{self, Bases, Progress};
 use super::config::Check;
+use super::drill::Records;
 use super::plan::Refusal;
 use super::survey::Marks;
 use super::{archive, history};
@@ -55,6 +56,7 @@ pub struct Recovery {
     pub(super) config: Config,
     pub(super) bases: Bases,
     pub(super) marks: Marks,
+    pub(super) records: Records,
 }
 
 impl std::fmt::Debug for Recovery {
@@ -86,6 +88,7 @@ impl Recovery {
             config,
             bases,
             marks: Arc::default(),
+            records: Arc::default(),
         })
     }
 

@@ -12,6 +12,7 @@ use ulid::Ulid;
 use super::base::Base;
 use super::history::History;
 use super::name::{Lsn, SegmentName, SegmentSize, Timeline};
+use crate::tasks::calendar::Schedule;
 
 /// The label of a base backup that stays until it is deleted by hand.
 pub const PINNED: &str = "pinned";
@@ -26,14 +27,47 @@ pub struct Policy {
     pub grace: Duration,
 }
 
+const DAY: Duration = Duration::from_hours(24);
+/// Without a schedule nothing says when the next base backup is due.
+const STALE_BY_HAND: Duration = Duration::from_hours(14 * 24);
+
+impl Policy {
+    /// For a window and the schedule of base backups; `None`: they are taken by hand.
+    #[must_use]
+    pub fn new(window: Duration, schedule: Option<Schedule>) -> Self {
+        Self {
+            window,
+            stale_after: stale_after(window, schedule),
+            grace: DAY,
+        }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
-        let day = Duration::from_hours(24);
-        Self {
-            window: day * 7,
-            stale_after: day * 14,
-            grace: day,
+        Self::new(DAY * 7, None)
+    }
+}
+
+/// At what age the newest base backup is overdue: two intervals of its schedule.
+fn stale_after(window: Duration, schedule: Option<Schedule>) -> Duration {
+    let by_hand = STALE_BY_HAND.max(window.saturating_mul(2));
+    schedule.map_or(by_hand, |schedule| schedule.interval().saturating_mul(2))
+}
+
+/// Why nothing at all is deleted now; `None`: deletion goes on.
+#[must_use]
+pub fn frozen(bases: &[Base], policy: &Policy, now: Timestamp) -> Option<&'static str> {
+    let newest = bases.iter().max_by_key(|base| (base.stopped_at, base.id));
+    match newest {
+        None => Some("there is no base backup"),
+        Some(newest) if newest.stopped_at > now => {
+            Some("the newest base backup lies in the future, so nothing is deleted")
         }
+        Some(newest) if now.duration_since(newest.stopped_at).unsigned_abs() > policy.stale_after => {
+            Some("the newest base backup is overdue, so nothing is deleted")
+        }
+        Some(_) => None,
     }
 }
 
@@ -41,6 +75,8 @@ impl Default for Policy {
 pub struct Decision {
     pub id: Ulid,
     pub keep: bool,
+    /// It is kept for what it is, not only while deletion is frozen or it is in use: a mark on it is lifted.
+    pub lasting: bool,
     /// Sentences for the operator.
     pub reasons: Vec<String>,
 }
@@ -51,20 +87,12 @@ pub fn plan(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Decision> {
     let window = SignedDuration::try_from(policy.window).unwrap_or(SignedDuration::MAX);
     let begins = now.saturating_sub(window).unwrap_or(Timestamp::MIN);
     let newest = bases.iter().max_by_key(|base| (base.stopped_at, base.id));
+    // Marked ones count as well: where the window has grown, one of them may be the anchor again.
     let anchor = bases
         .iter()
-        .filter(|base| base.stopped_at <= begins && base.deleted_at.is_none())
+        .filter(|base| base.stopped_at <= begins)
         .max_by_key(|base| (base.stopped_at, base.id));
-    let frozen = match newest {
-        None => Some("there is no base backup"),
-        Some(newest) if newest.stopped_at > now => {
-            Some("the newest base backup lies in the future, so nothing is deleted")
-        }
-        Some(newest) if now.duration_since(newest.stopped_at).unsigned_abs() > policy.stale_after => {
-            Some("the newest base backup is overdue, so nothing is deleted")
-        }
-        Some(_) => None,
-    };
+    let frozen = frozen(bases, policy, now);
     let decide = |base: &Base| {
         let mut reasons = Vec::new();
         if base.stopped_at > begins {
@@ -79,6 +107,7 @@ pub fn plan(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Decision> {
         if base.labels.iter().any(|label| label == PINNED) {
             reasons.push("it is pinned, with the log of its copying only".to_owned());
         }
+        let lasting = !reasons.is_empty();
         if base.is_leased(now) {
             reasons.push("it is in use".to_owned());
         }
@@ -90,6 +119,7 @@ pub fn plan(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Decision> {
         Decision {
             id: base.id,
             keep,
+            lasting,
             reasons,
         }
     };
@@ -204,6 +234,45 @@ mod tests {
         let plain: Vec<_> = [1, 8, 15, 22].iter().map(|day| base(*day, 1, 1, &[])).collect();
         assert_eq!(kept(&plain, 40).len(), 4, "the newest is overdue");
         assert_eq!(kept(&plain, 20).len(), 4, "the clock jumped back");
+    }
+
+    #[test]
+    fn a_mark_is_lifted_where_the_window_has_grown_over_it() {
+        let mut bases: Vec<_> = [1, 8, 15, 22].iter().map(|day| base(*day, 1, 1, &[])).collect();
+        for marked in &mut bases[..2] {
+            marked.deleted_at = Some(Timestamp::from_second(21 * DAY).expect("in range"));
+        }
+        let now = Timestamp::from_second(23 * DAY).expect("in range");
+        let policy = Policy::new(Duration::from_hours(24 * 12), None);
+        let lasting: Vec<bool> = plan(&bases, &policy, now)
+            .iter()
+            .map(|decision| decision.lasting)
+            .collect();
+        assert_eq!(
+            lasting,
+            [false, true, true, true],
+            "the window of twelve days begins from the 8th"
+        );
+    }
+
+    #[test]
+    fn a_base_backup_is_overdue_after_two_intervals_of_its_own_schedule() {
+        let at = |day: i64| Timestamp::from_second(day * DAY).expect("in range");
+        let bases = [base(1, 1, 1, &[])];
+        let frozen_at = |schedule: &str, day| {
+            let schedule = schedule.parse().expect("a schedule");
+            frozen(&bases, &Policy::new(Duration::from_hours(24), Some(schedule)), at(day)).is_some()
+        };
+        assert!(!frozen_at("03:00", 2) && frozen_at("03:00", 4));
+        assert!(!frozen_at("Sun 05:00", 14) && frozen_at("Sun 05:00", 16));
+        assert!(
+            !frozen_at("1 05:00", 40),
+            "a monthly one is not overdue after a fortnight"
+        );
+        assert!(frozen_at("1 05:00", 64));
+        let by_hand = Policy::new(Duration::from_hours(24 * 30), None);
+        assert_eq!(frozen(&bases, &by_hand, at(60)), None);
+        assert!(frozen(&bases, &by_hand, at(62)).is_some() && frozen(&[], &by_hand, at(1)).is_some());
     }
 
     #[test]

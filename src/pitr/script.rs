@@ -35,6 +35,7 @@ pub fn write(plan: &Plan, site: &Site) -> String {
         .clone()
         .unwrap_or_else(|| format!("/var/lib/postgresql/{}/main", plan.cluster.major));
     let cluster = plan.cluster.prefix();
+    let [connections, workers, senders, prepared, locks] = plan.demands.limits.0.map(|limit| limit.to_string());
     let values = [
         ("@PLAN@", plan.id.to_string()),
         ("@MADE@", instant(plan.made_at)),
@@ -49,6 +50,11 @@ pub fn write(plan: &Plan, site: &Site) -> String {
         ("@REPOSITORY@", quoted(&site.repository)),
         ("@IDENTITY@", quoted(&identity)),
         ("@DATA@", quoted(&data)),
+        ("@CONNECTIONS@", connections),
+        ("@WORKERS@", workers),
+        ("@SENDERS@", senders),
+        ("@PREPARED@", prepared),
+        ("@LOCKS@", locks),
         ("@SETTINGS@", settings.trim_end().to_owned()),
     ];
     values

@@ -46,6 +46,8 @@ pub struct Check {
     pub found: String,
     pub verdict: Verdict,
     pub why: &'static str,
+    /// What was found out besides.
+    pub note: Option<String>,
     /// The value to set; `None`: nothing has to be done, or nothing by us.
     pub set: Option<String>,
     pub needs_restart: bool,
@@ -88,6 +90,19 @@ const SENDERS_WANTED: i64 = 4;
 /// How old the newest archived commit may get on a busy server, in seconds.
 const TIMEOUT_WANTED: i64 = 60;
 
+/// Not a setting: how many standbys hold their place in the log by nothing.
+const STANDBYS: &str = "standbys_without_slot";
+
+/// What is known of the program that `archive_command` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Client {
+    /// It is there, where the server looks.
+    Found,
+    Missing(String),
+    /// Why that is not known, as a sentence.
+    NotTried(String),
+}
+
 /// What the server says of `archive_command`, whatever it is, while `archive_mode` is off.
 const DISABLED: &str = "(disabled)";
 
@@ -126,12 +141,57 @@ pub async fn read(admin: &Admin) -> Result<Settings, Error> {
             .and_then(|rows| rows.first()?.try_get::<_, Option<String>>(0).ok()?);
         command.value = written.unwrap_or_default();
     }
+    let sql = "SELECT count(*) FROM pg_stat_replication r \
+        WHERE state = 'streaming' AND application_name NOT LIKE 'foregate%' \
+        AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid)";
+    let standbys: i64 = admin.value("counting the standbys without a slot", sql, &[]).await?;
+    let setting = Setting {
+        value: standbys.to_string(),
+        ..Setting::default()
+    };
+    settings.insert(STANDBYS.to_owned(), setting);
     Ok(settings)
 }
 
-/// Judges the settings. `command` is the `archive_command` that is wanted.
+/// Looks for the program that `archive_command` names, with the server's eyes where we may, else with ours.
+pub async fn client(admin: &Admin, settings: &Settings) -> Client {
+    let command = settings.get("archive_command").map_or("", |setting| &setting.value);
+    let Some(program) = program_of(command) else {
+        return Client::NotTried("it does not run `foregate wal push`".to_owned());
+    };
+    if !program.starts_with('/') {
+        return Client::NotTried(format!(
+            "PostgreSQL looks for {program:?} along its own search path, which is not known here: write the whole path"
+        ));
+    }
+    let sql = "SELECT (pg_stat_file($1, true)).size";
+    match admin
+        .value::<Option<i64>>("looking for the archive's client", sql, &[&program])
+        .await
+    {
+        Ok(Some(_)) => Client::Found,
+        Ok(None) => Client::Missing(program.to_owned()),
+        // It takes pg_read_server_files. On the same host our own eyes are as good, except for what they do not see.
+        Err(_) if std::path::Path::new(program).is_file() => Client::Found,
+        Err(_) => Client::NotTried(format!(
+            "{program} is not here, and the role may not ask whether PostgreSQL has it; `foregate pitr setup` tries it"
+        )),
+    }
+}
+
+/// The program before `wal … push` in `command`, as PostgreSQL's shell would start it.
+fn program_of(command: &str) -> Option<&str> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "wal")?;
+    let is_push = words.iter().skip(at).any(|word| *word == "push");
+    let program = words.get(at.checked_sub(1)?)?.trim_matches(['\'', '"']);
+    let name = program.rsplit('/').next().unwrap_or_default();
+    (is_push && name.starts_with("foregate")).then_some(program)
+}
+
+/// Judges the settings. `command` is the `archive_command` that is wanted, `client` what is known of the present one.
 #[must_use]
-pub fn judge(settings: &Settings, way: Way, command: &str) -> Vec<Check> {
+pub fn judge(settings: &Settings, way: Way, command: &str, client: &Client) -> Vec<Check> {
     let judge = Judge { settings };
     let mut checks = vec![
         judge.one_of(
@@ -164,7 +224,7 @@ pub fn judge(settings: &Settings, way: Way, command: &str) -> Vec<Check> {
         "a base backup takes two",
     ));
     match way {
-        Way::ArchiveCommand => judge.by_command(&mut checks, command),
+        Way::ArchiveCommand => judge.by_command(&mut checks, command, client),
         Way::Stream => judge.by_stream(&mut checks),
     }
     checks.retain(|check| settings.contains_key(check.name));
@@ -176,7 +236,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn by_command(&self, checks: &mut Vec<Check>, command: &str) {
+    fn by_command(&self, checks: &mut Vec<Check>, command: &str, client: &Client) {
         checks.push(self.one_of("archive_mode", &["on", "always"], "nothing is handed over without it"));
         if !self.value("archive_library").is_empty() {
             checks.push(self.check(
@@ -186,17 +246,35 @@ impl Judge<'_> {
             ));
         }
         let found = self.value("archive_command");
-        let is_ours = found.contains("foregate") && found.contains("wal push") && found.contains("%p");
-        checks.push(self.check(
-            "archive_command",
-            (!is_ours).then(|| (Verdict::Wrong, Some(command.to_owned()))),
-            "hands each segment to Foregate, and keeps it until that says that it is durable",
-        ));
-        checks.push(self.check(
-            "wal_keep_size",
-            None,
-            "standbys may need it; the archive does not: what is not archived is kept whatever it says",
-        ));
+        let is_ours = program_of(found).is_some() && found.contains("%p");
+        let wanted = Some(command.to_owned());
+        let (wrong, note) = match client {
+            _ if !is_ours => (Some((Verdict::Wrong, wanted)), None),
+            Client::Found => (None, None),
+            Client::Missing(program) => (
+                Some((Verdict::Wrong, wanted)),
+                Some(format!(
+                    "the server has no file {program}, so its archiver cannot run it"
+                )),
+            ),
+            Client::NotTried(why) => (Some((Verdict::Advice, None)), Some(format!("not tried: {why}"))),
+        };
+        let why = "hands each segment to Foregate, and keeps it until that says that it is durable";
+        checks.push(Check {
+            note,
+            ..self.check("archive_command", wrong, why)
+        });
+        let standbys = self.number(STANDBYS).unwrap_or(0);
+        let keeps = self.number("wal_keep_size").unwrap_or(0);
+        let behind = standbys > 0 && keeps <= 0;
+        checks.push(Check {
+            note: behind.then(|| format!("{standbys} standbys stream without a slot")),
+            ..self.check(
+                "wal_keep_size",
+                behind.then(|| (Verdict::Advice, Some("1GB".to_owned()))),
+                "a standby without a slot falls off when what it needs is recycled; the archive needs nothing kept",
+            )
+        });
     }
 
     fn by_stream(&self, checks: &mut Vec<Check>) {
@@ -245,6 +323,7 @@ impl Judge<'_> {
             needs_restart: setting.is_postmaster && verdict != Verdict::Good,
             verdict,
             why,
+            note: None,
             set,
         }
     }
@@ -340,7 +419,7 @@ mod tests {
     }
 
     fn wrong(settings: &Settings, way: Way) -> Vec<String> {
-        let checks = judge(settings, way, "/usr/bin/foregate wal push %p");
+        let checks = judge(settings, way, "/usr/bin/foregate wal push %p", &Client::Found);
         let bad = checks.iter().filter(|check| check.verdict != Verdict::Good);
         bad.map(|check| check.line().unwrap_or_else(|| check.name.to_owned()))
             .collect()
@@ -378,7 +457,7 @@ mod tests {
     fn what_is_set_but_waits_for_a_restart_is_told_apart() {
         let mut waiting = settings(&[("archive_mode", "off")]);
         waiting.entry("archive_mode".to_owned()).or_default().is_pending = true;
-        let checks = judge(&waiting, Way::ArchiveCommand, "x");
+        let checks = judge(&waiting, Way::ArchiveCommand, "x", &Client::Found);
         let mode = checks
             .iter()
             .find(|check| check.name == "archive_mode")
@@ -387,6 +466,44 @@ mod tests {
             (mode.verdict, mode.needs_restart, mode.line()),
             (Verdict::Restart, true, None)
         );
+    }
+
+    #[test]
+    fn a_command_is_good_only_where_its_program_is_known_to_be_there() {
+        let judged = |client: &Client| {
+            let checks = judge(&settings(&[]), Way::ArchiveCommand, "wanted %p", client);
+            let check = checks.into_iter().find(|check| check.name == "archive_command");
+            let check = check.expect("it is checked");
+            (check.verdict, check.set, check.note.unwrap_or_default())
+        };
+        assert_eq!(judged(&Client::Found).0, Verdict::Good);
+        let (verdict, set, note) = judged(&Client::Missing("/usr/bin/foregate".to_owned()));
+        assert_eq!((verdict, set.as_deref()), (Verdict::Wrong, Some("wanted %p")));
+        assert!(note.contains("no file /usr/bin/foregate"), "{note}");
+        let (verdict, set, note) = judged(&Client::NotTried("who knows".to_owned()));
+        assert_eq!((verdict, set), (Verdict::Advice, None));
+        assert_eq!(note, "not tried: who knows");
+    }
+
+    #[test]
+    fn the_program_is_read_out_of_the_command() {
+        for (command, program) in [
+            ("/usr/bin/foregate wal push %p", Some("/usr/bin/foregate")),
+            ("'/opt/foregate' wal --socket x push \"%p\"", Some("/opt/foregate")),
+            ("nice foregate wal push %p", Some("foregate")),
+            ("test ! -f wal push %p", None),
+            ("wal push %p", None),
+            ("foregate wal get %f %p", None),
+        ] {
+            assert_eq!(program_of(command), program, "{command}");
+        }
+    }
+
+    #[test]
+    fn wal_keep_size_is_proposed_where_a_standby_has_no_slot() {
+        let lines = |pairs: &[(&str, &str)]| wrong(&settings(pairs), Way::ArchiveCommand);
+        assert_eq!(lines(&[(STANDBYS, "2")]), ["wal_keep_size = '1GB'"]);
+        assert_eq!(lines(&[(STANDBYS, "2"), ("wal_keep_size", "1024")]), [""; 0]);
     }
 
     #[test]
@@ -399,10 +516,15 @@ mod tests {
 
     #[test]
     fn values_are_quoted_for_file_and_statement() {
-        let mut check = judge(&settings(&[("archive_command", "")]), Way::ArchiveCommand, "it's \\ %p")
-            .into_iter()
-            .find(|check| check.name == "archive_command")
-            .expect("it is checked");
+        let mut check = judge(
+            &settings(&[("archive_command", "")]),
+            Way::ArchiveCommand,
+            "it's \\ %p",
+            &Client::Found,
+        )
+        .into_iter()
+        .find(|check| check.name == "archive_command")
+        .expect("it is checked");
         assert_eq!(check.line().as_deref(), Some("archive_command = 'it''s \\ %p'"));
         assert_eq!(
             check.statement().as_deref(),

@@ -1,6 +1,7 @@
 //! Making a plan: every segment that it needs is read and proven before anything starts, and the record at which
 //! recovery will stop is found in them.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use jiff::Timestamp;
@@ -11,20 +12,31 @@ use super::chain::{Chain, Link};
 use super::history::{History, Leg};
 use super::name::{File, Lsn, Timeline};
 use super::plan::{self, Check, Goal, Needed, Plan, Refusal, Request, Stop};
-use super::records::{Event, Record};
+use super::records::{Demands, Event, Record};
 use super::survey::{Fault, Scanned, Survey};
 use super::{Error, Recovery};
 
 /// Restore points of one name beyond this are only counted.
 const SAME_NAME_MAX: usize = 16;
 
+/// The last transactions that a plan shows.
+const RECENT_MAX: usize = 10;
+
 /// A base backup, its path, and where recovery from it stops.
 struct Solved<'a> {
     base: &'a Base,
     legs: Vec<Leg>,
     chain: Chain,
+    way: Way,
+}
+
+/// The log up to where recovery stops.
+struct Way {
     segments: usize,
     stop: Stop,
+    /// The last transactions before it, oldest first.
+    recent: Vec<Stop>,
+    demands: Demands,
 }
 
 impl Recovery {
@@ -93,14 +105,8 @@ impl Recovery {
         let base = plan::choose(&survey.bases, &history, &request, position, now)?;
         let legs = history.legs_from(base.timeline, base.start).unwrap_or_default();
         let chain = survey.follow(&legs);
-        let (segments, stop) = self.find_stop(survey, base, &chain, &request.goal).await?;
-        let solved = Solved {
-            base,
-            legs,
-            chain,
-            segments,
-            stop,
-        };
+        let way = self.find_stop(survey, base, &chain, &request.goal).await?;
+        let solved = Solved { base, legs, chain, way };
         self.compose(survey, timeline, request.goal, solved, now).await
     }
 
@@ -152,18 +158,27 @@ impl Recovery {
         }
     }
 
-    async fn find_stop(
-        &self,
-        survey: &Survey,
-        base: &Base,
-        chain: &Chain,
-        goal: &Goal,
-    ) -> Result<(usize, Stop), Error> {
+    async fn find_stop(&self, survey: &Survey, base: &Base, chain: &Chain, goal: &Goal) -> Result<Way, Error> {
         let mut stop = None;
         let mut refusal = None;
+        let mut recent = VecDeque::with_capacity(RECENT_MAX);
+        let mut remember = |record: &Record| {
+            if record.is_stop() {
+                if recent.len() >= RECENT_MAX {
+                    recent.pop_front();
+                }
+                recent.push_back(Stop::of(record));
+            }
+        };
         let visit = |record: &Record| match plan::stops_at(goal, base, record) {
-            Ok(false) => ControlFlow::Continue(()),
+            Ok(false) => {
+                remember(record);
+                ControlFlow::Continue(())
+            }
             Ok(true) => {
+                if matches!(goal, Goal::Transaction(_)) {
+                    remember(record);
+                }
                 stop = Some(Stop::of(record));
                 ControlFlow::Break(())
             }
@@ -189,7 +204,12 @@ impl Recovery {
             });
         }
         match stop {
-            Some(stop) => Ok((scanned.segments, stop)),
+            Some(stop) => Ok(Way {
+                segments: scanned.segments,
+                stop,
+                recent: recent.into(),
+                demands: scanned.demands,
+            }),
             None => Err(unreached(survey, base, chain, links, goal, scanned)?.into()),
         }
     }
@@ -206,8 +226,13 @@ impl Recovery {
             base,
             legs,
             chain,
-            segments,
-            stop,
+            way:
+                Way {
+                    segments,
+                    stop,
+                    recent,
+                    demands,
+                },
         } = solved;
         let links = chain.links.get(..segments).unwrap_or_default();
         let needed = |link: &Link| {
@@ -229,27 +254,7 @@ impl Recovery {
         let replay_bytes = stop.lsn.0.saturating_sub(base.start.0);
         let rates = self.rates(&survey.cluster).await?;
         let count = segments.len() as u64;
-        let checks = vec![
-            Check {
-                what: "base backup",
-                found: format!(
-                    "{} ended at {}, before the target; proven against backup_manifest",
-                    base.id, base.stopped_at
-                ),
-            },
-            Check {
-                what: "log",
-                found: format!("{count} segments without a gap, each read and its SHA-256 compared"),
-            },
-            Check {
-                what: "stop",
-                found: describe_stop(&stop),
-            },
-            Check {
-                what: "timeline",
-                found: format!("{timeline}, given to PostgreSQL explicitly"),
-            },
-        ];
+        let checks = checks(base, timeline, &stop, count, demands);
         Ok(Plan {
             id: Ulid::generate(),
             made_at: now,
@@ -261,13 +266,49 @@ impl Recovery {
             segment_size: survey.size,
             histories,
             replay_bytes,
-            disk_bytes: plan::disk_bytes(base, count),
+            disk_bytes: plan::disk_bytes(base, count, replay_bytes),
             expected: plan::expected(rates, base.unpacked_bytes(), replay_bytes),
             segments,
+            recent,
+            demands,
             checks,
             stop,
         })
     }
+}
+
+/// What was looked at before the plan was given out.
+fn checks(base: &Base, timeline: Timeline, stop: &Stop, count: u64, demands: Demands) -> Vec<Check> {
+    let mut checks = vec![
+        Check {
+            what: "base backup",
+            found: format!(
+                "{} ended at {}, before the target; proven against backup_manifest",
+                base.id, base.stopped_at
+            ),
+        },
+        Check {
+            what: "log",
+            found: format!("{count} segments without a gap, each read and its SHA-256 compared"),
+        },
+        Check {
+            what: "stop",
+            found: describe_stop(stop),
+        },
+        Check {
+            what: "timeline",
+            found: format!("{timeline}, given to PostgreSQL explicitly"),
+        },
+    ];
+    if demands.custom {
+        checks.push(Check {
+            what: "extensions",
+            found: "the log has records that only an extension can replay: shared_preload_libraries stays as the \
+                    copy has it, and what is named there runs in the recovered server"
+                .to_owned(),
+        });
+    }
+    checks
 }
 
 /// Why the log did not lead to the target.

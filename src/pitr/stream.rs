@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::archive::{Archive, Error as ArchiveError, Pushed};
 use super::name::{File, Timeline};
+use crate::clock::Clock;
 use crate::postgres::child::{Child, Command};
 use crate::postgres::program::Programs;
 use crate::postgres::{self, Admin, Target};
@@ -113,7 +114,7 @@ impl Config {
     }
 
     /// Archives what is finished in the spool, and removes what is archived and not needed to resume. `done` is what
-    /// earlier calls of this run have archived; `tell` hears of each file, with its length.
+    /// earlier calls of this run have archived; `tell` hears of each file, with its length and when it was begun with.
     ///
     /// # Errors
     /// Of spool or archive; what was not archived stays.
@@ -121,7 +122,8 @@ impl Config {
         &self,
         archive: &Archive,
         done: &mut BTreeSet<File>,
-        tell: impl Fn(File, Pushed, u64),
+        clock: Clock,
+        tell: impl Fn(File, Pushed, u64, Duration),
     ) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
         done.retain(|file| there.contains(file));
@@ -129,8 +131,9 @@ impl Config {
             let path = self.spool.join(file.to_string());
             if !done.contains(&file) {
                 let bytes = self.spooled(std::fs::metadata(&path))?.len();
+                let begun = clock.tick();
                 let pushed = archive.push(&file.to_string(), &path).await?;
-                tell(file, pushed, bytes);
+                tell(file, pushed, bytes, begun);
                 done.insert(file);
             }
             if !is_needed {

@@ -12,8 +12,9 @@ use super::archive::{self, Archive, Archived};
 use super::base::Base;
 use super::chain::{self, Chain, Gap, Index, Link};
 use super::history::{History, Leg};
+use super::inventory::{self, Inventory};
 use super::name::{File, Lsn, SegmentSize, Timeline};
-use super::records::{self, Record, Scanner};
+use super::records::{self, Demands, Record, Scanner};
 use super::window::{self, Reach, Window};
 use super::{Error, Recovery};
 use crate::repository;
@@ -43,6 +44,7 @@ pub(super) struct Scanned {
     /// Segments that were read, the last one included.
     pub(super) segments: usize,
     pub(super) last_commit: Option<Timestamp>,
+    pub(super) demands: Demands,
     /// Reading was told to stop; else the segments were at an end.
     pub(super) stopped: bool,
     /// The segment that could not be used, and why.
@@ -190,6 +192,7 @@ impl Recovery {
         let mut scanned = Scanned {
             segments: 0,
             last_commit: None,
+            demands: Demands::default(),
             stopped: false,
             damage: None,
         };
@@ -212,6 +215,7 @@ impl Recovery {
                 };
                 Ok(scanner.feed(&bytes, start, &mut each)?)
             });
+            scanned.demands = scanner.demands;
             if let Err(error) = fed {
                 scanned.damage = Some((scanned.segments, error));
                 return scanned;
@@ -227,6 +231,17 @@ impl Recovery {
             }
         }
         scanned
+    }
+
+    /// The archived log, counted.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn inventory(&self) -> Result<Inventory, Error> {
+        let cluster = self.cluster().await?;
+        let bases = self.bases.list(&cluster).await?;
+        let size = bases.last().map_or(SegmentSize::DEFAULT, |base| base.segment_size);
+        Ok(inventory::take(&self.bases.archive(&cluster), size).await?)
     }
 
     /// The restorable window along the newest timeline.

@@ -1,8 +1,5 @@
 //! What differs between the major versions of PostgreSQL, in one place.
 
-/// The oldest and the newest that are supported.
-pub const SUPPORTED: std::ops::RangeInclusive<u32> = 13..=18;
-
 /// The major version that writes log pages with this number at their head.
 #[must_use]
 pub fn major_of_page_magic(magic: u16) -> Option<u32> {
@@ -25,6 +22,24 @@ pub fn paused(major: u32) -> &'static str {
         ..=13 => "SELECT pg_is_wal_replay_paused()",
         _ => "SELECT pg_get_wal_replay_pause_state() = 'paused'",
     }
+}
+
+/// What a commit says of each dropped statistics entry, in bytes; before 15 it says nothing of them.
+#[must_use]
+pub fn dropped_statistics_bytes(major: u32) -> usize {
+    if major >= 18 { 16 } else { 12 }
+}
+
+/// What a recovered server must not begin by itself, beyond what every version has.
+#[must_use]
+pub fn quiet(major: u32) -> Vec<(&'static str, String)> {
+    let mut settings = Vec::new();
+    if major >= 17 {
+        // It would read production's slots.
+        settings.push(("sync_replication_slots", "off".to_owned()));
+        settings.push(("summarize_wal", "off".to_owned()));
+    }
+    settings
 }
 
 /// Whether `pg_amcheck` comes with the server.

@@ -38,6 +38,8 @@ pub struct Slot {
     pub is_active: bool,
     /// The bound was exceeded: what it held is gone, and the archive has a gap.
     pub is_lost: bool,
+    /// The server keeps for it whatever it takes, up to the whole disk: `max_slot_wal_keep_size` is not set.
+    pub is_unbounded: bool,
 }
 
 /// What is to be thought of it.
@@ -95,7 +97,8 @@ async fn look_at_slot(admin: &Admin, name: &str) -> Result<Option<Slot>, Error> 
     let act = "watching the replication slot";
     let sql = "\
 SELECT coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn()
-       END, restart_lsn), 0)::bigint, active, coalesce(wal_status = 'lost', false)
+       END, restart_lsn), 0)::bigint, active, coalesce(wal_status = 'lost', false),
+       current_setting('max_slot_wal_keep_size') = '-1'
 FROM pg_replication_slots WHERE slot_name = $1";
     let rows = admin.query(act, sql, &[&name]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
@@ -107,6 +110,7 @@ FROM pg_replication_slots WHERE slot_name = $1";
         retained_bytes: u64::try_from(row.try_get::<_, i64>(0).map_err(column)?).unwrap_or(0),
         is_active: row.try_get(1).map_err(column)?,
         is_lost: row.try_get(2).map_err(column)?,
+        is_unbounded: row.try_get(3).map_err(column)?,
     }))
 }
 
@@ -231,6 +235,7 @@ mod tests {
             retained_bytes: 7,
             is_active: true,
             is_lost: false,
+            is_unbounded: false,
         };
         assert_eq!(judge_slot(&with(Some(slot.clone())), "x"), Verdict::Good);
         let idle = Slot {

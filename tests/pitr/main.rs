@@ -6,8 +6,10 @@
     reason = "black-box tests start processes, wait by the real clock, and fail by panicking"
 )]
 
+mod api;
 mod get;
 mod push;
+mod routine;
 mod stream;
 mod support;
 mod watch;

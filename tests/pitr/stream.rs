@@ -17,6 +17,12 @@ fn the_log_is_streamed_and_continues_without_a_gap_after_a_kill() {
     until("they are archived", || {
         names.iter().all(|name| cluster.objects(name).len() == 1)
     });
+    until("a slot without a bound is told", || {
+        server.get("/health").contains("degraded")
+    });
+    cluster.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'");
+    cluster.sql("SELECT pg_reload_conf()");
+    until("it is well", || server.get("/health").contains("\"healthy\""));
     server.kill();
     until("nobody reads", || cluster.sql(read) == "f");
     names.extend([cluster.finish_segment(), cluster.finish_segment()]);

@@ -5,6 +5,9 @@
     reason = "a test that finds another shape than it wants shall fail"
 )]
 
+mod configuration;
+mod quiet;
+mod script;
 mod support;
 
 use std::path::Path;
@@ -463,47 +466,4 @@ fn another_cluster_in_the_same_repository_never_mixes_with_the_first() {
         bed.recover("recovered", &["--latest", "--of", &of_first]).ids().len(),
         1
     );
-}
-
-#[test]
-fn the_script_recovers_without_a_server_of_ours_and_goes_back() {
-    let bed = Bed::new();
-    bed.ok(&["base-backup"]);
-    for _ in 0..3 {
-        bed.sql("app", "INSERT INTO ledger (writer) VALUES (1)");
-    }
-    bed.archive_all();
-    let (script, data) = (
-        bed.path("recover.sh").display().to_string(),
-        bed.path("data").display().to_string(),
-    );
-    as_postgres("chmod", &["755", &bed.path("").display().to_string()]);
-    bed.ok(&["plan", "--latest", "--script", &script, "--data", &data]);
-    let act = |act: &str| {
-        let psql = format!("psql -X -h {} -p 5433 -U postgres -d postgres", bed.path("").display());
-        let foregate = bed.program();
-        as_postgres(
-            "env",
-            &[
-                &format!("PSQL={psql}"),
-                &format!("FOREGATE={foregate}"),
-                "bash",
-                &script,
-                act,
-            ],
-        );
-    };
-    act("");
-    assert_eq!(
-        bed.sql("app", "SELECT count(*), pg_is_in_recovery() FROM ledger"),
-        "2|t"
-    );
-    act("promote");
-    assert_eq!(
-        bed.sql("app", "SELECT count(*), pg_is_in_recovery() FROM ledger"),
-        "2|f"
-    );
-    act("back");
-    until("the old server", || bed.answers());
-    assert_eq!(bed.sql("app", "SELECT count(*) FROM ledger"), "3");
 }

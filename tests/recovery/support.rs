@@ -67,7 +67,8 @@ impl Bed {
         );
         let text = format!(
             "listen_addresses = ''\nunix_socket_directories = '{root}'\nport = {PORT}\nfsync = off\n\
-             track_commit_timestamp = on\nmax_connections = 37\nwal_level = replica\narchive_mode = on\n\
+             track_commit_timestamp = on\nmax_connections = 37\nmax_prepared_transactions = 4\n\
+             wal_level = logical\narchive_mode = on\n\
              archive_timeout = 60\narchive_command = '{archive}'\nmax_wal_size = 64MB\n"
         );
         let path = self.path(name).join("postgresql.conf");
@@ -402,12 +403,21 @@ fn foregate() -> &'static str {
     })
 }
 
-fn bin(program: &str) -> String {
+pub(crate) fn bin(program: &str) -> String {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
     let mut found: Vec<PathBuf> = versions.flatten().map(|entry| entry.path().join("bin")).collect();
     found.sort();
     let newest = found.pop().expect("PostgreSQL is installed");
     newest.join(program).display().to_string()
+}
+
+/// What `program` complains of: it must fail.
+pub(crate) fn fails_as_postgres(program: &str, args: &[&str]) -> String {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", program]);
+    let output = command.args(args).current_dir("/").output().expect("it starts");
+    assert!(!output.status.success(), "{program} {args:?} was expected to fail");
+    String::from_utf8(output.stderr).expect("UTF-8")
 }
 
 pub(crate) fn as_postgres(program: &str, args: &[&str]) -> String {
@@ -448,6 +458,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for: {what}");
-        std::thread::yield_now();
+        // Most conditions start a program to ask: without a rest in between, they keep a core from what is waited for.
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }

@@ -81,6 +81,7 @@ pub(super) fn router(state: &Arc<State>) -> (Router, Vec<Entry>) {
     table.add(GET, "/", Open, page::index);
     table.add(GET, "/app.js", Open, page::script);
     table.add(GET, "/backups.js", Open, page::backups_script);
+    table.add(GET, "/recovery.js", Open, page::recovery_script);
     table.add(GET, "/style.css", Open, page::style);
     table.add(GET, "/health", Open, health::brief);
     table.add(GET, "/health/db", AtLeast(Viewer), health::database);

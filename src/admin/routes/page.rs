@@ -19,6 +19,10 @@ pub(super) async fn backups_script() -> Response {
     asset("text/javascript; charset=utf-8", include_bytes!("../ui/backups.js"))
 }
 
+pub(super) async fn recovery_script() -> Response {
+    asset("text/javascript; charset=utf-8", include_bytes!("../ui/recovery.js"))
+}
+
 pub(super) async fn style() -> Response {
     asset("text/css; charset=utf-8", include_bytes!("../ui/style.css"))
 }

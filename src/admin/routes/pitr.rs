@@ -15,7 +15,12 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Needs no database: what is known is in memory.
 pub(super) async fn stats(state: Shared) -> Result<Json<Stats>, Error> {
     let keeper = keeper(&state)?;
-    Ok(Json(Stats::new(&keeper.stats(), state.parts.clock.wall())))
+    let known = state.parts.recovery.as_ref().map(|routine| routine.known());
+    Ok(Json(Stats::new(
+        &keeper.stats(),
+        known.as_ref(),
+        state.parts.clock.wall(),
+    )))
 }
 
 /// The server's settings against what is needed, asked now.

@@ -53,17 +53,23 @@ pub(super) async fn window(state: Shared) -> Result<Json<Value>, Error> {
 pub(super) async fn bases(state: Shared) -> Result<Json<Value>, Error> {
     let known = routine(&state)?.known();
     let bases: Vec<Value> = known.bases.iter().rev().map(views::base).collect();
-    Ok(Json(
-        json!({"baseBackups": bases, "running": known.base_running, "lookedAt": known.looked_at}),
-    ))
+    Ok(Json(json!({
+        "baseBackups": bases,
+        "running": known.base_run.running,
+        "run": views::run(&known.base_run),
+        "lookedAt": known.looked_at,
+    })))
 }
 
 pub(super) async fn drills(state: Shared) -> Result<Json<Value>, Error> {
     let known = routine(&state)?.known();
     let drills: Vec<Value> = known.drills.iter().map(views::drill).collect();
-    Ok(Json(
-        json!({"drills": drills, "running": known.drill_running, "lookedAt": known.looked_at}),
-    ))
+    Ok(Json(json!({
+        "drills": drills,
+        "running": known.drill_run.running,
+        "run": views::run(&known.drill_run),
+        "lookedAt": known.looked_at,
+    })))
 }
 
 pub(super) async fn take_base(state: Shared, caller: Caller) -> Result<(StatusCode, Json<Value>), Error> {
@@ -120,7 +126,7 @@ async fn planned(routine: &Routine, order: &Order) -> Result<Value, Error> {
         timeline: order.timeline.map(Timeline),
     };
     let plan: Plan = routine.recovery().plan(&request).await.map_err(|error| match error {
-        pitr::Error::Refused(refusal) => Error::Invalid(refusal.to_string()),
+        pitr::Error::Refused(refusal) => Error::Unreachable(refusal),
         other => {
             tracing::warn!(error = %other, "a recovery could not be planned");
             Error::Unavailable(format!("no plan could be made: {other}"))

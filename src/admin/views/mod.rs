@@ -22,6 +22,11 @@ pub(super) struct Problem {
     /// The run that is in the way.
     #[serde(rename = "runningId", skip_serializing_if = "Option::is_none")]
     pub(super) running_id: Option<String>,
+    /// The nearest instants that can be recovered, where the one that was asked for cannot.
+    #[serde(rename = "nearestBefore", skip_serializing_if = "Option::is_none")]
+    pub(super) nearest_before: Option<String>,
+    #[serde(rename = "nearestAfter", skip_serializing_if = "Option::is_none")]
+    pub(super) nearest_after: Option<String>,
 }
 
 #[derive(Debug, Serialize)]

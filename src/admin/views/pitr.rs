@@ -2,9 +2,12 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
+use super::super::recovery_views as views;
 use crate::pitr::config::Config;
 use crate::pitr::keeper;
+use crate::pitr::routine::Known;
 use crate::pitr::setup::{Check, Verdict, Way};
 
 /// `GET …/pitr/config`.
@@ -26,6 +29,8 @@ struct Setting {
     found: String,
     verdict: &'static str,
     why: &'static str,
+    /// What was found out besides; of `archive_command`, why it was not tried.
+    note: Option<String>,
     /// For `postgresql.conf`.
     line: Option<String>,
     /// For `psql`.
@@ -62,6 +67,7 @@ impl Setting {
                 Verdict::Restart => "restart",
             },
             why: check.why,
+            note: check.note.clone(),
             line: check.line(),
             statement: check.statement(),
             needs_restart: check.needs_restart,
@@ -73,33 +79,15 @@ impl Setting {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::admin) struct Stats {
-    archive: Option<Archive>,
+    archive: Option<Value>,
+    window: Option<Value>,
+    base_backups: Option<Value>,
+    last_drill: Option<Value>,
     last_archived: Option<LastArchived>,
     server: Option<Server>,
     last_heartbeat: Option<Heartbeat>,
     /// What is wrong, as sentences.
     problems: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Archive {
-    segments: u64,
-    stored_bytes: u64,
-    timelines: Vec<u32>,
-    /// Up to where the newest timeline's log is there without a break.
-    reach: String,
-    newest_segment: Option<String>,
-    gaps: Vec<Gap>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Gap {
-    timeline: u32,
-    first_segment: u64,
-    segments: u64,
-    disputed: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -141,10 +129,14 @@ struct Heartbeat {
 }
 
 impl Stats {
-    pub(in crate::admin) fn new(stats: &keeper::Stats, now: Timestamp) -> Self {
+    /// `known`: what the routine knows; `None`: it does not run.
+    pub(in crate::admin) fn new(stats: &keeper::Stats, known: Option<&Known>, now: Timestamp) -> Self {
         let age = |at: Timestamp| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0);
         Self {
-            archive: stats.inventory.as_ref().map(Archive::new),
+            archive: stats.inventory.as_ref().map(views::archive),
+            window: known.map(|known| views::window(&known.window, now)),
+            base_backups: known.map(|known| views::bases_in_short(&known.bases)),
+            last_drill: known.and_then(|known| known.drills.first()).map(views::drill),
             last_archived: stats.last_archived.as_ref().map(|(file, at)| LastArchived {
                 file: file.clone(),
                 at: at.to_string(),
@@ -170,30 +162,6 @@ impl Stats {
                 timeline: beat.timeline.0,
             }),
             problems: stats.problems.clone(),
-        }
-    }
-}
-
-impl Archive {
-    fn new(inventory: &crate::pitr::inventory::Inventory) -> Self {
-        Self {
-            segments: inventory.segments,
-            stored_bytes: inventory.stored_bytes,
-            timelines: inventory.timelines.iter().map(|timeline| timeline.0).collect(),
-            reach: inventory.reach.to_string(),
-            newest_segment: inventory.newest.as_ref().map(|archived| archived.file.to_string()),
-            gaps: inventory.gaps.iter().map(Gap::new).collect(),
-        }
-    }
-}
-
-impl Gap {
-    fn new(gap: &crate::pitr::chain::Gap) -> Self {
-        Self {
-            timeline: gap.timeline.0,
-            first_segment: gap.first,
-            segments: gap.segments(),
-            disputed: gap.is_disputed,
         }
     }
 }

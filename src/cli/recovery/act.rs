@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -15,7 +14,6 @@ use crate::pitr::base::{Mode, Pruned};
 use crate::pitr::config::Check;
 use crate::pitr::plan::{Goal, Plan, Request};
 use crate::pitr::recover::{self, Running};
-use crate::pitr::retention::Policy;
 use crate::pitr::{Recovery, script};
 
 pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
@@ -35,6 +33,7 @@ pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
             let value = Value::from(bases.iter().map(views::base).collect::<Vec<_>>());
             print(place.json, &value, || show::bases(&bases))
         }
+        Verb::Stats => stats(place).await,
         Verb::Window => {
             let window = place.recovery(Vec::new())?.window().await?;
             let now = Clock::system().wall();
@@ -69,6 +68,26 @@ pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
         }
         Verb::Prune { window, dry_run } => prune(place, *window, if *dry_run { Mode::DryRun } else { Mode::Act }).await,
     }
+}
+
+/// As the API has them, as far as the repository knows.
+async fn stats(place: &Place) -> anyhow::Result<()> {
+    let recovery = place.recovery(Vec::new())?;
+    let now = Clock::system().wall();
+    let inventory = recovery.inventory().await?;
+    let bases = recovery.bases().list(&recovery.cluster().await?).await?;
+    let window = recovery.window().await?;
+    let drills = recovery.drills().await?;
+    let last = drills.first();
+    let value = json!({
+        "archive": views::archive(&inventory),
+        "window": views::window(&window, now),
+        "baseBackups": views::bases_in_short(&bases),
+        "lastDrill": last.map(views::drill),
+    });
+    print(place.json, &value, || {
+        show::stats(&inventory, &bases, &window, last, now)
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,6 +168,7 @@ async fn recover(place: &Place, wish: &Wish, into: &Path, when: When) -> anyhow:
         let state = show::State {
             reached: &reached,
             phases: &phases,
+            recent: &plan.recent,
             shown: shown.as_ref(),
             promoted: when == When::AtOnce,
             role: &role,
@@ -184,18 +204,16 @@ async fn drill(place: &Place, target: Option<&str>, checks: &[String]) -> anyhow
     }
 }
 
-async fn prune(place: &Place, days: u64, mode: Mode) -> anyhow::Result<()> {
+async fn prune(place: &Place, days: Option<u64>, mode: Mode) -> anyhow::Result<()> {
     let recovery = place.recovery(Vec::new())?;
     let cluster = recovery.cluster().await?;
-    let day = Duration::from_hours(24);
-    let window = day.saturating_mul(u32::try_from(days).unwrap_or(u32::MAX));
-    let policy = Policy {
-        window,
-        ..Policy::default()
-    };
+    let policy = place.policy(days)?;
     let pruned: Pruned = recovery.bases().prune(&cluster, &policy, mode).await?;
     let value = json!({
         "decisions": pruned.decisions.iter().map(views::decision).collect::<Vec<_>>(),
+        "windowSeconds": policy.window.as_secs(),
+        "frozen": pruned.frozen,
+        "spared": pruned.spared,
         "marked": pruned.marked,
         "deleted": pruned.deleted,
         "segments": pruned.segments,

@@ -17,6 +17,7 @@ use crate::pitr::config::Check;
 use crate::pitr::name::{Lsn, Timeline};
 use crate::pitr::plan::{Goal, Request};
 use crate::pitr::recovery::{Config, Ground};
+use crate::pitr::retention::Policy;
 use crate::pitr::{Recovery, instant};
 use crate::postgres::{self, Target};
 use crate::repository::layout::Cluster;
@@ -101,6 +102,8 @@ pub(super) enum Verb {
     },
     /// The base backups, oldest first.
     BaseBackups,
+    /// The log, the base backups, the window and the last drill, in numbers.
+    Stats,
     /// Which instants can be reached, and which cannot.
     Window,
     /// How a target would be reached; every segment on the way is read and proven.
@@ -146,9 +149,9 @@ pub(super) enum Verb {
     Drills,
     /// Apply retention to base backups and the log.
     Prune {
-        /// How long every instant stays reachable, in days.
-        #[arg(long, default_value_t = 7, value_name = "DAYS")]
-        window: u64,
+        /// How long every instant stays reachable, in days; without it, `pitr.window`, or 7 without --config.
+        #[arg(long, value_name = "DAYS")]
+        window: Option<u64>,
         /// Only say what would go, and why each kept one is kept.
         #[arg(long)]
         dry_run: bool,
@@ -197,8 +200,20 @@ impl Place {
     }
 
     fn zone(&self) -> anyhow::Result<TimeZone> {
-        let name = self.time_zone.as_deref().unwrap_or("UTC");
-        TimeZone::get(name).with_context(|| format!("{name:?} is not a time zone"))
+        match &self.time_zone {
+            Some(name) => TimeZone::get(name).with_context(|| format!("{name:?} is not a time zone")),
+            None => Ok(self.file()?.map_or(TimeZone::UTC, |file| file.backup.plan.zone)),
+        }
+    }
+
+    /// What may be deleted: as the configuration says, unless told otherwise.
+    fn policy(&self, days: Option<u64>) -> anyhow::Result<Policy> {
+        let pitr = self.file()?.map(|file| file.pitr);
+        let schedule = pitr.as_ref().and_then(|pitr| pitr.base_backup);
+        let day = Duration::from_hours(24);
+        let given = days.map(|days| day.saturating_mul(u32::try_from(days).unwrap_or(u32::MAX)));
+        let window = given.or(pitr.map(|pitr| pitr.window));
+        Ok(Policy::new(window.unwrap_or(Policy::default().window), schedule))
     }
 
     fn recovery(&self, mut checks: Vec<Check>) -> anyhow::Result<Recovery> {
@@ -252,7 +267,8 @@ impl Place {
                 scratch,
                 account: self.account.clone(),
                 step_timeout: Duration::from_hours(12),
-                heartbeat: pitr.map_or(Duration::from_secs(15), |pitr| pitr.heartbeat),
+                // Without a configuration nobody says that there is one.
+                heartbeat: pitr.map_or(Duration::ZERO, |pitr| pitr.heartbeat),
                 checks,
             },
         };

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use super::act::describe;
 use crate::pitr::base::{Base, Pruned};
 use crate::pitr::drill::Drill;
-use crate::pitr::plan::Plan;
+use crate::pitr::inventory::Inventory;
+use crate::pitr::plan::{Plan, Stop};
 use crate::pitr::recover::{Phases, Place, Reached, Shown};
 use crate::pitr::window::Window;
 use crate::repository::manifest::Manifest;
@@ -97,6 +98,47 @@ pub(super) fn window(window: &Window, now: Timestamp) -> String {
     lines.join("\n")
 }
 
+pub(super) fn stats(
+    inventory: &Inventory,
+    bases: &[Base],
+    reached: &Window,
+    last: Option<&Drill>,
+    now: Timestamp,
+) -> String {
+    let mut rows = Rows::default();
+    let mut row = |name: &str, value: String| rows.0.push((name.to_owned(), value));
+    let stored = ByteSize(inventory.stored_bytes);
+    row("log", format!("{} segments, {stored} stored", inventory.segments));
+    let newest = inventory.newest.as_ref();
+    row(
+        "newest segment",
+        newest.map_or_else(
+            || "none".to_owned(),
+            |archived| format!("{}, stored {}", archived.file, second(archived.modified)),
+        ),
+    );
+    let missing: u64 = inventory.gaps.iter().map(crate::pitr::chain::Gap::segments).sum();
+    row("missing segments", missing.to_string());
+    let stored: u64 = bases.iter().map(Base::stored_bytes).sum();
+    let newest = bases.last().map_or_else(String::new, |base| {
+        format!(", the newest ended {}", second(base.stopped_at))
+    });
+    row(
+        "base backups",
+        format!("{}, {} stored{newest}", bases.len(), ByteSize(stored)),
+    );
+    let drilled = last.map_or_else(
+        || "none yet".to_owned(),
+        |drill| {
+            let result = drill.failure.as_deref().unwrap_or("passed");
+            let time = seconds(drill.recovery_time());
+            format!("{}: {result}; RTO {time}", second(drill.at))
+        },
+    );
+    row("last drill", drilled);
+    format!("{}\n{}", rows.text(), window(reached, now))
+}
+
 pub(super) fn plan(plan: &Plan, script: Option<&Path>) -> String {
     let mut rows = Rows::default();
     let expected = plan
@@ -134,6 +176,7 @@ pub(super) fn plan(plan: &Plan, script: Option<&Path>) -> String {
 pub(super) struct State<'a> {
     pub(super) reached: &'a Reached,
     pub(super) phases: &'a Phases,
+    pub(super) recent: &'a [Stop],
     pub(super) shown: Option<&'a Shown>,
     pub(super) promoted: bool,
     pub(super) role: &'a str,
@@ -148,6 +191,18 @@ pub(super) fn recovered(place: &Place, state: &State<'_>) -> String {
     )];
     if let Some(last) = state.reached.last_commit {
         lines.push(format!("the last transaction that is there committed at {last}"));
+    }
+    if !state.recent.is_empty() {
+        let mut table = Table::new();
+        table.set_header(["last transactions", "at", "position"]);
+        for stop in state.recent.iter().rev() {
+            table.add_row([
+                stop.transaction.map_or_else(String::new, |xid| xid.to_string()),
+                stop.at.map_or_else(String::new, |at| at.to_string()),
+                stop.lsn.to_string(),
+            ]);
+        }
+        lines.push(table.to_string());
     }
     if let Some(shown) = state.shown {
         let mut table = Table::new();
@@ -194,15 +249,16 @@ pub(super) fn drill(drill: &Drill) -> String {
     }
     row("recovery time (RTO)", seconds(drill.recovery_time()));
     let phases = [
+        ("  plan", drill.phases.plan),
         ("  unpack", drill.phases.unpack),
         ("  verify", drill.phases.verify),
         ("  replay", drill.phases.replay),
         ("  promote", drill.phases.promote),
-        ("  checks", drill.check),
     ];
     for (name, time) in phases {
         row(name, seconds(time));
     }
+    row("checks, besides", seconds(drill.check));
     row(
         "recovery point (RPO)",
         drill.recovery_point.map_or_else(|| "unknown".to_owned(), seconds),
@@ -234,9 +290,11 @@ pub(super) fn pruned(pruned: &Pruned) -> String {
         let verb = if decision.keep { "stays" } else { "goes" };
         table.add_row([decision.id.to_string(), verb.to_owned(), decision.reasons.join("; ")]);
     }
+    let frozen = pruned.frozen.map_or_else(String::new, |why| format!("{why}\n"));
     format!(
-        "{table}\n{} marked, {} deleted, {} segments of the log ({})",
+        "{table}\n{frozen}{} marked, {} no longer, {} deleted, {} segments of the log ({})",
         pruned.marked.len(),
+        pruned.spared.len(),
         pruned.deleted.len(),
         pruned.segments,
         ByteSize(pruned.segment_bytes)

@@ -30,7 +30,7 @@ pub(super) fn cluster(path: &Path, told: Option<&str>, source: Option<&OpenFile>
     }
     from_directory.with_context(|| {
         let place = directory.display();
-        format!("{place} is no data directory of PostgreSQL, so --cluster must say whose file this is")
+        format!("{place} is no data directory of PostgreSQL, so --of must say whose file this is")
     })
 }
 

@@ -14,6 +14,10 @@ use crate::repository::manifest::Tombstone;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned {
     pub decisions: Vec<Decision>,
+    /// Why nothing was deleted, neither base backups nor log.
+    pub frozen: Option<&'static str>,
+    /// Marked before, and kept now: their marks are lifted.
+    pub spared: Vec<Ulid>,
     /// Marked in this run; they go once the grace is over.
     pub marked: Vec<Ulid>,
     pub deleted: Vec<Ulid>,
@@ -40,6 +44,8 @@ impl Bases {
         let decisions = retention::plan(&bases, policy, now);
         let mut pruned = Pruned {
             decisions,
+            frozen: retention::frozen(&bases, policy, now),
+            spared: Vec::new(),
             marked: Vec::new(),
             deleted: Vec::new(),
             segments: 0,
@@ -58,7 +64,15 @@ impl Bases {
                         self.mark(cluster, base.id, decision.reasons.join("; ")).await?;
                     }
                 }
-                Some(at) if is_over(at) && !base.is_leased(now) => {
+                Some(_) if decision.lasting => {
+                    pruned.spared.push(base.id);
+                    if mode == Mode::Act {
+                        self.repository
+                            .delete(&layout::base_tombstone(cluster, base.id))
+                            .await?;
+                    }
+                }
+                Some(at) if is_over(at) && !decision.keep => {
                     pruned.deleted.push(base.id);
                     if mode == Mode::Act {
                         self.erase(cluster, base).await?;
@@ -69,8 +83,8 @@ impl Bases {
             }
             remaining.push(base.clone());
         }
-        // Without any base backup the log is all there is.
-        if !remaining.is_empty() {
+        // Without any base backup the log is all there is; without a recent one it is all there is of late.
+        if !remaining.is_empty() && pruned.frozen.is_none() {
             self.prune_log(cluster, &remaining, policy, mode, &mut pruned).await?;
         }
         Ok(pruned)

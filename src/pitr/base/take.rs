@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
@@ -57,6 +58,14 @@ struct Server {
 struct Proven {
     manifest: BackupManifest,
     parts: Vec<Part>,
+    stopped_at: Timestamp,
+}
+
+/// A copy, as far as it was written down.
+struct Copied {
+    parts: Vec<Part>,
+    checker: Checker,
+    stopped_at: Timestamp,
 }
 
 impl Bases {
@@ -121,17 +130,13 @@ impl Bases {
     ) -> Result<Manifest, Error> {
         let started_at = self.clock.wall();
         let keys = Arc::new(self.keys.with_witness());
-        let command = basebackup(server, id);
+        let command = basebackup(server, id).target(&self.target, application)?;
         let proven = if server.tablespaces.is_empty() {
             let command = command.arg("--pgdata=-").stdout_piped();
-            let command = command.target(&self.target, application)?;
             self.stream(admin, folder, command, &keys).await?
         } else {
-            self.spool(server, folder, command, application, &keys).await?
+            self.spool(admin, server, folder, command, &keys).await?
         };
-        // Later than the last change that the copy can hold; a target before it is refused.
-        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-        let micros: i64 = admin.value("reading the server's clock", now, &[]).await?;
         let (first, last) = proven.manifest.span().ok_or_else(|| Error::Unproven {
             id,
             reason: "backup_manifest names no log".to_owned(),
@@ -144,7 +149,7 @@ impl Bases {
             timeline: last.timeline,
             start_lsn: start.to_string(),
             stop_lsn: stop.to_string(),
-            stopped_at: jiff::Timestamp::from_microsecond(micros).unwrap_or(started_at),
+            stopped_at: proven.stopped_at,
             segment_bytes: server.segment_size.bytes(),
             tablespaces: server.tablespaces.clone(),
         };
@@ -175,18 +180,23 @@ impl Bases {
     /// The one tar, from the program's output into the repository, and back for the proof.
     async fn stream(&self, admin: &Admin, folder: &str, command: Command, keys: &Arc<Keys>) -> Result<Proven, Error> {
         let part = self.store(admin, folder, "base", command, keys).await?;
+        let stopped_at = server_time(admin).await?;
         let checker = self.read_back(folder, &part, String::new(), keys).await?;
-        self.settle(folder, vec![part], checker, keys).await
+        let copied = Copied {
+            parts: vec![part],
+            checker,
+            stopped_at,
+        };
+        self.settle(folder, copied, keys).await
     }
 
     /// Compares what was read back with `backup_manifest`, and stores that beside it.
-    async fn settle(
-        &self,
-        folder: &str,
-        mut parts: Vec<Part>,
-        checker: Checker,
-        keys: &Arc<Keys>,
-    ) -> Result<Proven, Error> {
+    async fn settle(&self, folder: &str, copied: Copied, keys: &Arc<Keys>) -> Result<Proven, Error> {
+        let Copied {
+            mut parts,
+            checker,
+            stopped_at,
+        } = copied;
         let damaged = |what: String| {
             Error::Repository(repository::Error::Damaged {
                 key: folder.to_owned(),
@@ -211,7 +221,11 @@ impl Bases {
             .await?;
         super::compare(&key, &part, &read.0)?;
         parts.push(part);
-        Ok(Proven { manifest, parts })
+        Ok(Proven {
+            manifest,
+            parts,
+            stopped_at,
+        })
     }
 
     async fn read_back(&self, folder: &str, part: &Part, prefix: String, keys: &Arc<Keys>) -> Result<Checker, Error> {
@@ -316,22 +330,20 @@ impl Bases {
     /// Several tablespaces: the program writes its tars into a private directory, whence they are sealed one by one.
     async fn spool(
         &self,
+        admin: &Admin,
         server: &Server,
         folder: &str,
         command: Command,
-        application: &str,
         keys: &Arc<Keys>,
     ) -> Result<Proven, Error> {
         let local = |act| move |source| Error::Local { act, source };
         super::room(&self.scratch, server.bytes)?;
         let scratch = PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
         let tars = scratch.path().join("tars");
-        let command = command
-            .arg("--pgdata")
-            .arg(tars.as_os_str())
-            .target(&self.target, application)?;
+        let command = command.arg("--pgdata").arg(tars.as_os_str());
         drop(self.step("base backup"));
         command.start()?.finish(self.step_timeout).await?;
+        let stopped_at = server_time(admin).await?;
         let manifest = std::fs::read(tars.join("backup_manifest")).map_err(local("reading backup_manifest"))?;
         let mut whole = Checker::default();
         let mut parts = Vec::new();
@@ -347,7 +359,12 @@ impl Bases {
             parts.push(part);
         }
         whole.manifest = manifest;
-        self.settle(folder, parts, whole, keys).await
+        let copied = Copied {
+            parts,
+            checker: whole,
+            stopped_at,
+        };
+        self.settle(folder, copied, keys).await
     }
 
     async fn seal_file(&self, folder: &str, name: &str, tars: &Path, keys: &Arc<Keys>) -> Result<Part, Error> {
@@ -419,6 +436,17 @@ async fn end_sessions(admin: &Admin) -> Result<(), Error> {
         WHERE application_name LIKE 'foregate base %' AND pid <> pg_backend_pid()";
     let _: i64 = admin.value("ending what earlier runs left", end, &[]).await?;
     Ok(())
+}
+
+/// Asked as soon as the program has ended: at or after the end of the copy, so that whatever committed later is not in it,
+/// and before it is read back, which may take hours.
+async fn server_time(admin: &Admin) -> Result<Timestamp, Error> {
+    let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+    let micros: i64 = admin.value("reading the server's clock", now, &[]).await?;
+    Timestamp::from_microsecond(micros).map_err(|error| Error::Local {
+        act: "reading the server's clock",
+        source: io::Error::other(error),
+    })
 }
 
 async fn server(admin: &Admin) -> Result<Server, Error> {

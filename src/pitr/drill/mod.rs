@@ -4,12 +4,15 @@
 //! there, the newest heartbeat in it is the one of that instant, every table and index is sound, and the questions that
 //! the operator wrote down have their answers.
 
+mod heartbeat;
 mod record;
+
+pub(super) use self::record::Records;
 
 use std::path::Path;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use ulid::Ulid;
 
 use super::config::Check;
@@ -55,10 +58,10 @@ impl Drill {
         self.failure.is_none()
     }
 
-    /// From the order to a server that takes writes and has been looked at.
+    /// From the order to a server that takes writes; what was checked besides is not part of it.
     #[must_use]
     pub fn recovery_time(&self) -> Duration {
-        self.phases.total().saturating_add(self.check)
+        self.phases.total()
     }
 }
 
@@ -94,6 +97,7 @@ impl Recovery {
     }
 
     async fn rehearse(&self, drill: &mut Drill) -> Result<(), Error> {
+        let (clock, began) = (self.bases.clock, self.bases.clock.tick());
         let window = self.window().await?;
         let point = window.recovery_point(drill.at);
         drill.recovery_point = point.and_then(|point| Duration::try_from(point).ok());
@@ -108,6 +112,8 @@ impl Recovery {
                 timeline: None,
             })
             .await?;
+        let planned = clock.tick().saturating_sub(began);
+        drill.phases.plan = planned;
         drill.base = Some(plan.base.id);
         drill.unpacked_bytes = plan.base.unpacked_bytes();
         drill.replayed_bytes = plan.replay_bytes;
@@ -122,7 +128,10 @@ impl Recovery {
         hand_over(scratch.path(), user).map_err(local("making the scratch directory"))?;
         let place = Place::beside(&scratch.path().join("data"), user);
         let mut running = self.recover(&plan, &place).await?;
-        drill.phases = running.phases;
+        drill.phases = Phases {
+            plan: planned,
+            ..running.phases
+        };
         let checked = self.examine(drill, &plan, &mut running).await;
         running.stop().await;
         checked
@@ -136,7 +145,7 @@ impl Recovery {
             found: running.reached.said.clone(),
         });
         let began = clock.tick();
-        let heartbeat = self.heartbeat(drill.target, running).await?;
+        let heartbeat = self.heartbeat(drill.target, plan, running).await?;
         drill.findings.push(heartbeat);
         drill.check = clock.tick().saturating_sub(began);
         let began = clock.tick();
@@ -171,38 +180,6 @@ impl Recovery {
             what: "pg_amcheck of every database".to_owned(),
             passed: done.is_ok(),
             found: done.map_or_else(|error| error.to_string(), |()| "sound".to_owned()),
-        })
-    }
-
-    /// The newest heartbeat in the recovered database must be the newest that is known from before the target.
-    async fn heartbeat(&self, target: Option<Timestamp>, running: &mut Running) -> Result<Finding, Error> {
-        let what = "heartbeat of the instant".to_owned();
-        let database = running.database().to_owned();
-        let target = target.unwrap_or(Timestamp::MAX);
-        let found = newest_heartbeat(running, &database).await?;
-        let Some(found) = found else {
-            // Only the log's own transactions speak then, which the plan has compared.
-            return Ok(Finding {
-                what,
-                passed: true,
-                found: "this database has no heartbeat".to_owned(),
-            });
-        };
-        let archive = self.bases.archive(&self.cluster().await?);
-        let since = found.saturating_sub(SignedDuration::from_hours(1)).unwrap_or(found);
-        let beats = archive.beats(since).await?;
-        let newest = beats.iter().map(|beat| beat.at).filter(|at| *at <= target).max();
-        let lag = target.duration_since(found);
-        let slack = SignedDuration::try_from(self.config.heartbeat.saturating_mul(3)).unwrap_or(SignedDuration::MAX);
-        let passed =
-            found <= target && newest.is_none_or(|newest| found >= newest) && (newest.is_some() || lag <= slack);
-        Ok(Finding {
-            what,
-            passed,
-            found: match newest {
-                Some(newest) => format!("{found}, the newest known before the target is {newest}"),
-                None => format!("{found}, {:.1} s before the target", lag.as_secs_f64()),
-            },
         })
     }
 
@@ -254,22 +231,8 @@ fn rates(drills: &[Drill]) -> Option<Rates> {
             |drill| drill.phases.unpack + drill.phases.verify,
         ),
         replay: rate(|drill| drill.replayed_bytes, |drill| drill.phases.replay),
-        rest: last.phases.promote + last.check,
+        rest: last.phases.plan + last.phases.promote,
     })
-}
-
-/// The newest heartbeat of `database`; `None`: there is no such table, or nothing in it.
-async fn newest_heartbeat(running: &mut Running, database: &str) -> Result<Option<Timestamp>, Error> {
-    let Ok(admin) = running.connect(database).await else {
-        return Ok(None);
-    };
-    let exists = "SELECT to_regclass('foregate.heartbeat') IS NOT NULL";
-    if !admin.value::<bool>("looking for the heartbeat", exists, &[]).await? {
-        return Ok(None);
-    }
-    let newest = "SELECT (extract(epoch FROM max(at)) * 1000000)::bigint FROM foregate.heartbeat";
-    let micros: Option<i64> = admin.value("reading the heartbeat", newest, &[]).await?;
-    Ok(micros.and_then(|micros| Timestamp::from_microsecond(micros).ok()))
 }
 
 async fn ask(check: &Check, running: &mut Running) -> Result<Finding, Error> {

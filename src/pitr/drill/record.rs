@@ -1,5 +1,7 @@
 //! Results of drills, kept beside the base backups: the newest hundred of a cluster.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,6 +15,12 @@ use crate::repository;
 use crate::repository::layout::{self, Cluster};
 
 const KEPT: usize = 100;
+/// Those of some clusters.
+const REMEMBERED_MAX: usize = 4 * KEPT;
+
+/// Drills by the keys of their records, which never change once they are written.
+pub(in crate::pitr) type Records = Arc<Mutex<HashMap<String, Drill>>>;
+
 const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 
 /// As it is stored.
@@ -24,6 +32,9 @@ struct Stored {
     at: Timestamp,
     target: Option<Timestamp>,
     base: Option<Ulid>,
+    /// Before it was measured, it was none.
+    #[serde(default)]
+    plan_seconds: f64,
     unpack_seconds: f64,
     verify_seconds: f64,
     replay_seconds: f64,
@@ -52,6 +63,7 @@ impl Stored {
             at: drill.at,
             target: drill.target,
             base: drill.base,
+            plan_seconds: drill.phases.plan.as_secs_f64(),
             unpack_seconds: drill.phases.unpack.as_secs_f64(),
             verify_seconds: drill.phases.verify.as_secs_f64(),
             replay_seconds: drill.phases.replay.as_secs_f64(),
@@ -82,6 +94,7 @@ impl Stored {
             target: self.target,
             base: self.base,
             phases: Phases {
+                plan: time(self.plan_seconds),
                 unpack: time(self.unpack_seconds),
                 verify: time(self.verify_seconds),
                 replay: time(self.replay_seconds),
@@ -135,6 +148,10 @@ impl Recovery {
         keys.sort_by(|a, b| b.cmp(a));
         let mut drills = Vec::new();
         for (key, _) in keys.iter().take(most) {
+            if let Some(known) = self.remembered().get(key) {
+                drills.push(known.clone());
+                continue;
+            }
             let Some(bytes) = repository.read(key, RECORD_BYTES_MAX).await? else {
                 continue;
             };
@@ -142,8 +159,18 @@ impl Recovery {
                 key: key.clone(),
                 reason: error.to_string(),
             })?;
-            drills.push(stored.into_drill());
+            let drill = stored.into_drill();
+            let mut remembered = self.remembered();
+            if remembered.len() >= REMEMBERED_MAX {
+                remembered.clear();
+            }
+            remembered.insert(key.clone(), drill.clone());
+            drills.push(drill);
         }
         Ok(drills)
+    }
+
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<String, Drill>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

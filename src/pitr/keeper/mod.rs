@@ -216,7 +216,8 @@ impl Keeper {
         let admin = self.connect().await?;
         let settings = setup::read(&admin).await?;
         let command = setup::archive_command(Some(&self.config.socket));
-        Ok(setup::judge(&settings, self.config.wal, &command))
+        let client = setup::client(&admin, &settings).await;
+        Ok(setup::judge(&settings, self.config.wal, &command, &client))
     }
 
     /// `ask`, but not for ever: a server that is frozen or cut off says nothing at all.

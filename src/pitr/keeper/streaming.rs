@@ -73,8 +73,7 @@ impl Keeper {
 
     async fn drain(&self, config: &Config, done: &mut BTreeSet<File>) -> Result<(), Error> {
         let Some(archive) = self.archive() else { return Ok(()) };
-        let begun = self.clock.tick();
-        let tell = |file, pushed, bytes| self.archiver.archived(file, pushed, bytes, begun);
-        config.drain(&archive, done, tell).await
+        let tell = |file, pushed, bytes, begun| self.archiver.archived(file, pushed, bytes, begun);
+        config.drain(&archive, done, self.clock, tell).await
     }
 }

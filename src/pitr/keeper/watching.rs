@@ -83,6 +83,15 @@ impl Keeper {
             Way::Stream => watch::judge_slot(&seen, &self.config.slot),
         };
         self.note("database", None);
+        let is_unbounded = seen.slot.as_ref().is_some_and(|slot| slot.is_unbounded);
+        self.note(
+            "slot bound",
+            is_unbounded.then(|| {
+                "max_slot_wal_keep_size is not set: a stream that stands still fills the server's disk; \
+                 `foregate pitr setup` has the line"
+                    .to_owned()
+            }),
+        );
         self.note(
             "archiver",
             match verdict {

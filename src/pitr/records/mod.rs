@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 
 use super::name::{Lsn, Timeline};
+use super::version;
 
 const CONTINUES_RECORD: u16 = 0x0001;
 const LONG_HEADER: u16 = 0x0002;
@@ -21,8 +22,14 @@ const TRANSACTION_OPERATION: u8 = 0x70;
 const OPERATION: u8 = 0xf0;
 const SWITCH: u8 = 0x40;
 const RESTORE_POINT: u8 = 0x70;
+const PARAMETER_CHANGE: u8 = 0x60;
+/// From here on an extension replays its own records (15 and later).
+const FIRST_CUSTOM_MANAGER: u8 = 128;
 /// All that a record of ours needs: header, block ids, time, name.
 const PREFIX_BYTES: usize = 160;
+/// The end of a prepared transaction names it behind its subtransactions, dropped files and invalidations.
+const TRANSACTION_BYTES: usize = 256 * 1024;
+const HAS_INFO: u8 = 0x80;
 const NAME_BYTES: usize = 64;
 /// PostgreSQL counts microseconds from here.
 const EPOCH_SECONDS: i64 = 946_684_800;
@@ -38,7 +45,7 @@ pub struct Record {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// `0` for the second phase of a prepared transaction, whose own number stands elsewhere.
+    /// A prepared transaction by its own number, as `recovery_target_xid` means it; `0`: it could not be read.
     Commit(u32),
     Abort(u32),
     RestorePoint(String),
@@ -61,6 +68,32 @@ pub enum Error {
     Address { found: Lsn, expected: Lsn },
 }
 
+/// The settings of the primary that bound what its log can ask of whoever replays it: `max_connections`,
+/// `max_worker_processes`, `max_wal_senders`, `max_prepared_transactions`, `max_locks_per_transaction`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits(pub [u32; 5]);
+
+impl Limits {
+    /// The larger of both, each by itself.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        let mut larger = self;
+        for (mine, others) in larger.0.iter_mut().zip(other.0) {
+            *mine = others.max(*mine);
+        }
+        larger
+    }
+}
+
+/// What a server must be set to before it can replay what was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// The largest that the log says were set; zero: it does not say, and what the copy says holds.
+    pub limits: Limits,
+    /// There are records that only an extension can replay, which must be loaded at the start.
+    pub custom: bool,
+}
+
 /// Reads segments in order; a record that crosses into the next one is carried over.
 #[derive(Debug, Default)]
 pub struct Scanner {
@@ -68,6 +101,10 @@ pub struct Scanner {
     pending: Option<Pending>,
     /// Where the last record of any kind begins: recovery to a position needs one at it or behind it.
     pub last: Lsn,
+    /// Of all that was read.
+    pub demands: Demands,
+    /// Of the last page's head: says which version wrote it.
+    magic: u16,
 }
 
 #[derive(Debug)]
@@ -111,6 +148,7 @@ impl Scanner {
             self.pending = None;
             return Flow::End;
         }
+        self.magic = magic;
         let mut at = if info & LONG_HEADER == 0 {
             SHORT_PAGE_HEADER
         } else {
@@ -139,7 +177,7 @@ impl Scanner {
         };
         pending.take(here);
         if pending.missing == 0 {
-            visit_record(&pending.prefix, pending.lsn, visit);
+            self.record(&pending.prefix, pending.lsn, visit);
         } else {
             self.pending = Some(pending);
         }
@@ -167,17 +205,50 @@ impl Scanner {
             if is_switch(record) {
                 return Flow::End;
             }
-            visit_record(record, lsn, visit);
+            self.record(record, lsn, visit);
             at = aligned(at.saturating_add(length));
         }
         Flow::Next
     }
+
+    fn record(&mut self, record: &[u8], lsn: Lsn, visit: &mut impl FnMut(Record)) {
+        match (record.get(17), record.get(16)) {
+            (Some(&manager), _) if manager >= FIRST_CUSTOM_MANAGER => self.demands.custom = true,
+            (Some(&MANAGER_XLOG), Some(info)) if info & OPERATION == PARAMETER_CHANGE => {
+                let limits = limits(record).unwrap_or_default();
+                self.demands.limits = self.demands.limits.max(limits);
+            }
+            _ => {
+                if let Some((at, event)) = event(record, self.magic) {
+                    visit(Record { lsn, at, event });
+                }
+            }
+        }
+    }
+}
+
+/// `xl_parameter_change`: five numbers, in the order of [`Limits`].
+fn limits(record: &[u8]) -> Option<Limits> {
+    let data = data_offset(record)?;
+    let mut limits = Limits::default();
+    for (number, limit) in limits.0.iter_mut().enumerate() {
+        *limit = u32_at(record, data.checked_add(number.checked_mul(4)?)?)?;
+    }
+    Some(limits)
 }
 
 impl Pending {
     fn take(&mut self, bytes: &[u8]) {
-        let room = PREFIX_BYTES.saturating_sub(self.prefix.len());
-        self.prefix.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        let mut rest = bytes;
+        for limit in [PREFIX_BYTES, TRANSACTION_BYTES] {
+            // Of all others the beginning is enough.
+            if limit == PREFIX_BYTES || self.prefix.get(17) == Some(&MANAGER_TRANSACTION) {
+                let room = limit.saturating_sub(self.prefix.len());
+                let (taken, left) = rest.split_at_checked(room).unwrap_or((rest, &[]));
+                self.prefix.extend_from_slice(taken);
+                rest = left;
+            }
+        }
         self.missing = self.missing.saturating_sub(bytes.len());
     }
 }
@@ -202,20 +273,14 @@ fn is_switch(record: &[u8]) -> bool {
     record.get(17) == Some(&MANAGER_XLOG) && record.get(16).is_some_and(|info| info & OPERATION == SWITCH)
 }
 
-fn visit_record(record: &[u8], lsn: Lsn, visit: &mut impl FnMut(Record)) {
-    if let Some((at, event)) = event(record) {
-        visit(Record { lsn, at, event });
-    }
-}
-
-fn event(record: &[u8]) -> Option<(Timestamp, Event)> {
+fn event(record: &[u8], magic: u16) -> Option<(Timestamp, Event)> {
     let (info, manager) = (*record.get(16)?, *record.get(17)?);
     let xid = u32_at(record, 4)?;
     match (manager, info & TRANSACTION_OPERATION, info & OPERATION) {
         (MANAGER_TRANSACTION, 0x00, _) => Some((time(record)?, Event::Commit(xid))),
         (MANAGER_TRANSACTION, 0x20, _) => Some((time(record)?, Event::Abort(xid))),
-        (MANAGER_TRANSACTION, 0x30, _) => Some((time(record)?, Event::Commit(0))),
-        (MANAGER_TRANSACTION, 0x40, _) => Some((time(record)?, Event::Abort(0))),
+        (MANAGER_TRANSACTION, 0x30, _) => Some((time(record)?, Event::Commit(prepared(record, magic).unwrap_or(0)))),
+        (MANAGER_TRANSACTION, 0x40, _) => Some((time(record)?, Event::Abort(prepared(record, magic).unwrap_or(0)))),
         (MANAGER_XLOG, _, RESTORE_POINT) => {
             let name = record.get(data_offset(record)?.checked_add(8)?..)?;
             let name = name.get(..NAME_BYTES).unwrap_or(name).split(|byte| *byte == 0).next()?;
@@ -226,6 +291,31 @@ fn event(record: &[u8]) -> Option<(Timestamp, Event)> {
         }
         _ => None,
     }
+}
+
+/// The number of the transaction whose second phase this is (`ParseCommitRecord`, `ParseAbortRecord`): behind the lists
+/// that the flags announce.
+fn prepared(record: &[u8], magic: u16) -> Option<u32> {
+    let is_commit = record.get(16)? & TRANSACTION_OPERATION == 0x30;
+    let mut at = data_offset(record)?.checked_add(8)?;
+    if record.get(16)? & HAS_INFO == 0 {
+        return None;
+    }
+    let flags = u32_at(record, at)?;
+    at = at.checked_add(4)?;
+    let has = |bit: u32| flags & (1 << bit) != 0;
+    if has(0) {
+        at = at.checked_add(8)?;
+    }
+    let statistics = version::dropped_statistics_bytes(version::major_of_page_magic(magic)?);
+    // Subtransactions, dropped files, dropped statistics; a commit has invalidations besides.
+    for (bit, bytes) in [(1, 4), (2, 12), (8, statistics), (3, 16)] {
+        if has(bit) && (bit != 3 || is_commit) {
+            let length = usize::try_from(u32_at(record, at)?).ok()?.checked_mul(bytes)?;
+            at = at.checked_add(4)?.checked_add(length)?;
+        }
+    }
+    has(4).then(|| u32_at(record, at))?
 }
 
 /// All our records begin with their time.

@@ -175,3 +175,58 @@ proptest! {
         Scanner::default().feed(&segment, start, &mut |_| {}).ok();
     }
 }
+
+#[test]
+fn raised_limits_and_records_of_extensions_are_noticed_wherever_they_stand() {
+    let change = |numbers: [u32; 5]| {
+        let mut data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        data.extend([1, 0, 0, 0, 0, 0]);
+        record(0, PARAMETER_CHANGE, MANAGER_XLOG, &data)
+    };
+    let mut log = Log::new(SEGMENT);
+    log.put(&change([100, 8, 10, 0, 64]));
+    // Pushes the next one across a page.
+    log.put(&record(0, 0, 10, &vec![0; PAGE - 250]));
+    log.put(&change([50, 16, 10, 2, 64]));
+    let feed = |log: Log| {
+        let mut scanner = Scanner::default();
+        for (start, bytes) in log.segments() {
+            scanner.feed(&bytes, start, &mut |_| {}).expect("a segment");
+        }
+        scanner.demands
+    };
+    let mut demands = Demands {
+        limits: Limits([100, 16, 10, 2, 64]),
+        custom: false,
+    };
+    assert_eq!(feed(log), demands);
+    let mut log = Log::new(SEGMENT);
+    log.put(&record(7, 0x10, 130, &[0; 20]));
+    demands = Demands {
+        custom: true,
+        ..Demands::default()
+    };
+    assert_eq!(feed(log), demands);
+}
+
+#[test]
+fn the_second_phase_of_a_prepared_transaction_is_known_by_the_transactions_own_number() {
+    let mut data = 1_000_000_i64.to_le_bytes().to_vec();
+    // Database, subtransactions, dropped files and statistics, invalidations, the prepared transaction.
+    data.extend((0b1_0001_1111_u32).to_le_bytes());
+    data.extend([0; 8]);
+    for (count, bytes) in [(3_u32, 4), (1, 12), (2, 12), (700, 16)] {
+        data.extend(count.to_le_bytes());
+        data.extend(vec![0xAB; count as usize * bytes]);
+    }
+    data.extend(4711_u32.to_le_bytes());
+    let mut log = Log::new(SEGMENT);
+    log.put(&record(0, 0, 9, &[1; 3000]));
+    log.put(&record(0, 0x30 | HAS_INFO, MANAGER_TRANSACTION, &data));
+    let mut aborted = 1_000_000_i64.to_le_bytes().to_vec();
+    aborted.extend((1_u32 << 4).to_le_bytes());
+    aborted.extend(4712_u32.to_le_bytes());
+    log.put(&record(0, 0x40 | HAS_INFO, MANAGER_TRANSACTION, &aborted));
+    let events: Vec<Event> = scan(&log.segments()).into_iter().map(|record| record.event).collect();
+    assert_eq!(events, [Event::Commit(4711), Event::Abort(4712)]);
+}

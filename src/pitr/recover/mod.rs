@@ -35,6 +35,8 @@ const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - 19;
 /// How long each part of a recovery took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Phases {
+    /// Listing the repository, and reading the whole log on the way. A recovery by a plan at hand has none.
+    pub plan: Duration,
     pub unpack: Duration,
     /// `pg_verifybackup`.
     pub verify: Duration,
@@ -46,7 +48,7 @@ pub struct Phases {
 impl Phases {
     #[must_use]
     pub fn total(&self) -> Duration {
-        [self.unpack, self.verify, self.replay, self.promote]
+        [self.plan, self.unpack, self.verify, self.replay, self.promote]
             .iter()
             .fold(Duration::ZERO, |sum, part| sum.saturating_add(*part))
     }
@@ -202,8 +204,8 @@ impl Recovery {
         let archive = self.bases.archive(&plan.cluster);
         let feed = Feed::prepare(&archive, plan, place).await?;
         let control = self.control_data(programs, place).await?;
-        let mut settings = settings::around(feed.command());
-        settings.extend(settings::required(&control));
+        let mut settings = settings::around(feed.command(), plan, &place.data);
+        settings.extend(settings::required(&control, plan.demands.limits));
         settings.extend(settings::target(plan));
         let layout = server::Layout {
             data: place.data.clone(),

@@ -1,8 +1,13 @@
 //! What is exported of recovery: how far back and how near to now, and how the last rehearsal went.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use jiff::Timestamp;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::clock::Clock;
 use crate::pitr::base::Base;
 use crate::pitr::drill::Drill;
 use crate::pitr::metrics::seconds;
@@ -12,7 +17,7 @@ use crate::pitr::window::Window;
 pub(super) struct Metrics {
     earliest: Gauge,
     latest: Gauge,
-    recovery_point: Gauge,
+    recovery_point: Point,
     holes: IntGauge,
     bases: IntGauge,
     base_bytes: IntGauge,
@@ -25,8 +30,34 @@ pub(super) struct Metrics {
     drills: IntCounterVec,
 }
 
+/// What would be lost now. Computed when it is read: it grows while nothing new is archived, and all the more while the
+/// repository cannot be looked at.
+#[derive(Debug, Clone)]
+struct Point {
+    gauge: Gauge,
+    clock: Clock,
+    /// The outer `None`: nothing has been looked at yet, so there is nothing to say.
+    latest: Arc<Mutex<Option<Option<Timestamp>>>>,
+}
+
+impl Collector for Point {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Some(latest) = *self.latest.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return Vec::new();
+        };
+        let now = self.clock.wall();
+        self.gauge
+            .set(latest.map_or(-1.0, |latest| now.duration_since(latest).as_secs_f64().max(0.0)));
+        self.gauge.collect()
+    }
+}
+
 impl Metrics {
-    pub(super) fn new() -> Result<Self, prometheus::Error> {
+    pub(super) fn new(clock: Clock) -> Result<Self, prometheus::Error> {
         let gauge = Gauge::new::<&str, &str>;
         let count = IntGauge::new::<&str, &str>;
         let results = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["result"]);
@@ -39,10 +70,14 @@ impl Metrics {
                 "foregate_pitr_window_latest_timestamp_seconds",
                 "The latest instant that can be recovered; 0: none.",
             )?,
-            recovery_point: gauge(
-                "foregate_pitr_recovery_point_seconds",
-                "What would be lost if the server burned when this was measured; -1: all of it.",
-            )?,
+            recovery_point: Point {
+                gauge: gauge(
+                    "foregate_pitr_recovery_point_seconds",
+                    "What would be lost if the server burned now; -1: all of it.",
+                )?,
+                clock,
+                latest: Arc::default(),
+            },
             holes: count(
                 "foregate_pitr_window_gaps",
                 "Stretches within the window that cannot be recovered, and one if its end is a gap.",
@@ -75,12 +110,12 @@ impl Metrics {
         let gauges = [
             &self.earliest,
             &self.latest,
-            &self.recovery_point,
             &self.base_at,
             &self.drill_at,
             &self.drill_recovery_time,
             &self.drill_recovery_point,
         ];
+        registry.register(Box::new(self.recovery_point.clone()))?;
         for gauge in gauges {
             registry.register(Box::new(gauge.clone()))?;
         }
@@ -97,11 +132,14 @@ impl Metrics {
         Ok(())
     }
 
-    pub(super) fn looked(&self, window: &Window, bases: &[Base], drills: &[Drill], now: Timestamp) {
+    pub(super) fn looked(&self, window: &Window, bases: &[Base], drills: &[Drill]) {
         self.earliest.set(window.earliest().map_or(0.0, seconds));
         self.latest.set(window.latest().map_or(0.0, seconds));
-        let point = window.recovery_point(now);
-        self.recovery_point.set(point.map_or(-1.0, |point| point.as_secs_f64()));
+        *self
+            .recovery_point
+            .latest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(window.latest());
         let holes = window
             .holes
             .len()
@@ -140,4 +178,40 @@ impl Metrics {
 
 fn result(passed: bool) -> &'static str {
     if passed { "passed" } else { "failed" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pitr::window::Stretch;
+
+    fn point(registry: &Registry) -> Option<f64> {
+        let families = registry.gather();
+        let found = families
+            .iter()
+            .find(|family| family.name() == "foregate_pitr_recovery_point_seconds")?;
+        Some(found.get_metric().first()?.get_gauge().get_value())
+    }
+
+    #[test]
+    fn what_would_be_lost_grows_from_one_scrape_to_the_next_though_nothing_is_looked_at() {
+        let (clock, registry) = (Clock::system(), Registry::new());
+        let metrics = Metrics::new(clock).expect("metrics");
+        metrics.register(&registry).expect("registered");
+        assert_eq!(point(&registry), None, "nothing is known yet");
+        metrics.looked(&Window::default(), &[], &[]);
+        assert_eq!(point(&registry), Some(-1.0));
+        let latest = clock.wall();
+        let stretch = Stretch {
+            from: latest,
+            to: latest,
+        };
+        let window = Window {
+            stretches: vec![stretch],
+            ..Window::default()
+        };
+        metrics.looked(&window, &[], &[]);
+        let first = point(&registry).expect("a point");
+        assert!(point(&registry).expect("a point") > first);
+    }
 }

@@ -1,12 +1,13 @@
 //! Recovery as it is kept possible in the server: base backups and drills when they are due or when asked, retention
-//! after them, and a look at the window every minute. What it knows is read from memory.
+//! after them, and a look at the window now and then, whatever else is running. What it knows is
+//! read from memory.
 //!
 //! The repository says which periods have been served, so a restart neither forgets nor repeats one; the timer and the
 //! button take the same path, and what is running is never queued behind itself.
 
+mod kind;
 mod metrics;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::kind::Kind;
+pub use self::kind::{Ended, Run};
 use self::metrics::Metrics;
 use super::base::{Base, Mode};
 use super::drill::{self, Drill};
@@ -27,11 +30,14 @@ use super::{Error, config};
 use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository;
-use crate::tasks::calendar::Schedule;
 use crate::telemetry::health::{Board, Condition};
 
-/// How often the window is looked at, and whether something is due.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often the window is looked at: what a look takes is at most this share of the time, within these bounds.
+const LOOK_PAUSES: u32 = 60;
+const LOOK_EVERY_MIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(60);
+/// How often it is asked whether something is due, when no look says so earlier.
+const DUE_EVERY: Duration = Duration::from_secs(60);
 /// After a failure the next try waits: what failed may need a person.
 const RETRY_AFTER: Duration = Duration::from_secs(900);
 /// The longest that one step of a run may take.
@@ -53,15 +59,6 @@ pub struct Parts {
     pub registry: Registry,
 }
 
-/// One kind of run: its schedule, its button, and whether it is running.
-#[derive(Debug)]
-struct Kind {
-    name: &'static str,
-    schedule: Option<Schedule>,
-    poke: Notify,
-    busy: AtomicBool,
-}
-
 /// What is known without asking anybody.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
@@ -71,8 +68,8 @@ pub struct Known {
     pub drills: Vec<Drill>,
     /// When all this was read; `None`: not yet.
     pub looked_at: Option<Timestamp>,
-    pub base_running: bool,
-    pub drill_running: bool,
+    pub base_run: Run,
+    pub drill_run: Run,
 }
 
 /// The handle; one per process.
@@ -81,12 +78,16 @@ pub struct Routine {
     recovery: Recovery,
     time_zone: TimeZone,
     policy: Policy,
-    base: Kind,
-    drill: Kind,
+    base: Arc<Kind>,
+    drill: Arc<Kind>,
     clock: Clock,
     board: Board,
     metrics: Metrics,
     known: Mutex<Known>,
+    /// One look after the other: the later begun is the later told.
+    looking: tokio::sync::Mutex<()>,
+    /// Told after each look.
+    looked: Notify,
 }
 
 impl Routine {
@@ -95,15 +96,9 @@ impl Routine {
     /// # Errors
     /// An address, a key or a metric that cannot be used.
     pub fn open(parts: Parts) -> Result<Arc<Self>, Error> {
-        let metrics = Metrics::new().and_then(|metrics| metrics.register(&parts.registry).map(|()| metrics));
+        let metrics = Metrics::new(parts.clock).and_then(|metrics| metrics.register(&parts.registry).map(|()| metrics));
         let metrics = metrics.map_err(|error| Error::Drill(error.to_string()))?;
         let pitr = parts.config;
-        let kind = |name, schedule| Kind {
-            name,
-            schedule,
-            poke: Notify::new(),
-            busy: AtomicBool::new(false),
-        };
         let recovery = Recovery::open(Ground {
             target: Target::parse(&parts.database)?,
             clock: parts.clock,
@@ -121,16 +116,15 @@ impl Routine {
         Ok(Arc::new(Self {
             recovery,
             time_zone: parts.time_zone,
-            policy: Policy {
-                window: pitr.window,
-                ..Policy::default()
-            },
-            base: kind(BASE, pitr.base_backup),
-            drill: kind(DRILL, pitr.drill),
+            policy: Policy::new(pitr.window, pitr.base_backup),
+            base: Arc::new(Kind::new(BASE, pitr.base_backup)),
+            drill: Arc::new(Kind::new(DRILL, pitr.drill)),
             clock: parts.clock,
             board: parts.board,
             metrics,
             known: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+            looked: Notify::new(),
         }))
     }
 
@@ -138,15 +132,21 @@ impl Routine {
     #[must_use]
     pub fn start(self: &Arc<Self>, stop: &CancellationToken) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        for kind in [BASE, DRILL] {
+        for name in [BASE, DRILL] {
             let (routine, stop) = (Arc::clone(self), stop.clone());
             tasks.spawn(async move {
                 // `None`: it was cancelled.
-                stop.run_until_cancelled(Box::pin(routine.serve(kind)))
+                stop.run_until_cancelled(Box::pin(routine.serve(name)))
                     .await
                     .unwrap_or_default();
             });
         }
+        let (routine, stop) = (Arc::clone(self), stop.clone());
+        tasks.spawn(async move {
+            stop.run_until_cancelled(Box::pin(routine.watch()))
+                .await
+                .unwrap_or_default();
+        });
         tasks
     }
 
@@ -164,8 +164,8 @@ impl Routine {
     #[must_use]
     pub fn known(&self) -> Known {
         Known {
-            base_running: self.base.busy.load(Ordering::Relaxed),
-            drill_running: self.drill.busy.load(Ordering::Relaxed),
+            base_run: self.base.run(),
+            drill_run: self.drill.run(),
             ..self.lock().clone()
         }
     }
@@ -182,30 +182,43 @@ impl Routine {
         self.drill.order()
     }
 
+    /// Looks for ever. A task of its own, so that a base backup of hours does not hide what is lost meanwhile.
+    async fn watch(self: Arc<Self>) {
+        loop {
+            let begun = self.clock.tick();
+            self.look().await;
+            let took = self.clock.tick().saturating_sub(begun);
+            let pause = took.saturating_mul(LOOK_PAUSES);
+            tokio::time::sleep(pause.clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX)).await;
+        }
+    }
+
     async fn serve(self: Arc<Self>, name: &'static str) {
         let kind = if name == BASE { &self.base } else { &self.drill };
-        let (mut rest, mut ordered) = (Duration::ZERO, false);
+        // What runs tells how far it is.
+        let mut recovery = self.recovery.clone();
+        let told = Arc::clone(kind);
+        recovery.bases.progress = Arc::new(move |step, bytes| told.progress(step, bytes));
+        let (mut rest_until, mut ordered) = (Duration::ZERO, false);
         loop {
-            if name == BASE {
-                self.look().await;
-            }
             let due = self.due(kind);
-            if ordered || (due.is_some() && rest.is_zero()) {
-                kind.busy.store(true, Ordering::Relaxed);
+            if ordered || (due.is_some() && self.clock.tick() >= rest_until) {
+                kind.begin();
                 let done = if name == BASE {
-                    self.take(due).await
+                    self.take(&recovery, due).await
                 } else {
-                    self.rehearse().await
+                    self.rehearse(&recovery).await
                 };
-                kind.busy.store(false, Ordering::Relaxed);
-                rest = if done { Duration::ZERO } else { RETRY_AFTER };
+                let rest = if done { Duration::ZERO } else { RETRY_AFTER };
+                rest_until = self.clock.tick().saturating_add(rest);
+                // Before it is asked again what is due.
                 self.look().await;
             }
             ordered = tokio::select! {
                 () = kind.poke.notified() => true,
-                () = tokio::time::sleep(LOOK_EVERY) => false,
+                () = self.looked.notified() => false,
+                () = tokio::time::sleep(DUE_EVERY) => false,
             };
-            rest = rest.saturating_sub(LOOK_EVERY);
         }
     }
 
@@ -223,26 +236,26 @@ impl Routine {
         (!served).then_some(period.key)
     }
 
-    async fn take(&self, due: Option<String>) -> bool {
+    async fn take(&self, recovery: &Recovery, due: Option<String>) -> bool {
         let labels = vec![due.as_ref().map_or("manual", |_| "scheduled").to_owned()];
-        let taken = self.recovery.bases().take(labels, due.into_iter().collect()).await;
+        let taken = recovery.bases().take(labels, due.into_iter().collect()).await;
+        if let Err(super::base::Error::Busy) = taken {
+            tracing::info!("another base backup of this server is running");
+            self.base.leave();
+            return true;
+        }
         self.metrics.base_taken(taken.is_ok());
         match taken {
             Ok(manifest) => {
                 tracing::info!(id = %manifest.id, bytes = manifest.stored_bytes(), "a base backup was taken and proven");
-                self.board.set(BASE, Condition::Healthy);
+                self.base.end(self.clock.wall(), None);
                 self.prune().await;
                 true
             }
-            Err(super::base::Error::Busy) => {
-                tracing::info!("another base backup of this server is running");
-                true
-            }
             Err(error) => {
-                self.report(
-                    BASE,
-                    &format!("no base backup could be taken: {}", drill::chain(&error)),
-                );
+                let text = format!("no base backup could be taken: {}", drill::chain(&error));
+                self.base.end(self.clock.wall(), Some(text.clone()));
+                self.report(BASE, &text);
                 false
             }
         }
@@ -259,17 +272,19 @@ impl Routine {
                 marked = pruned.marked.len(),
                 deleted = pruned.deleted.len(),
                 segments = pruned.segments,
+                frozen = pruned.frozen,
                 "retention was applied to base backups and log"
             ),
-            Err(error) => self.report(
-                BASE,
-                &format!("retention could not be applied: {}", drill::chain(&error)),
-            ),
+            Err(error) => {
+                let text = format!("retention could not be applied: {}", drill::chain(&error));
+                self.base.trouble(self.clock.wall(), text.clone());
+                self.report(BASE, &text);
+            }
         }
     }
 
-    async fn rehearse(&self) -> bool {
-        let failure = match Box::pin(self.recovery.drill(None)).await {
+    async fn rehearse(&self, recovery: &Recovery) -> bool {
+        let failure = match Box::pin(recovery.drill(None)).await {
             Ok(drill) => {
                 self.metrics.drilled(&drill);
                 tracing::info!(
@@ -282,20 +297,18 @@ impl Routine {
             }
             Err(error) => Some(drill::chain(&error)),
         };
-        match failure {
-            None => {
-                self.board.set(DRILL, Condition::Healthy);
-                true
-            }
-            Some(failure) => {
-                self.report(DRILL, &format!("the last drill failed: {failure}"));
-                false
-            }
+        let failure = failure.map(|failure| failed_drill(&failure));
+        if let Some(failure) = &failure {
+            self.report(DRILL, failure);
         }
+        let passed = failure.is_none();
+        self.drill.end(self.clock.wall(), failure);
+        passed
     }
 
     /// Reads the repository anew.
     async fn look(&self) {
+        let _one_at_a_time = self.looking.lock().await;
         let looked = async {
             let cluster = self.recovery.cluster().await?;
             let bases = self.recovery.bases().list(&cluster).await?;
@@ -303,10 +316,11 @@ impl Routine {
             let drills = self.recovery.drills().await?;
             Ok::<_, Error>((window, bases, drills))
         };
+        let looked = looked.await;
         let now = self.clock.wall();
-        match looked.await {
+        match looked {
             Ok((window, bases, drills)) => {
-                self.metrics.looked(&window, &bases, &drills, now);
+                self.metrics.looked(&window, &bases, &drills);
                 let gap = window.ends_because.clone().filter(|_| !bases.is_empty());
                 self.board.set(
                     WINDOW,
@@ -319,6 +333,8 @@ impl Routine {
                 known.bases = bases;
                 known.drills = drills;
                 known.looked_at = Some(now);
+                drop(known);
+                self.judge(now);
             }
             // A new repository: the first base backup is due.
             Err(Error::Empty) => self.lock().looked_at = Some(now),
@@ -327,11 +343,36 @@ impl Routine {
                 &format!("the repository cannot be read: {}", drill::chain(&error)),
             ),
         }
+        self.looked.notify_waiters();
     }
 
+    /// Puts on the board what went wrong last, and what is overdue.
+    fn judge(&self, now: Timestamp) {
+        let known = self.lock();
+        let last_base = known.bases.last().map(|base| base.stopped_at);
+        if let Some(last) = known.drills.first() {
+            self.drill.heard(last.at, last.failure.as_deref().map(failed_drill));
+        }
+        let passed = known.drills.iter().find(|drill| drill.passed()).map(|drill| drill.at);
+        let last_drill = passed.or(known.window.earliest());
+        drop(known);
+        for (kind, last) in [(&self.base, last_base), (&self.drill, last_drill)] {
+            match kind.wrong(last, now) {
+                Some(text) => self.board.set(kind.name, Condition::Degraded(text)),
+                // What has never been done is not called well.
+                None if last.is_none() => {}
+                None => self.board.set(kind.name, Condition::Healthy),
+            }
+        }
+    }
+
+    /// Tells the log and the board; the log only of what the board does not say already.
     fn report(&self, part: &'static str, text: &str) {
-        tracing::error!("{part}: {text}");
-        self.board.set(part, Condition::Degraded(text.to_owned()));
+        let condition = Condition::Degraded(text.to_owned());
+        if self.board.read().get(part) != Some(&condition) {
+            tracing::error!("{part}: {text}");
+        }
+        self.board.set(part, condition);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -339,12 +380,6 @@ impl Routine {
     }
 }
 
-impl Kind {
-    fn order(&self) -> bool {
-        let free = !self.busy.load(Ordering::Relaxed);
-        if free {
-            self.poke.notify_one();
-        }
-        free
-    }
+fn failed_drill(failure: &str) -> String {
+    format!("the last drill failed: {failure}")
 }

@@ -15,7 +15,8 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited for: {what}");
-        std::thread::yield_now();
+        // Most conditions start a program to ask: without a rest in between, they keep a core from what is waited for.
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 

@@ -19,6 +19,13 @@ pub(crate) struct Server {
 /// A server that archives `cluster`, with more lines in `[pitr]`.
 pub(crate) fn config(cluster: &Cluster, more: &str) -> String {
     let root = cluster.root().display();
+    // Nothing runs by itself unless the test asks for it: what is due for the first time is due at once.
+    let unless_given = |key: &str, value: &str| match more.contains(&format!("{key} = ")) {
+        true => String::new(),
+        false => format!("{key} = \"{value}\""),
+    };
+    let (base_backup, drill) = (unless_given("base_backup", ""), unless_given("drill", ""));
+    let heartbeat = unless_given("heartbeat", "1s");
     format!(
         r#"
 state_dir = "{root}/state"
@@ -37,11 +44,16 @@ url = {{ env = "DATABASE_URL" }}
 repository = "file://{}"
 recipients = ["{}"]
 identity = {{ file = "{}" }}
+daily = ""
+weekly = ""
+monthly = ""
 [pitr]
 enabled = true
 user = "postgres"
 socket = "{root}/wal.sock"
-heartbeat = "1s"
+{heartbeat}
+{base_backup}
+{drill}
 {more}
 "#,
         cluster.repository().display(),
@@ -121,6 +133,28 @@ impl Server {
         self.child.wait().expect("it ends");
     }
 
+    /// Ends it as systemd would, and waits for its end.
+    pub(crate) fn stop(mut self) {
+        super::run("kill", &["-TERM", &self.pid().to_string()]);
+        until("the server ends", || {
+            self.child.try_wait().expect("our child").is_some()
+        });
+    }
+
+    /// Status and body of a call of the API.
+    pub(crate) fn ask(&self, method: &str, path: &str, token: &str, body: &str) -> (u16, serde_json::Value) {
+        let head = format!(
+            "{method} /api/infrastructure/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Authorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = self.send(&head);
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let body = serde_json::from_str(body).unwrap_or_default();
+        (status.expect("a status"), body)
+    }
+
     /// A gauge or counter by its whole name, labels included.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let text = self.get("/metrics");
@@ -129,13 +163,15 @@ impl Server {
     }
 
     pub(crate) fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin).expect("the admin listener");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
-        write!(
-            stream,
+        self.send(&format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        )
-        .expect("sent");
+        ))
+    }
+
+    fn send(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin).expect("the admin listener");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
+        stream.write_all(request.as_bytes()).expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         answer
