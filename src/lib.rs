@@ -34,6 +34,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod guard;
+pub mod libpq;
 pub mod pitr;
 pub mod postgres;
 pub mod proxy;

@@ -4,13 +4,19 @@
 //! The catalogue is the repository itself, never the database that a restore rewinds.
 
 mod catalogue;
+mod character;
 mod create;
 pub mod files;
+mod globals;
 mod journal;
+mod milestone;
+mod preflight;
 mod prune;
+mod recover;
 mod replaced;
 mod restore;
 pub mod retention;
+mod script;
 pub mod service;
 mod settings;
 mod swap;
@@ -23,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
 use ulid::Ulid;
 
 use crate::clock::Clock;
@@ -30,12 +37,15 @@ use crate::postgres::{self, Target};
 use crate::repository::{self, Keys, Repository};
 
 pub use self::catalogue::Entry;
-pub use self::journal::Recovered;
 pub use self::prune::Pruned;
+pub use self::recover::Recovered;
 pub use self::replaced::Replaced;
 pub use self::restore::{Restored, Swap};
 pub use self::service::Service;
 pub use self::settings::{FilePlan, Plan, Settings};
+
+/// Longer than all that a swap waits for.
+const SWAP_MAX: Duration = Duration::from_secs(30);
 
 /// What is backed up, to where, and how long it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +55,8 @@ pub struct Config {
     pub retention: retention::Policy,
     /// Holds the lock and the journal of a restore.
     pub state_dir: PathBuf,
+    /// Where a restore puts the decrypted dump for as long as it runs.
+    pub scratch: PathBuf,
     /// How long a database that a restore replaced is kept under its dated name.
     pub keep_replaced: Duration,
     /// The longest that one step of a run may take.
@@ -94,6 +106,8 @@ pub struct Vault {
     clock: Clock,
     progress: Progress,
     hold: Hold,
+    /// Held while databases exchange their names.
+    swapping: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -121,6 +135,7 @@ impl Vault {
             clock,
             progress,
             hold: Hold::nothing(),
+            swapping: Arc::default(),
         })
     }
 
@@ -133,10 +148,16 @@ impl Vault {
         }
     }
 
-    /// The same vault, which holds traffic back while it swaps databases.
+    /// The same vault, which holds traffic back while it swaps databases, one at a time with all that share `swapping`.
     #[must_use]
-    pub fn with_hold(self, hold: Hold) -> Self {
-        Self { hold, ..self }
+    pub fn with_hold(self, hold: Hold, swapping: Arc<Mutex<()>>) -> Self {
+        Self { hold, swapping, ..self }
+    }
+
+    /// Returns once no swap is under way, and lets none begin while what it returns is kept; waits a bounded time.
+    pub async fn no_swap(&self) -> Option<impl Drop + use<>> {
+        let free = Arc::clone(&self.swapping).lock_owned();
+        tokio::time::timeout(SWAP_MAX, free).await.ok()
     }
 
     #[must_use]
@@ -168,6 +189,12 @@ pub enum Error {
     Unproven { id: Ulid, reason: String },
     #[error("backup {id} does not exist any more where it was just written")]
     Vanished { id: Ulid },
+    #[error("on this server: {notes}")]
+    Noted {
+        notes: String,
+        #[source]
+        source: Box<Self>,
+    },
     #[error("{act}")]
     Local {
         act: &'static str,

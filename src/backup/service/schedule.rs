@@ -9,13 +9,16 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::{Act, PART, Refusal, Service, State};
+use super::{Act, PART, Parts, Refusal, Service, State};
 use crate::backup::task::due;
-use crate::backup::{Entry, Plan, Recovered};
+use crate::backup::verify::chain;
+use crate::backup::{Entry, Error, Plan, Recovered};
 use crate::repository::manifest::Level;
 use crate::telemetry::health::Condition;
 
 const LOOK: Duration = Duration::from_secs(30);
+/// While a restore waits to be finished or undone, and perhaps nobody can log in.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The metrics and what is overdue are brought up to date this often although nothing runs.
 const REFRESH: Duration = Duration::from_secs(300);
 /// After a failure, doubled each time up to the second.
@@ -38,6 +41,10 @@ struct Memory {
     not_before: Duration,
     refreshed: Option<Duration>,
     to_verify: Vec<String>,
+    /// Nothing of an earlier restore was half done at the last look.
+    is_recovered: bool,
+    /// Somebody was told that it is.
+    is_told: bool,
 }
 
 impl Memory {
@@ -51,35 +58,53 @@ impl Memory {
 impl Service {
     /// Looks after the vault until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut memory = Memory::default();
-        self.recover().await;
-        loop {
-            self.look(&mut memory).await;
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = self.shared.poke.notified() => {}
-                () = stop.cancelled() => break,
+        let looking = async {
+            let mut memory = Memory::default();
+            loop {
+                self.look(&mut memory).await;
+                let pause = if memory.is_recovered { LOOK } else { LOOK_AGAIN };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.shared.poke.notified() => {}
+                }
             }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = stop.cancelled() => {}
         }
         self.shutdown().await;
     }
 
-    /// Finishes or undoes a restore that a crash cut short, before anything else is done.
-    async fn recover(&self) {
+    /// Finishes or undoes a restore that a crash cut short, ours or that of a command beside us, before anything else is
+    /// done and as often as it takes: after a reboot PostgreSQL may come up later than we do.
+    async fn recover(&self, memory: &mut Memory) {
         let Ok(vault) = self.vault() else { return };
+        let Parts { board, alerts, .. } = &self.shared.parts;
         match vault.recover().await {
-            Ok(Recovered::Nothing) => {}
-            Ok(Recovered::Undone) => {
-                tracing::warn!("a restore was cut short: the old database serves, the new one was dropped")
-            }
-            Ok(Recovered::Finished) => {
-                tracing::warn!("a restore was cut short after its swap: the new database serves")
+            // Another process is in the middle of one, or of a backup: it leaves nothing half done, or it dies.
+            Err(Error::Busy) => {
+                memory.is_recovered = false;
+                return;
             }
             Err(error) => {
-                let text = format!("a restore was cut short and cannot be finished yet: {error}");
-                self.shared.parts.board.set(PART, Condition::Degraded(text.clone()));
-                self.shared.parts.alerts.raise("backup-recover", &text);
+                memory.is_recovered = false;
+                let text = format!("a restore was cut short and cannot be finished yet: {}", chain(&error));
+                board.set(PART, Condition::Degraded(text.clone()));
+                alerts.raise("backup-recover", &text);
+                memory.is_told = true;
+                return;
             }
+            Ok(Recovered::Nothing) => {}
+            Ok(Recovered::Undone) => {
+                tracing::warn!("a restore was cut short: the old database serves, the new one was dropped");
+            }
+            Ok(Recovered::Finished) => tracing::warn!("a restore was cut short after its swap: the new database serves"),
+        }
+        memory.is_recovered = true;
+        if std::mem::take(&mut memory.is_told) {
+            board.set(PART, Condition::Healthy);
+            alerts.resolve("backup-recover", "the restore that was cut short has been seen to");
         }
     }
 
@@ -88,6 +113,9 @@ impl Service {
         if self.shared.vault.load().is_none() {
             // A bucket or disk that was away may be back.
             self.open();
+        }
+        if self.current().is_none() {
+            self.recover(memory).await;
         }
         if self.current().is_some() || self.vault().is_err() {
             return;
