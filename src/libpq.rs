@@ -5,7 +5,7 @@
 //! answers; `require` encrypts or fails, and checks the chain only where `sslrootcert` is given; `verify-ca` checks the
 //! chain, `verify-full` the name as well, both against `sslrootcert` or else the system's roots.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -167,7 +167,11 @@ impl Address {
             Host::Unix(path) => path.to_string_lossy().into_owned(),
         });
         let ports: Vec<String> = self.config.get_ports().iter().map(u16::to_string).collect();
-        let port = if ports.is_empty() { "5432".to_owned() } else { ports.join(",") };
+        let port = if ports.is_empty() {
+            "5432".to_owned()
+        } else {
+            ports.join(",")
+        };
         let mut environment = vec![
             ("PGHOST", hosts.collect::<Vec<_>>().join(",")),
             ("PGPORT", port),
@@ -372,7 +376,11 @@ mod tests {
             ("?sslmode=verify-ca", SslMode::Require, Check::Chain),
         ] {
             let address = parsed(&format!("postgres://shop@db/app{parameters}"));
-            assert_eq!((address.config.get_ssl_mode(), address.check), (mode, check), "{parameters}");
+            assert_eq!(
+                (address.config.get_ssl_mode(), address.check),
+                (mode, check),
+                "{parameters}"
+            );
         }
         let local = parsed("postgres://shop@%2Frun%2Fpostgresql/app?sslmode=verify-full");
         assert_eq!(local.config.get_ssl_mode(), SslMode::Disable);

@@ -15,8 +15,9 @@ const READ: &str = "SELECT d.oid, pg_get_userbyid(d.datdba)::text, pg_encoding_t
     (SELECT spcname::text FROM pg_tablespace t WHERE t.oid = d.dattablespace), d.datconnlimit, \
     shobj_description(d.oid, 'pg_database'), d.datacl IS NOT NULL \
     FROM pg_database d, LATERAL (SELECT to_jsonb(d) AS j) AS columns WHERE d.datname = $1";
-const SETTINGS: &str = "SELECT r.rolname::text, unnest(s.setconfig) FROM pg_db_role_setting s \
-    LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE s.setdatabase = $1 ORDER BY 1, 2";
+const SETTINGS: &str = "SELECT r.rolname::text, one.setting FROM pg_db_role_setting s \
+    LEFT JOIN pg_roles r ON r.oid = s.setrole, LATERAL unnest(s.setconfig) WITH ORDINALITY AS one (setting, number) \
+    WHERE s.setdatabase = $1 ORDER BY 1, one.number";
 const PRIVILEGES: &str = "SELECT r.rolname::text, a.privilege_type::text, a.is_grantable \
     FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee \
     WHERE d.oid = $1 AND (a.grantee = 0 OR r.rolname IS NOT NULL) ORDER BY 1, 2";
@@ -67,7 +68,9 @@ fn parse(row: &Row) -> (u32, Character, bool) {
         ctype: row.get(5),
         locale: row.get(6),
         icu_rules: row.get(7),
-        tablespace: row.get::<_, Option<String>>(8).unwrap_or_else(|| USUAL_TABLESPACE.to_owned()),
+        tablespace: row
+            .get::<_, Option<String>>(8)
+            .unwrap_or_else(|| USUAL_TABLESPACE.to_owned()),
         connection_limit: row.get(9),
         comment: row.get(10),
         settings: Vec::new(),
@@ -112,23 +115,24 @@ pub(super) fn creation(name: &str, character: Option<&Character>, version: u32) 
 }
 
 /// `character` without what this server does not have, and a note about each thing left out.
-pub(super) async fn fitted(
-    admin: &Admin,
-    character: &Character,
-    notes: &mut Vec<String>,
-) -> Result<Character, Error> {
+pub(super) async fn fitted(admin: &Admin, character: &Character, notes: &mut Vec<String>) -> Result<Character, Error> {
     let act = "looking for roles and tablespaces";
     let names = "SELECT rolname::text FROM pg_roles UNION ALL SELECT 'tablespace ' || spcname FROM pg_tablespace";
     let rows = admin.query(act, names, &[]).await?;
     let known: std::collections::HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
     let mut fitted = character.clone();
     if !known.contains(&character.owner) {
-        notes.push(format!("the database's owner {:?} does not exist here", character.owner));
+        notes.push(format!(
+            "the database's owner {:?} does not exist here",
+            character.owner
+        ));
         fitted.owner = admin.value(act, "SELECT current_user::text", &[]).await?;
     }
     if !known.contains(&format!("tablespace {}", character.tablespace)) {
         let name = &character.tablespace;
-        notes.push(format!("there is no tablespace {name:?} here: the database lies in {USUAL_TABLESPACE}"));
+        notes.push(format!(
+            "there is no tablespace {name:?} here: the database lies in {USUAL_TABLESPACE}"
+        ));
         USUAL_TABLESPACE.clone_into(&mut fitted.tablespace);
     }
     let mut is_here = |role: &Option<String>, what: &str| {
@@ -158,7 +162,10 @@ pub(super) fn following(name: &str, character: &Character) -> Vec<String> {
                 Some(role) => format!("ROLE {} IN DATABASE {name}", identifier(role)),
                 None => format!("DATABASE {name}"),
             };
-            let (setting, value) = (quoted_setting(&setting.name), setting_value(&setting.name, &setting.value));
+            let (setting, value) = (
+                quoted_setting(&setting.name),
+                setting_value(&setting.name, &setting.value),
+            );
             format!("ALTER {whose} SET {setting} TO {value}")
         })
         .collect();
@@ -166,7 +173,10 @@ pub(super) fn following(name: &str, character: &Character) -> Vec<String> {
         let owner = identifier(&character.owner);
         statements.push(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC, {owner}"));
         statements.extend(privileges.iter().map(|one| {
-            let grantee = one.grantee.as_ref().map_or_else(|| "PUBLIC".to_owned(), |role| identifier(role));
+            let grantee = one
+                .grantee
+                .as_ref()
+                .map_or_else(|| "PUBLIC".to_owned(), |role| identifier(role));
             let option = if one.grantable { " WITH GRANT OPTION" } else { "" };
             format!("GRANT {} ON DATABASE {name} TO {grantee}{option}", one.privilege)
         }));

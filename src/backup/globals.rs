@@ -106,7 +106,9 @@ impl Missing {
         admin.batch("beginning to make roles", "BEGIN").await?;
         let roles = self.statements.iter();
         for statement in roles.filter(|one| matches!(one.subject, Subject::Role(_))) {
-            let Subject::Role(name) = &statement.subject else { continue };
+            let Subject::Role(name) = &statement.subject else {
+                continue;
+            };
             admin.batch("making a role", "SAVEPOINT role").await?;
             if let Err(error) = admin.batch("making a role", &statement.text).await {
                 admin.batch("making a role", "ROLLBACK TO role").await?;
@@ -115,7 +117,11 @@ impl Missing {
             admin.batch("making a role", "RELEASE role").await?;
         }
         admin.batch("making the roles", "COMMIT").await?;
-        notes.extend(self.roles.iter().map(|role| format!("role {role:?} was missing and has been made")));
+        notes.extend(
+            self.roles
+                .iter()
+                .map(|role| format!("role {role:?} was missing and has been made")),
+        );
         Ok(())
     }
 
@@ -123,12 +129,18 @@ impl Missing {
     async fn make_tablespaces(&self, admin: &Admin, notes: &mut Vec<String>) -> Result<bool, Error> {
         let mut failed: HashSet<&str> = HashSet::new();
         for statement in &self.statements {
-            let Subject::Tablespace(name) = &statement.subject else { continue };
+            let Subject::Tablespace(name) = &statement.subject else {
+                continue;
+            };
             if failed.contains(name.as_str()) {
                 continue;
             }
             if let Err(error) = admin.batch("making a tablespace", &statement.text).await {
-                notes.push(format!("tablespace {name:?}: {} failed: {}", statement.verb(), chain(&error)));
+                notes.push(format!(
+                    "tablespace {name:?}: {} failed: {}",
+                    statement.verb(),
+                    chain(&error)
+                ));
                 if statement.creates {
                     failed.insert(name);
                 }

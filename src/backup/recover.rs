@@ -63,7 +63,11 @@ impl Vault {
 async fn end_sessions(admin: &Admin, application: &str) -> Result<(), Error> {
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1";
     let ended = async {
-        while admin.value::<i64>("ending the sessions of a restore", end, &[&application]).await? > 0 {
+        while admin
+            .value::<i64>("ending the sessions of a restore", end, &[&application])
+            .await?
+            > 0
+        {
             tokio::time::sleep(LOOK).await;
         }
         Ok::<_, postgres::Error>(())
@@ -91,7 +95,10 @@ async fn settle(admin: &Admin, intent: &Intent) -> Result<Recovered, Error> {
     // Whichever of the two has the name now: nobody shall be shut out by us.
     let is_closed = found.iter().any(|(name, _, open)| *name == intent.live && !open);
     if intent.replaces() && is_closed {
-        let open = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", identifier(&intent.live));
+        let open = format!(
+            "ALTER DATABASE {} WITH ALLOW_CONNECTIONS true",
+            identifier(&intent.live)
+        );
         admin.batch("opening the database again", &open).await?;
     }
     if exists(&intent.new) {
@@ -100,7 +107,11 @@ async fn settle(admin: &Admin, intent: &Intent) -> Result<Recovered, Error> {
         return Ok(Recovered::Undone);
     }
     let is_there = exists(&goal) && !is_old(&goal);
-    Ok(if is_there { Recovered::Finished } else { Recovered::Undone })
+    Ok(if is_there {
+        Recovered::Finished
+    } else {
+        Recovered::Undone
+    })
 }
 
 /// Roles without which the backup could not be restored, unless something in it still needs them.

@@ -142,7 +142,11 @@ impl Vault {
         intent.live_oid = live_oid.unwrap_or(0);
         let missing = self.missing_globals(entry, &admin).await?;
         let is_proof = intent.goal.as_deref() == Some("");
-        let extent = if living.is_some() || is_proof { Extent::Bare } else { Extent::Whole };
+        let extent = if living.is_some() || is_proof {
+            Extent::Bare
+        } else {
+            Extent::Whole
+        };
         if extent == Extent::Bare {
             intent.roles.clone_from(&missing.roles);
         }

@@ -127,7 +127,11 @@ fn judge(text: &str, tokens: &[Token]) -> Statement {
         Some(Token::Name(name)) => Some(name.clone()),
         _ => None,
     };
-    let position = |wanted: &str| tokens.iter().position(|token| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(wanted)));
+    let position = |wanted: &str| {
+        tokens
+            .iter()
+            .position(|token| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(wanted)))
+    };
     let role = |at: usize| name(at).map(Subject::Role);
     let tablespace = |at: usize| name(at).map(Subject::Tablespace);
     let mut text = text.trim().to_owned();

@@ -48,7 +48,11 @@ pub struct FilePlan {
 impl Settings {
     /// Not /tmp by itself: what goes there is as large as the database, and /tmp is often memory.
     fn scratch(&self) -> PathBuf {
-        let environment = || std::env::var_os("TMPDIR").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let environment = || {
+            std::env::var_os("TMPDIR")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        };
         let own = self.scratch.clone().or_else(environment);
         own.unwrap_or_else(|| self.state_dir.clone())
     }

@@ -113,7 +113,10 @@ mod tests {
         let parent = tempfile::tempdir().expect("a directory");
         let left = |name: &str, mode: u32, has_lock: bool| {
             let path = parent.path().join(name);
-            std::fs::DirBuilder::new().mode(mode).create(&path).expect("a directory");
+            std::fs::DirBuilder::new()
+                .mode(mode)
+                .create(&path)
+                .expect("a directory");
             std::fs::write(path.join("dump"), "plain").expect("writable");
             if has_lock {
                 std::fs::write(path.join(LOCK), "").expect("writable");
@@ -129,8 +132,11 @@ mod tests {
             left(&format!("foregate-pass-{id}"), 0o700, false),
         ];
         let alive = PrivateDirectory::new(parent.path(), "restore").expect("a directory");
-        std::os::unix::fs::symlink(&kept[1], parent.path().join(format!("foregate-pass-{}", Ulid::generate())))
-            .expect("a link");
+        std::os::unix::fs::symlink(
+            &kept[1],
+            parent.path().join(format!("foregate-pass-{}", Ulid::generate())),
+        )
+        .expect("a link");
         sweep(parent.path());
         assert!(!dead.exists());
         assert!(kept.iter().all(|path| path.join("dump").exists()));

@@ -99,7 +99,9 @@ impl Service {
             Ok(Recovered::Undone) => {
                 tracing::warn!("a restore was cut short: the old database serves, the new one was dropped");
             }
-            Ok(Recovered::Finished) => tracing::warn!("a restore was cut short after its swap: the new database serves"),
+            Ok(Recovered::Finished) => {
+                tracing::warn!("a restore was cut short after its swap: the new database serves")
+            }
         }
         memory.is_recovered = true;
         if std::mem::take(&mut memory.is_told) {
