@@ -28,7 +28,7 @@ const CONTROL_THREADS: usize = 2;
 /// How long the control plane gets to write what is queued once the gate has drained.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a swap of databases that is under way gets to finish, or else to be undone.
-const VAULT_TIMEOUT: Duration = Duration::from_secs(60);
+const VAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the configuration comes from, at start and at each reload.
 #[derive(Debug, Clone)]

@@ -114,9 +114,8 @@ impl Vault {
         let (dump, tables) = tokio::try_join!(self.store_part("dump", folder, dump, &keys), self.count_rows(admin))?;
         let size = "SELECT pg_database_size(current_database())";
         let database_bytes: i64 = admin.value("measuring the database", size, &[]).await?;
-        let character = read(admin, self.target.database())
-            .await?
-            .map(|(_, character)| character);
+        let character = read(admin, self.target.database()).await?;
+        let character = character.map(|(_, character)| Box::new(character));
         admin.batch("closing the snapshot", "COMMIT").await?;
         let globals = self.globals_command(server, application)?;
         let globals = self.store_part("globals", folder, globals, &keys).await?;

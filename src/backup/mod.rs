@@ -45,7 +45,7 @@ pub use self::service::Service;
 pub use self::settings::{FilePlan, Plan, Settings};
 
 /// Longer than all that a swap waits for.
-const SWAP_MAX: Duration = Duration::from_secs(30);
+const SWAP_MAX: Duration = Duration::from_secs(20);
 
 /// What is backed up, to where, and how long it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]

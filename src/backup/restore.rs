@@ -283,7 +283,7 @@ enum Failure {
 
 fn recorded(entry: &Entry) -> Option<Character> {
     match &entry.manifest.content {
-        Content::Database { character, .. } => character.clone(),
+        Content::Database { character, .. } => character.as_deref().cloned(),
         Content::Base { .. } | Content::Files { .. } => None,
     }
 }

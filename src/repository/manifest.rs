@@ -50,7 +50,7 @@ pub enum Content {
         database_bytes: u64,
         /// What a new database must be given to be like this one; absent in what earlier versions wrote.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        character: Option<Character>,
+        character: Option<Box<Character>>,
     },
     /// A physical copy of the whole cluster, worth something only with its log.
     #[serde(rename_all = "camelCase")]

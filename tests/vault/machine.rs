@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Bed, PORT, run};
+use crate::support::{Bed, PORT, id_of, run};
 
 const OWNER: &str = "the-merchant's pass:word";
 const READER: &str = "the-reader's";
@@ -145,11 +145,6 @@ fn app_files(bed: &Bed) -> std::path::PathBuf {
     );
     run("bash", &["-c", &script]);
     files
-}
-
-fn id_of(printed: &str) -> String {
-    let manifest: serde_json::Value = serde_json::from_str(printed).expect("a manifest");
-    manifest["id"].as_str().expect("an id").to_owned()
 }
 
 #[test]

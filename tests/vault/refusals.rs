@@ -1,7 +1,5 @@
 //! A restore that cannot work is refused with the reason, before anything is made.
 
-#![expect(clippy::panic, reason = "a test fails by panicking")]
-
 use std::process::Stdio;
 
 use crate::support::{Bed, change_manifest};

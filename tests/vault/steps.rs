@@ -2,10 +2,10 @@
 //! or the finished new one, and nothing else is left.
 #![cfg(debug_assertions)]
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::server::{BACKUPS, Hook, Server};
-use crate::support::{Bed, Pause, run, until};
+use crate::support::{Bed, Pause, id_of, run, until};
 
 const STEPS: [&str; 9] = [
     "Noted", "Roles", "Made", "Filled", "Proven", "Carried", "Closed", "Emptied", "Renamed",
@@ -16,9 +16,9 @@ const OPEN: &str = "SELECT string_agg(datname, ',') FROM pg_database WHERE datna
 /// A backup of 20,000 rows, its id, and 5 rows in what serves.
 fn bed() -> (Bed, String) {
     let bed = Bed::new();
-    let manifest: Value = serde_json::from_str(&bed.ok(&["create", "--json"])).expect("a manifest");
+    let id = id_of(&bed.ok(&["create", "--json"]));
     bed.sql("app", "DELETE FROM app.t WHERE id > 5");
-    (bed, manifest["id"].as_str().expect("an id").to_owned())
+    (bed, id)
 }
 
 fn kill_at(bed: &Bed, step: &'static str, args: &[&str]) {

@@ -467,6 +467,12 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The id in a manifest that was printed.
+pub(crate) fn id_of(printed: &str) -> String {
+    let manifest: serde_json::Value = serde_json::from_str(printed).expect("a manifest");
+    manifest["id"].as_str().expect("an id").to_owned()
+}
+
 type Fields = serde_json::Map<String, serde_json::Value>;
 
 /// Changes what a manifest says of its content, and its checksum with it.

@@ -37,7 +37,7 @@ const PART: &str = "backup";
 /// A catalogue that was read this long ago is shown without asking the repository again.
 const FRESH: Duration = Duration::from_secs(10);
 /// What the end of the process may wait for a restore to be undone.
-const RECOVER_MAX: Duration = Duration::from_secs(20);
+const RECOVER_MAX: Duration = Duration::from_secs(10);
 
 /// What the service uses of other parts.
 #[derive(Debug, Clone)]
