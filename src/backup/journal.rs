@@ -14,7 +14,7 @@ const NOTE_BYTES_MAX: u64 = 64 * 1024;
 /// Held during a run; the system releases it when the process dies.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _state: File,
+    _state: Option<File>,
     _repository: Option<File>,
 }
 
@@ -63,9 +63,16 @@ impl Vault {
     /// That of the state directory, where the note lies, and that of a repository which is a directory: two instances
     /// with different states meet there.
     pub(super) fn lock(&self) -> Result<Lock, Error> {
+        let repository = self.repository.directory().map(lock).transpose()?;
+        let state = match self.private().and_then(|directory| lock(&directory)) {
+            Ok(state) => Some(state),
+            // Files need no note, so whoever may not write one may still keep them and give them back.
+            Err(Error::Local { source, .. }) if repository.is_some() && is_forbidden(&source) => None,
+            Err(error) => return Err(error),
+        };
         Ok(Lock {
-            _state: lock(&self.private()?)?,
-            _repository: self.repository.directory().map(lock).transpose()?,
+            _state: state,
+            _repository: repository,
         })
     }
 
@@ -111,6 +118,13 @@ impl Vault {
         let intent = serde_json::from_slice(&bytes).map_err(|error| local("reading the journal")(error.into()))?;
         Ok(Some(intent))
     }
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 fn lock(directory: &Path) -> Result<File, Error> {
