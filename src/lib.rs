@@ -9,7 +9,7 @@
 //! 2. edges: [`proxy`] (data plane), [`admin`] (control plane); they never import each other
 //! 3. domain: [`guard`], [`backup`], [`pitr`]
 //! 4. mechanisms: [`store`], [`repository`], [`postgres`]
-//! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`secret`]
+//! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`libpq`], [`secret`]
 //!
 //! # Invariants
 //! - No request waits for PostgreSQL, disk or the control plane: `proxy` cannot import `store`. What a
@@ -34,6 +34,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod guard;
+pub mod libpq;
 pub mod pitr;
 pub mod postgres;
 pub mod proxy;

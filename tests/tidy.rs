@@ -83,13 +83,16 @@ const ARROWS: &[(&str, &str)] = &[
     ("pitr", "tasks"),
     ("pitr", "telemetry"),
     // mechanisms
+    ("postgres", "libpq"),
     ("postgres", "secret"),
     ("repository", "secret"),
     ("store", "clock"),
+    ("store", "libpq"),
     ("store", "secret"),
     ("store", "tasks"),
     ("store", "telemetry"),
     // foundation
+    ("libpq", "secret"),
     ("tasks", "clock"),
     ("tasks", "telemetry"),
     ("telemetry", "clock"),
@@ -97,7 +100,7 @@ const ARROWS: &[(&str, &str)] = &[
 ];
 
 const STOREYS: &[&[&str]] = &[
-    &["tasks", "telemetry", "clock", "secret"],
+    &["tasks", "telemetry", "clock", "libpq", "secret"],
     &["store", "repository", "postgres"],
     &["guard", "backup", "pitr"],
     &["proxy", "admin"],

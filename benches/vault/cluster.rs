@@ -80,7 +80,6 @@ impl Cluster {
 
     pub(crate) fn foregate(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
-        let socket = self.directory.path().display().to_string().replace('/', "%2F");
         command
             .arg("backup")
             .args(args)
@@ -88,11 +87,20 @@ impl Cluster {
             .arg(format!("file://{}", self.path("repository")))
             .args(["--state-dir", &self.path("state"), "--identity", &self.path("key")])
             .args(["--recipient", &self.recipient])
-            .env("DATABASE_URL", format!("postgres://postgres@{socket}:{PORT}/app"))
+            .env("DATABASE_URL", self.address())
             .env("TMPDIR", self.directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command
+    }
+
+    pub(crate) fn address(&self) -> String {
+        let socket = self.directory.path().display().to_string().replace('/', "%2F");
+        format!("postgres://postgres@{socket}:{PORT}/app")
+    }
+
+    pub(crate) fn recipient(&self) -> &str {
+        &self.recipient
     }
 
     pub(crate) fn path(&self, name: &str) -> String {

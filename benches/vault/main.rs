@@ -1,7 +1,8 @@
 //! Backup and restore beside `pg_dump -F c` and `pg_restore -j 2`, on the same database in the same run, and what a backup
 //! does to the proxy's latency meanwhile. Needs root or the user that owns no cluster, and PostgreSQL's programs.
 //!
-//! `VAULT_MIB` (2048) is the database's size, `VAULT_ROUNDS` (3) how often both sides run, in turn.
+//! `VAULT_MIB` (2048) is the database's size, `VAULT_ROUNDS` (3) how often both sides run, in turn. Each budget
+//! stands beside its figure with a verdict.
 
 #![expect(
     clippy::disallowed_methods,
@@ -19,6 +20,23 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use cluster::Cluster;
+
+/// Time until all is stored, of what `pg_dump -F c` takes.
+const BACKUP_MAX: f64 = 0.55;
+/// Of what `pg_restore -j 2` takes.
+const RESTORE_MAX: f64 = 1.1;
+const MEMORY_MAX_KIB: u64 = 128 * 1024;
+
+/// A ratio beside its budget.
+pub(crate) fn judged(ratio: f64, budget: f64) -> String {
+    let verdict = if ratio <= budget { "met" } else { "MISSED" };
+    format!("{ratio:.2} (<= {budget}: {verdict})")
+}
+
+pub(crate) fn judged_memory(kib: u64) -> String {
+    let verdict = if kib <= MEMORY_MAX_KIB { "met" } else { "MISSED" };
+    format!("{} MiB (<= {}: {verdict})", kib >> 10, MEMORY_MAX_KIB >> 10)
+}
 
 /// One run: seconds until all is stored, until it is proven too, bytes stored, and the highest memory.
 struct Backup {
@@ -45,15 +63,15 @@ fn main() {
         let theirs = cluster.restored_by_pg_restore();
         let restored = restore(&cluster);
         println!(
-            "| {round} | {dumped:.1} s | {:.1} s | {:.2} | {:.1} s | {} of {} MiB | {:.2} | {} MiB | {theirs:.1} s | {restored:.1} s | {:.2} |",
+            "| {round} | {dumped:.1} s | {:.1} s | {} | {:.1} s | {} of {} MiB | {} | {} | {theirs:.1} s | {restored:.1} s | {} |",
             ours.sealed,
-            ours.sealed / dumped,
+            judged(ours.sealed / dumped, BACKUP_MAX),
             ours.proven,
             ours.bytes >> 20,
             size >> 20,
-            ratio(ours.bytes, size),
-            ours.memory_kib >> 10,
-            restored / theirs,
+            judged(ratio(ours.bytes, size), 1.0),
+            judged_memory(ours.memory_kib),
+            judged(restored / theirs, RESTORE_MAX),
         );
     }
     println!();
@@ -113,16 +131,20 @@ fn find(folder: &Path, id: &str, name: &str) -> Option<SystemTime> {
 
 /// The highest resident size of a child until it ends; its own children (`pg_dump`) are not counted.
 fn watch(child: &mut std::process::Child) -> u64 {
-    let status = format!("/proc/{}/status", child.id());
     let mut highest = 0;
     while child.try_wait().expect("it can be asked").is_none() {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        highest = highest.max(kib.unwrap_or(0));
+        highest = highest.max(peak_kib(child.id()));
         pause(Duration::from_millis(50));
     }
     highest
+}
+
+/// The highest resident size that the process has had.
+pub(crate) fn peak_kib(process: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0)
 }
 
 fn timed(command: &mut Command) -> f64 {
@@ -147,6 +169,6 @@ pub(crate) fn pause_at_least(time: Duration) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-fn ratio(ours: u64, theirs: u64) -> f64 {
+pub(crate) fn ratio(ours: u64, theirs: u64) -> f64 {
     ours as f64 / theirs as f64
 }

@@ -109,6 +109,7 @@ fn vault(state_dir: &std::path::Path, board: &Board, registry: &prometheus::Regi
         },
         retention: crate::backup::retention::Policy::default(),
         keep_replaced: Duration::ZERO,
+        scratch: None,
         plan: crate::backup::Plan {
             zone: jiff::tz::TimeZone::UTC,
             kinds: Vec::new(),

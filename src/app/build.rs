@@ -38,8 +38,10 @@ pub(super) struct Running {
     pub(super) access_writer: access_log::Writer,
     pub(super) alerts: Alerts,
     pub(super) vault: backup::Service,
-    /// What goes on beside: alerts being sent, the vault's schedule.
+    /// What goes on beside: alerts being sent.
     pub(super) beside: JoinSet<()>,
+    /// The vault's schedule; it is waited for, since it undoes what it stops.
+    pub(super) schedule: JoinSet<()>,
     pub(super) stop_vault: CancellationToken,
 }
 
@@ -78,7 +80,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
     let stop_vault = CancellationToken::new();
     let alarms = super::alarms::watch(board.clone(), alerts.clone(), registry.clone(), clock);
     drop(beside.spawn(alarms));
-    drop(beside.spawn(vault.clone().run(stop_vault.clone())));
+    let schedule = JoinSet::from_iter([vault.clone().run(stop_vault.clone())]);
     let pitr = pitr(config, clock, &board, &registry);
     let recovery = recovery(config, clock, &board, &registry);
     let admin_parts = admin::Parts {
@@ -108,6 +110,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         alerts,
         vault,
         beside,
+        schedule,
         stop_vault,
     })
 }

@@ -28,6 +28,8 @@ use handover::{Door, Inherited, Listening};
 const CONTROL_THREADS: usize = 2;
 /// How long the control plane gets to write what is queued once the gate has drained.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a swap of databases that is under way gets to finish, or else to be undone.
+const VAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the configuration comes from, at start and at each reload.
 #[derive(Debug, Clone)]
@@ -160,14 +162,19 @@ async fn stop(running: Running) {
         access_log,
         access_writer,
         stop_vault,
+        mut schedule,
         mut beside,
         ..
     } = running;
-    // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup.
+    // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup. A
+    // swap of databases is, for half a swap shuts the app out.
     stop_vault.cancel();
     match Arc::try_unwrap(gate) {
         Ok(gate) => gate.drain().await,
         Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
+    }
+    if tokio::time::timeout(VAULT_TIMEOUT, schedule.join_next()).await.is_err() {
+        tracing::warn!("the vault did not end in time");
     }
     beside.shutdown().await;
     if !blocks.shutdown(FLUSH_TIMEOUT).await {

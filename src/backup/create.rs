@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
+use super::character::read;
 use super::{Error, Vault};
 use crate::postgres::admin::identifier;
 use crate::postgres::child::Command;
@@ -23,7 +24,7 @@ const TABLES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JO
     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 /// "foregate" as a number: the lock that keeps two instances on different machines from backing up at once.
-const ADVISORY_LOCK: i64 = 0x666f_7265_6761;
+pub(super) const ADVISORY_LOCK: i64 = 0x666f_7265_6761;
 
 /// The server as it was found.
 struct Server {
@@ -52,8 +53,8 @@ impl Vault {
         labels: Vec<String>,
         schedule_keys: Vec<String>,
     ) -> Result<Manifest, Error> {
-        let _lock = self.lock()?;
-        self.recover().await?;
+        let lock = self.lock()?;
+        self.recover_locked(&lock).await?;
         self.sweep_unfinished().await?;
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
@@ -113,6 +114,8 @@ impl Vault {
         let (dump, tables) = tokio::try_join!(self.store_part("dump", folder, dump, &keys), self.count_rows(admin))?;
         let size = "SELECT pg_database_size(current_database())";
         let database_bytes: i64 = admin.value("measuring the database", size, &[]).await?;
+        let character = read(admin, self.target.database()).await?;
+        let character = character.map(|(_, character)| Box::new(character));
         admin.batch("closing the snapshot", "COMMIT").await?;
         let globals = self.globals_command(server, application)?;
         let globals = self.store_part("globals", folder, globals, &keys).await?;
@@ -123,6 +126,7 @@ impl Vault {
             client_version: server.programs.major.to_string(),
             tables,
             database_bytes: u64::try_from(database_bytes).unwrap_or(0),
+            character,
         };
         let mut manifest = self.describe(id, content, labels, schedule_keys, started_at);
         manifest.parts = vec![dump, globals];
@@ -178,6 +182,7 @@ impl Vault {
     fn globals_command(&self, server: &Server, application: &str) -> Result<Command, Error> {
         let mut command = Command::new(server.programs.path("pg_dumpall"))
             .arg("--globals-only")
+            .arg("--encoding=UTF8")
             .arg("--no-password")
             .arg("--database")
             .arg(self.target.database())

@@ -213,6 +213,7 @@ pub(super) mod tests {
             client_version: "15".to_owned(),
             tables: BTreeMap::new(),
             database_bytes: 0,
+            character: None,
         };
         entry(content, "daily", second)
     }

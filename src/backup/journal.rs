@@ -1,22 +1,21 @@
-//! The lock that lets one run at a time pass, and the fsynced note of a swap that a crash may leave half done.
+//! The lock that lets one run at a time pass, and the fsynced note of a restore that a crash may leave half done.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vault};
-use crate::postgres::Admin;
-use crate::postgres::admin::identifier;
 
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Held during a run; the system releases it when the process dies.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    _state: Option<File>,
+    _repository: Option<File>,
 }
 
 /// What a restore is about to do, written before it does it.
@@ -24,20 +23,30 @@ pub(super) struct Lock {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Intent {
     pub(super) live: String,
+    /// Ours alone: nobody else makes a database of this name.
     pub(super) new: String,
     pub(super) old: String,
-    /// Identifies the database that served when the restore began, whatever it is called now.
+    /// Identifies the database that served when the restore began, whatever it is called now. 0: there was none.
     pub(super) live_oid: u32,
+    /// What the new database is to be called in the end; "": nothing, it is dropped. Earlier versions left it out.
+    #[serde(default)]
+    pub(super) goal: Option<String>,
+    /// Roles that are made for as long as something depends on them.
+    #[serde(default)]
+    pub(super) roles: Vec<String>,
 }
 
-/// What the start found and did about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovered {
-    Nothing,
-    /// The old database serves; the half-made new one was dropped.
-    Undone,
-    /// The new database serves.
-    Finished,
+impl Intent {
+    /// Whether the one that serves is to be replaced, and so is closed for a moment.
+    pub(super) fn replaces(&self) -> bool {
+        self.live_oid > 0 && self.goal.as_ref().is_none_or(|goal| *goal == self.live)
+    }
+
+    /// The name by which our sessions for it are known to the server.
+    pub(super) fn application(&self) -> String {
+        let run = self.new.strip_prefix("foregate_").unwrap_or(&self.new);
+        format!("foregate restore {run}")
+    }
 }
 
 impl Vault {
@@ -51,24 +60,20 @@ impl Vault {
         Ok(directory)
     }
 
+    /// That of the state directory, where the note lies, and that of a repository which is a directory: two instances
+    /// with different states meet there.
     pub(super) fn lock(&self) -> Result<Lock, Error> {
-        // A directory that is the repository is locked itself: two instances with different states meet there.
-        let directory = match self.repository.directory() {
-            Some(directory) => directory.to_owned(),
-            None => self.private()?,
+        let repository = self.repository.directory().map(lock).transpose()?;
+        let state = match self.private().and_then(|directory| lock(&directory)) {
+            Ok(state) => Some(state),
+            // Files need no note, so whoever may not write one may still keep them and give them back.
+            Err(Error::Local { source, .. }) if repository.is_some() && is_forbidden(&source) => None,
+            Err(error) => return Err(error),
         };
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(directory.join(".lock"))
-            .map_err(local("opening the lock"))?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy),
-            Err(error) => Err(local("taking the lock")(error.into())),
-        }
+        Ok(Lock {
+            _state: state,
+            _repository: repository,
+        })
     }
 
     pub(super) fn write_intent(&self, intent: &Intent) -> Result<(), Error> {
@@ -99,7 +104,7 @@ impl Vault {
         }
     }
 
-    fn read_intent(&self) -> Result<Option<Intent>, Error> {
+    pub(super) fn read_intent(&self) -> Result<Option<Intent>, Error> {
         use io::Read as _;
         let mut bytes = Vec::new();
         match File::open(self.private()?.join("restore.json")) {
@@ -113,42 +118,27 @@ impl Vault {
         let intent = serde_json::from_slice(&bytes).map_err(|error| local("reading the journal")(error.into()))?;
         Ok(Some(intent))
     }
-
-    /// Finishes or undoes what a crash left half done. Called at every start, and before every run that changes.
-    ///
-    /// # Errors
-    /// The server cannot be asked; the note stays for the next time.
-    pub async fn recover(&self) -> Result<Recovered, Error> {
-        let Some(intent) = self.read_intent()? else {
-            return Ok(Recovered::Nothing);
-        };
-        let admin = Admin::connect(&self.target, "postgres", "foregate recover").await?;
-        let recovered = reopen(&admin, &intent).await?;
-        self.clear_intent()?;
-        Ok(recovered)
-    }
 }
 
-/// The renames are one transaction, so the name of the old database tells whether they happened.
-async fn reopen(admin: &Admin, intent: &Intent) -> Result<Recovered, Error> {
-    let sql = "SELECT datname::text FROM pg_database WHERE oid = $1";
-    let rows = admin
-        .query("looking for the old database", sql, &[&intent.live_oid])
-        .await?;
-    let name: Option<String> = rows.first().and_then(|row| row.try_get(0).ok());
-    let open = |name: &str| format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", identifier(name));
-    match name {
-        Some(name) if name == intent.live => {
-            admin.batch("opening the database again", &open(&intent.live)).await?;
-            let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(&intent.new));
-            admin.batch("dropping the half-made database", &drop).await?;
-            Ok(Recovered::Undone)
-        }
-        // Swapped, or the old one was removed since: the live name must be open in either case.
-        _ => {
-            admin.batch("opening the new database", &open(&intent.live)).await?;
-            Ok(Recovered::Finished)
-        }
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+fn lock(directory: &Path) -> Result<File, Error> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(directory.join(".lock"))
+        .map_err(local("opening the lock"))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy),
+        Err(error) => Err(local("taking the lock")(error.into())),
     }
 }
 

@@ -4,14 +4,20 @@
 //! The catalogue is the repository itself, never the database that a restore rewinds.
 
 mod catalogue;
+mod character;
 mod create;
 mod entry;
 pub mod files;
+mod globals;
 mod journal;
+mod milestone;
+mod preflight;
 mod prune;
+mod recover;
 mod replaced;
 mod restore;
 pub mod retention;
+mod script;
 pub mod service;
 mod settings;
 mod swap;
@@ -26,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
 use ulid::Ulid;
 
 use crate::clock::Clock;
@@ -33,12 +40,15 @@ use crate::postgres::{self, Target};
 use crate::repository::{self, Keys, Repository};
 
 pub use self::entry::{Entry, Subject, is_of};
-pub use self::journal::Recovered;
 pub use self::prune::Pruned;
+pub use self::recover::Recovered;
 pub use self::replaced::Replaced;
 pub use self::restore::{Restored, Swap};
 pub use self::service::Service;
 pub use self::settings::{FilePlan, Plan, Settings};
+
+/// Longer than all that a swap waits for.
+const SWAP_MAX: Duration = Duration::from_secs(20);
 
 /// What is backed up, to where, and how long it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +58,8 @@ pub struct Config {
     pub retention: retention::Policy,
     /// Holds the lock and the journal of a restore.
     pub state_dir: PathBuf,
+    /// Where a restore puts the decrypted dump for as long as it runs.
+    pub scratch: PathBuf,
     /// How long a database that a restore replaced is kept under its dated name.
     pub keep_replaced: Duration,
     /// The longest that one step of a run may take.
@@ -99,6 +111,8 @@ pub struct Vault {
     hold: Hold,
     /// The other database whose backup may take the place of the configured one.
     foreign: Option<String>,
+    /// Held while databases exchange their names.
+    swapping: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -127,6 +141,7 @@ impl Vault {
             progress,
             hold: Hold::nothing(),
             foreign: None,
+            swapping: Arc::default(),
         })
     }
 
@@ -139,10 +154,16 @@ impl Vault {
         }
     }
 
-    /// The same vault, which holds traffic back while it swaps databases.
+    /// The same vault, which holds traffic back while it swaps databases, one at a time with all that share `swapping`.
     #[must_use]
-    pub fn with_hold(self, hold: Hold) -> Self {
-        Self { hold, ..self }
+    pub fn with_hold(self, hold: Hold, swapping: Arc<Mutex<()>>) -> Self {
+        Self { hold, swapping, ..self }
+    }
+
+    /// Returns once no swap is under way, and lets none begin while what it returns is kept; waits a bounded time.
+    pub async fn no_swap(&self) -> Option<impl Drop + use<>> {
+        let free = Arc::clone(&self.swapping).lock_owned();
+        tokio::time::timeout(SWAP_MAX, free).await.ok()
     }
 
     /// The same vault, which puts a backup of the database `foreign` in the place of its own when asked to.
@@ -183,6 +204,12 @@ pub enum Error {
     Unproven { id: Ulid, reason: String },
     #[error("backup {id} does not exist any more where it was just written")]
     Vanished { id: Ulid },
+    #[error("on this server: {notes}")]
+    Noted {
+        notes: String,
+        #[source]
+        source: Box<Self>,
+    },
     #[error("{act}")]
     Local {
         act: &'static str,

@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 
 use super::{Error, Vault};
 use crate::postgres::Admin;
+use crate::postgres::admin::identifier;
 
 /// PostgreSQL cuts names at 63 bytes; the mark and the date take 27 of them.
 const LIVE_BYTES_MAX: usize = 36;
@@ -69,7 +70,8 @@ impl Vault {
         }
         found.sort_by_key(|replaced| replaced.at);
         for replaced in found.iter().filter(|replaced| replaced.is_over && !dry_run) {
-            self.drop_database(&admin, &replaced.name).await?;
+            let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(&replaced.name));
+            admin.batch("dropping a replaced database", &drop).await?;
         }
         Ok(found)
     }

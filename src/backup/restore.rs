@@ -1,5 +1,7 @@
-//! Restoring: into a new database, proven there, and only then in the place of the old one. Never `--clean`.
+//! Restoring: into a new database under a name of our own, proven there, and only then under the name that it is for.
+//! Never `--clean`.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -8,18 +10,21 @@ use std::time::Duration;
 
 use ulid::Ulid;
 
-use super::create::{connection_name, count_rows};
-use super::journal::{Intent, local};
+use super::character::{creation, fitted, following, read};
+use super::create::{ADVISORY_LOCK, connection_name, count_rows};
+use super::globals::{Extent, Missing};
+use super::journal::{Intent, Lock, local};
+use super::milestone::{Step, reached};
+use super::preflight::Ground;
+use super::recover::Recovered;
 use super::replaced::dated_name;
-use super::verify::{compare, to_json};
+use super::verify::{chain, compare, to_json};
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
-use crate::postgres::admin::identifier;
 use crate::postgres::child::Command;
-use crate::postgres::program::Programs;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::repository::layout;
-use crate::repository::manifest::{Content, Lease};
+use crate::repository::manifest::{Character, Content, Lease};
 
 /// A lease outlives the longest restore; one that was left behind must not hold a backup for ever.
 const LEASE: Duration = Duration::from_hours(24);
@@ -43,6 +48,20 @@ pub struct Restored {
     /// The name under which the replaced database is kept.
     pub replaced: Option<String>,
     pub rows: u64,
+    /// What was made besides, and what is not as it was: sentences.
+    pub notes: Vec<String>,
+}
+
+/// One restore, once it is clear what it is to do.
+struct Work<'a> {
+    entry: &'a Entry,
+    admin: &'a Admin,
+    ground: &'a Ground,
+    intent: &'a Intent,
+    missing: Missing,
+    extent: Extent,
+    /// That of the database that serves, which outweighs what was written down; else as written down.
+    character: Option<Character>,
 }
 
 impl Vault {
@@ -51,13 +70,36 @@ impl Vault {
     /// # Errors
     /// Why the old database still serves.
     pub async fn restore(&self, id: &str, swap: &Swap) -> Result<Restored, Error> {
-        let _lock = self.lock()?;
-        self.recover().await?;
+        let lock = self.lock()?;
+        self.recover_locked(&lock).await?;
         let entry = self.show_to_restore(id, swap).await?;
-        let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
-        let programs = self.preflight(&entry, &admin, swap).await?;
+        let new = format!("foregate_{}", Ulid::generate().to_string().to_lowercase());
+        let goal = match swap {
+            Swap::Live => self.target.database().to_owned(),
+            Swap::Keep(name) => name.clone(),
+            Swap::Drop => String::new(),
+        };
+        let live = self.target.database().to_owned();
+        let old = dated_name(&live, self.clock.wall());
+        let intent = Intent {
+            live,
+            new,
+            old,
+            live_oid: 0,
+            goal: Some(goal),
+            roles: Vec::new(),
+        };
+        let admin = Admin::connect(&self.target, "postgres", &intent.application()).await?;
+        if *swap == Swap::Live {
+            // Two machines would each put their own in the place of the other's.
+            let lock = "SELECT pg_try_advisory_lock($1)";
+            if !admin.value::<bool>("taking the lock", lock, &[&ADVISORY_LOCK]).await? {
+                return Err(Error::Busy);
+            }
+        }
+        let ground = self.preflight(&entry, &admin, swap).await?;
         let lease = self.lease(entry.manifest.id).await?;
-        let restored = self.restore_leased(&entry, &admin, &programs, swap).await;
+        let restored = self.restore_leased(&lock, &entry, admin, &ground, intent).await;
         self.repository.delete(&lease).await?;
         restored
     }
@@ -73,60 +115,6 @@ impl Vault {
         Ok(entry)
     }
 
-    /// Everything that can be refused is refused before anything is made.
-    async fn preflight(&self, entry: &Entry, admin: &Admin, swap: &Swap) -> Result<Programs, Error> {
-        let refuse = |reason: String| Err(Error::Refused(reason));
-        let Content::Database { server_version, .. } = &entry.manifest.content else {
-            return refuse("this is a file set, not a database".to_owned());
-        };
-        let major = admin.server_version().await? / 10_000;
-        if server_version / 10_000 > major {
-            return refuse(format!(
-                "the backup is of PostgreSQL {}, the server is {major}",
-                server_version / 10_000
-            ));
-        }
-        if !entry.manifest.recipients.is_empty() && !self.keys.decrypts() {
-            return refuse("the backup is encrypted, and no age identity is configured".to_owned());
-        }
-        if let Swap::Keep(name) = swap {
-            let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
-            if name.is_empty() || name.len() > 63 || admin.value("looking for the name", exists, &[name]).await? {
-                return refuse(format!(
-                    "there is a database {name:?} already, or the name is not usable"
-                ));
-            }
-        }
-        if *swap == Swap::Live {
-            let prepared = "SELECT count(*) FROM pg_prepared_xacts WHERE database = $1";
-            let prepared: i64 = admin
-                .value(
-                    "looking for prepared transactions",
-                    prepared,
-                    &[&self.target.database()],
-                )
-                .await?;
-            if prepared > 0 {
-                return refuse(format!("{prepared} prepared transactions would block the swap"));
-            }
-        }
-        let scratch = rustix::fs::statvfs(std::env::temp_dir())
-            .map_err(|error| local("measuring the scratch directory")(error.into()))?;
-        let free = scratch.f_bavail.saturating_mul(scratch.f_frsize);
-        let needed = entry
-            .manifest
-            .part("dump")
-            .map_or(0, |part| part.plain_bytes)
-            .saturating_mul(11)
-            / 10;
-        if free < needed {
-            return refuse(format!(
-                "the scratch directory has {free} bytes free, {needed} are needed"
-            ));
-        }
-        Ok(Programs::find(major)?)
-    }
-
     pub(super) async fn lease(&self, id: Ulid) -> Result<String, Error> {
         let holder = Ulid::generate();
         let expires_at = self.clock.wall().saturating_add(LEASE).unwrap_or(jiff::Timestamp::MAX);
@@ -139,69 +127,76 @@ impl Vault {
 
     async fn restore_leased(
         &self,
+        lock: &Lock,
         entry: &Entry,
-        admin: &Admin,
-        programs: &Programs,
-        swap: &Swap,
+        admin: Admin,
+        ground: &Ground,
+        mut intent: Intent,
     ) -> Result<Restored, Error> {
         let scratch =
-            PrivateDirectory::new(&std::env::temp_dir(), "restore").map_err(local("making the scratch directory"))?;
+            PrivateDirectory::new(&self.config.scratch, "restore").map_err(local("making the scratch directory"))?;
         let spool = scratch.path().join("dump");
         self.spool(entry, &spool).await?;
-        let live = self.target.database().to_owned();
-        let new = match swap {
-            Swap::Keep(name) => name.clone(),
-            Swap::Live | Swap::Drop => format!("foregate_{}", entry_name(entry.manifest.id)),
-        };
         // The identity of what serves now, before anything is made. A lost server has no such database.
-        let oid = admin
-            .query(
-                "looking for the live database",
-                "SELECT oid FROM pg_database WHERE datname = $1",
-                &[&live],
-            )
-            .await?;
-        let oid: Option<u32> = oid.first().and_then(|row| row.try_get(0).ok());
-        let intent = Intent {
-            old: dated_name(&live, self.clock.wall()),
-            live,
-            new: new.clone(),
-            live_oid: oid.unwrap_or(0),
+        let (live_oid, living) = read(&admin, &intent.live).await?.unzip();
+        intent.live_oid = live_oid.unwrap_or(0);
+        let missing = self.missing_globals(entry, &admin).await?;
+        let is_proof = intent.goal.as_deref() == Some("");
+        let extent = if living.is_some() || is_proof {
+            Extent::Bare
+        } else {
+            Extent::Whole
         };
-        if !matches!(swap, Swap::Keep(_)) && oid.is_some() {
-            self.write_intent(&intent)?;
+        if extent == Extent::Bare {
+            intent.roles.clone_from(&missing.roles);
         }
-        let filled = self.fill(entry, admin, programs, &intent, &spool).await;
-        let done = match (filled, swap) {
-            (Ok(rows), Swap::Keep(name)) => Ok((name.clone(), None, rows)),
-            (Ok(rows), Swap::Live) => self
-                .swap(admin, &intent, oid.is_some())
-                .await
-                .map(|replaced| (intent.live.clone(), replaced, rows)),
-            (Ok(rows), Swap::Drop) => self
-                .drop_database(admin, &new)
-                .await
-                .map(|()| (String::new(), None, rows)),
-            (Err(error), _) => {
-                // Its own failure would only hide the cause.
-                drop(self.drop_database(admin, &new).await);
-                Err(error)
-            }
+        self.write_intent(&intent)?;
+        reached(Step::Noted).await;
+        let mut notes = Vec::new();
+        let work = Work {
+            entry,
+            admin: &admin,
+            ground,
+            intent: &intent,
+            missing,
+            extent,
+            character: living.or_else(|| recorded(entry)),
         };
-        // After a failed swap the note decides what holds, as after a crash.
-        self.recover().await?;
-        let (database, replaced, rows) = done?;
+        let done = self.carry_out(&work, &spool, &mut notes).await;
+        drop(work);
+        drop(admin);
+        // The note decides what holds, as after a crash: an answer that was lost is no answer.
+        let recovered = self.recover_locked(lock).await?;
+        let (rows, replaced) = match done {
+            Ok(done) => done,
+            Err(Failure::InSwap { rows, .. }) if recovered == Recovered::Finished => (rows, Some(intent.old.clone())),
+            Err(Failure::InSwap { error, .. } | Failure::Before(error)) => return Err(noted(error, &notes)),
+        };
         Ok(Restored {
             id: entry.manifest.id,
-            database,
-            replaced,
+            database: intent.goal.clone().unwrap_or_default(),
+            replaced: replaced.filter(|_| intent.replaces()),
             rows,
+            notes,
         })
     }
 
-    pub(super) async fn drop_database(&self, admin: &Admin, name: &str) -> Result<(), Error> {
-        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name));
-        Ok(admin.batch("dropping the scratch database", &drop).await?)
+    /// All of it, up to the last name.
+    async fn carry_out(
+        &self,
+        work: &Work<'_>,
+        spool: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<(u64, Option<String>), Failure> {
+        let rows = self.fill(work, spool, notes).await.map_err(Failure::Before)?;
+        reached(Step::Proven).await;
+        let goal = work.intent.goal.clone().unwrap_or_default();
+        if goal.is_empty() {
+            return Ok((rows, None));
+        }
+        let swapped = self.swap(work.admin, work.intent, &goal).await;
+        let replaced = swapped.map_err(|error| Failure::InSwap { rows, error })?;
+        Ok((rows, replaced))
     }
 
     /// The decrypted dump in a private file: `pg_restore -j` must seek.
@@ -223,61 +218,96 @@ impl Vault {
         compare(&key, part, &sealed)
     }
 
-    /// Makes and proves the new database. Returns the rows in it.
-    async fn fill(
-        &self,
-        entry: &Entry,
-        admin: &Admin,
-        programs: &Programs,
-        intent: &Intent,
-        spool: &Path,
-    ) -> Result<u64, Error> {
+    /// Makes and proves the new database, and gives it what belongs to it. Returns the rows in it.
+    async fn fill(&self, work: &Work<'_>, spool: &Path, notes: &mut Vec<String>) -> Result<u64, Error> {
         drop(self.step("restore"));
-        self.make_database(admin, intent).await?;
-        let command = Command::new(programs.path("pg_restore"))
+        let (admin, new) = (work.admin, &work.intent.new);
+        let has_tablespaces = work.missing.make(admin, work.extent, notes).await?;
+        reached(Step::Roles).await;
+        let character = match &work.character {
+            Some(character) => Some(fitted(admin, character, notes).await?),
+            None => None,
+        };
+        let create = creation(new, character.as_ref(), work.ground.version);
+        let limit = self.config.step_timeout;
+        admin.batch_within("making the new database", &create, limit).await?;
+        reached(Step::Made).await;
+        let mut command = Command::new(work.ground.programs.path("pg_restore"))
             .arg("--exit-on-error")
             .arg("--no-password")
-            .arg("--jobs=2")
-            .arg("--dbname")
-            .arg(connection_name(&intent.new))
-            .arg(spool)
-            .target(&self.target, "foregate restore")?;
-        command.start()?.finish(self.config.step_timeout).await?;
-        let inside = Admin::connect(&self.target, &intent.new, "foregate restore").await?;
+            .arg("--jobs=2");
+        if !has_tablespaces {
+            command = command.arg("--no-tablespaces");
+        }
+        let command = command.arg("--dbname").arg(connection_name(new)).arg(spool);
+        let application = work.intent.application();
+        let running = command.target(&self.target, &application)?.start()?;
+        running.finish(limit).await?;
+        reached(Step::Filled).await;
+        let rows = self.compare_rows(work, &application).await?;
+        for statement in character.iter().flat_map(|character| following(new, character)) {
+            match admin.batch("carrying the settings over", &statement).await {
+                Err(error) if work.intent.live_oid > 0 => return Err(error.into()),
+                // This server is another one, perhaps newer: better without a setting than without the database.
+                Err(error) => notes.push(format!("{statement} failed: {}", chain(&error))),
+                Ok(()) => {}
+            }
+        }
+        reached(Step::Carried).await;
+        Ok(rows)
+    }
+
+    async fn compare_rows(&self, work: &Work<'_>, application: &str) -> Result<u64, Error> {
+        let inside = Admin::connect(&self.target, &work.intent.new, application).await?;
         // Rows that a policy hides from our role would be taken for lost: better an error that blames the role.
         inside
             .batch("counting without policies", "SET row_security = off")
             .await?;
         let found = count_rows(&inside).await?;
-        let Content::Database { tables, .. } = &entry.manifest.content else {
+        let Content::Database { tables, .. } = &work.entry.manifest.content else {
             return Err(Error::Refused("this is a file set, not a database".to_owned()));
         };
         if let Some(reason) = difference(tables, &found) {
             return Err(Error::Unproven {
-                id: entry.manifest.id,
+                id: work.entry.manifest.id,
                 reason,
             });
         }
-        inside
-            .batch_within("analyzing", "ANALYZE", self.config.step_timeout)
-            .await?;
+        let limit = self.config.step_timeout;
+        inside.batch_within("analyzing", "ANALYZE", limit).await?;
         Ok(found.values().sum())
     }
 }
 
-fn difference(
-    recorded: &std::collections::BTreeMap<String, u64>,
-    found: &std::collections::BTreeMap<String, u64>,
-) -> Option<String> {
+/// Where it went wrong: only a swap may have happened although its answer was lost.
+enum Failure {
+    Before(Error),
+    InSwap { rows: u64, error: Error },
+}
+
+fn recorded(entry: &Entry) -> Option<Character> {
+    match &entry.manifest.content {
+        Content::Database { character, .. } => character.as_deref().cloned(),
+        Content::Base { .. } | Content::Files { .. } => None,
+    }
+}
+
+/// What could not be made may be why the rest failed.
+fn noted(error: Error, notes: &[String]) -> Error {
+    if notes.is_empty() {
+        return error;
+    }
+    Error::Noted {
+        notes: notes.join("; "),
+        source: Box::new(error),
+    }
+}
+
+fn difference(recorded: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Option<String> {
     let missing = recorded.iter().find(|(table, rows)| found.get(*table) != Some(rows));
     if let Some((table, rows)) = missing {
         return Some(format!("{table} had {rows} rows and has {:?} now", found.get(table)));
     }
     let surplus = found.keys().find(|table| !recorded.contains_key(*table));
     surplus.map(|table| format!("{table} was not in the backup"))
-}
-
-/// An id in a database's name: lower case, so that nobody has to quote it.
-fn entry_name(id: Ulid) -> String {
-    id.to_string().to_lowercase()
 }

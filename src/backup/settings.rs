@@ -21,6 +21,8 @@ pub struct Settings {
     pub repository: repository::Config,
     pub retention: retention::Policy,
     pub keep_replaced: Duration,
+    /// `None`: the environment's TMPDIR, or the state directory.
+    pub scratch: Option<PathBuf>,
     pub plan: Plan,
     pub state_dir: PathBuf,
 }
@@ -44,6 +46,17 @@ pub struct FilePlan {
 }
 
 impl Settings {
+    /// Not /tmp by itself: what goes there is as large as the database, and /tmp is often memory.
+    fn scratch(&self) -> PathBuf {
+        let environment = || {
+            std::env::var_os("TMPDIR")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        };
+        let own = self.scratch.clone().or_else(environment);
+        own.unwrap_or_else(|| self.state_dir.clone())
+    }
+
     /// What the vault needs; `None`: there is no database, and so no vault.
     #[must_use]
     pub fn vault(&self) -> Option<Config> {
@@ -52,6 +65,7 @@ impl Settings {
             repository: self.repository.clone(),
             retention: self.retention,
             state_dir: self.state_dir.clone(),
+            scratch: self.scratch(),
             keep_replaced: self.keep_replaced,
             step_timeout: STEP_TIMEOUT,
         })

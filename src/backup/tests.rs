@@ -32,6 +32,7 @@ impl Bed {
             },
             retention: retention::Policy::default(),
             state_dir: root.path().join("state"),
+            scratch: root.path().join("scratch"),
             keep_replaced: Duration::ZERO,
             step_timeout: Duration::from_mins(1),
         };

@@ -42,13 +42,18 @@ impl Vault {
         keys: &Arc<Keys>,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<(), Error> {
+        // Whoever wrote it may be newer than the server was.
         let major = match &manifest.content {
-            Content::Database { server_version, .. } => server_version / 10_000,
+            Content::Database {
+                server_version,
+                client_version,
+                ..
+            } => client_version.parse().unwrap_or(server_version / 10_000),
             Content::Base { .. } | Content::Files { .. } => {
                 return Err(Error::Refused("this backup holds no dump".to_owned()));
             }
         };
-        let programs = Programs::find(major)?;
+        let programs = Programs::reading(major, major)?;
         let mut child = Command::new(programs.path("pg_restore"))
             .arg("-f")
             .arg("/dev/null")
@@ -192,6 +197,7 @@ fn other_bytes(key: &str) -> Error {
 pub(super) fn is_damage(error: &Error) -> bool {
     match error {
         Error::Repository(repository::Error::Damaged { .. }) | Error::Unproven { .. } => true,
+        Error::Noted { source, .. } => is_damage(source),
         Error::Repository(repository::Error::Unseal { source, .. }) => {
             // A key that does not fit is no damage, and neither is a full scratch disk: were it recorded as such,
             // retention would let a good backup go.

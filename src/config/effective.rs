@@ -330,6 +330,8 @@ fn backup(out: &mut Writer, settings: &Settings) {
     out.put("keep_weekly", count(settings.retention.weekly));
     out.put("keep_monthly", count(settings.retention.monthly));
     out.put("keep_replaced", show_duration(settings.keep_replaced));
+    let scratch = settings.scratch.as_deref().unwrap_or(Path::new(""));
+    out.put("scratch", scratch.display().to_string());
     let files = plan.files.iter().map(|file| {
         table([
             ("name", file.set.name.clone().into()),

@@ -1,12 +1,10 @@
 //! The admin connection: what the client programs do not do.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, Row};
 
 use super::{Error, Target};
 
@@ -23,29 +21,18 @@ impl Admin {
     /// # Errors
     /// When it cannot.
     pub async fn connect(target: &Target, database: &str, application: &str) -> Result<Self, Error> {
-        if target.config.get_hosts().is_empty() {
+        if target.address.config.get_hosts().is_empty() {
             return Err(Error::NoDatabase);
         }
-        let mut config = target.config.clone();
+        let mut config = target.address.config.clone();
         config.dbname(database).application_name(application);
-        let failed = |source| Error::Connect {
+        let connecting = config.connect(target.address.connector()?).await;
+        let (client, connection) = connecting.map_err(|source| Error::Connect {
             database: database.to_owned(),
             source,
-        };
+        })?;
         let mut driver = JoinSet::new();
-        let local = config
-            .get_hosts()
-            .iter()
-            .all(|host| matches!(host, tokio_postgres::config::Host::Unix(_)));
-        let client = if local || config.get_ssl_mode() == SslMode::Disable {
-            let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
-            driver.spawn(async move { drop(connection.await) });
-            client
-        } else {
-            let (client, connection) = config.connect(tls()?).await.map_err(failed)?;
-            driver.spawn(async move { drop(connection.await) });
-            client
-        };
+        driver.spawn(async move { drop(connection.await) });
         let admin = Self {
             client,
             _driver: driver,
@@ -151,18 +138,6 @@ impl Admin {
         let sql = "SELECT system_identifier::text FROM pg_control_system()";
         self.value("reading the system identifier", sql, &[]).await
     }
-}
-
-fn tls() -> Result<tokio_postgres_rustls::MakeRustlsConnect, Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Tls(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
 }
 
 /// `name` as an SQL identifier.

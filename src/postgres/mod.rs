@@ -9,10 +9,13 @@ pub mod server;
 
 use std::time::Duration;
 
+use crate::libpq::{self, Address};
 use crate::secret::Secret;
 
 pub use self::admin::Admin;
 pub use self::child::Child;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The `[database]` section, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub struct Config {
 /// Where the server is and who we are there.
 #[derive(Debug, Clone)]
 pub struct Target {
-    config: tokio_postgres::Config,
+    address: Address,
 }
 
 impl Target {
@@ -33,15 +36,16 @@ impl Target {
     pub fn parse(config: &Config) -> Result<Self, Error> {
         if config.url.reveal().is_empty() {
             // Files are kept and given back without one; [`Admin::connect`] refuses.
-            let config = tokio_postgres::Config::new();
-            return Ok(Self { config });
+            let address = Address::plain(tokio_postgres::Config::new());
+            return Ok(Self { address });
         }
-        let mut parsed: tokio_postgres::Config = config.url.reveal().parse().map_err(|_| Error::Address)?;
-        if parsed.get_hosts().is_empty() || parsed.get_user().is_none() || parsed.get_dbname().is_none() {
-            return Err(Error::Address);
+        let mut address = Address::parse(&config.url)?;
+        let config = &mut address.config;
+        if config.get_hosts().is_empty() || config.get_user().is_none() || config.get_dbname().is_none() {
+            return Err(libpq::Error::Address.into());
         }
-        parsed.connect_timeout(Duration::from_secs(10));
-        Ok(Self { config: parsed })
+        config.connect_timeout(CONNECT_TIMEOUT);
+        Ok(Self { address })
     }
 
     /// A server of our own, by the directory of its socket.
@@ -55,65 +59,47 @@ impl Target {
             .port(port)
             .user(role)
             .dbname(database)
-            .connect_timeout(Duration::from_secs(10));
-        Ok(Self { config })
+            .connect_timeout(CONNECT_TIMEOUT);
+        let address = Address::plain(config);
+        Ok(Self { address })
     }
 
     #[must_use]
     pub fn role(&self) -> &str {
-        self.config.get_user().unwrap_or_default()
+        self.address.config.get_user().unwrap_or_default()
     }
 
     #[must_use]
     pub fn database(&self) -> &str {
-        self.config.get_dbname().unwrap_or_default()
+        self.address.config.get_dbname().unwrap_or_default()
     }
 
     fn password(&self) -> Option<String> {
-        self.config
-            .get_password()
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        let password = self.address.config.get_password();
+        password.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 
     /// The environment of a client program, without the secret.
     fn environment(&self, application: &str) -> Vec<(&'static str, String)> {
-        use tokio_postgres::config::{Host, SslMode};
-        let host = self
-            .config
-            .get_hosts()
-            .first()
-            .map_or_else(String::new, |host| match host {
-                Host::Tcp(name) => name.clone(),
-                Host::Unix(path) => path.to_string_lossy().into_owned(),
-            });
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        let ssl = match self.config.get_ssl_mode() {
-            SslMode::Disable => "disable",
-            SslMode::Require => "require",
-            _ => "prefer",
-        };
-        vec![
-            ("PGHOST", host),
-            ("PGPORT", port.to_string()),
-            ("PGUSER", self.config.get_user().unwrap_or_default().to_owned()),
-            ("PGSSLMODE", ssl.to_owned()),
+        let mut environment = self.address.environment();
+        // pg_dump resets statement_timeout itself, pg_dumpall and pg_restore do not.
+        let options = "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0";
+        let own = self.address.config.get_options().unwrap_or_default();
+        environment.extend([
             ("PGAPPNAME", application.to_owned()),
-            ("PGCONNECT_TIMEOUT", "10".to_owned()),
-            // pg_dump resets statement_timeout itself, pg_dumpall and pg_restore do not.
-            (
-                "PGOPTIONS",
-                "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0".to_owned(),
-            ),
+            ("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string()),
+            ("PGOPTIONS", format!("{own} {options}").trim().to_owned()),
             ("LC_ALL", "C".to_owned()),
-        ]
+        ]);
+        environment
     }
 }
 
 /// Why PostgreSQL could not be used. Texts carry no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the database address must be postgres://user:password@host:port/database")]
-    Address,
+    #[error(transparent)]
+    Address(#[from] libpq::Error),
     #[error("which database? Set [database] url in the configuration, DATABASE_URL, or --database-url-file")]
     NoDatabase,
     #[error("connecting to database {database:?}")]
@@ -148,8 +134,6 @@ pub enum Error {
     Account { name: String },
     #[error("preparing a private directory")]
     Private(#[source] std::io::Error),
-    #[error("the server's TLS cannot be used: {0}")]
-    Tls(String),
 }
 
 impl Error {
@@ -158,5 +142,12 @@ impl Error {
     pub fn is_denied(&self) -> bool {
         let denied = &tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
         matches!(self, Self::Query { source, .. } if source.code() == Some(denied))
+    }
+
+    /// Whether something still needs what was to be dropped.
+    #[must_use]
+    pub fn is_depended_on(&self) -> bool {
+        let needed = &tokio_postgres::error::SqlState::DEPENDENT_OBJECTS_STILL_EXIST;
+        matches!(self, Self::Query { source, .. } if source.code() == Some(needed))
     }
 }

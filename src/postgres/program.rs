@@ -35,6 +35,19 @@ impl Programs {
             })
     }
 
+    /// Those that can read what `pg_dump` of version `dumped_by` wrote: the oldest that are not older than the server
+    /// either, since newer ones may say what it does not understand; else the oldest that read it.
+    ///
+    /// # Errors
+    /// None is installed.
+    pub fn reading(dumped_by: u32, server_major: u32) -> Result<Self, Error> {
+        let found = Self::find(dumped_by.max(server_major)).or_else(|_| Self::find(dumped_by));
+        found.map_err(|_| Error::NoProgram {
+            program: "pg_restore",
+            major: dumped_by,
+        })
+    }
+
     /// The server's own programs: of the very same major version, since they work on its files.
     ///
     /// # Errors

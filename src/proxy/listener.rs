@@ -121,10 +121,7 @@ pub(super) async fn accept(
 fn keep(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, kind: Kind) {
     let snapshot = worker.snapshot();
     let server = &snapshot.config.server;
-    let refuse = |stream: TcpStream, reason| {
-        worker.metrics.refused_connections.with_label_values(&[reason]).inc();
-        reset(&stream);
-    };
+    let refuse = |stream: TcpStream, reason| refuse(worker, &stream, reason);
     let now = worker.now();
     if worker.shared.is_short_of_memory.load(Ordering::Relaxed) {
         return refuse(stream, "memory");
@@ -175,7 +172,8 @@ fn count_client(worker: &Worker, seat: &mut Seat, peer: SocketAddr) -> Result<()
 }
 
 /// Closes with a reset rather than a lingering socket.
-fn reset(stream: &TcpStream) {
+fn refuse(worker: &Worker, stream: &TcpStream, reason: &str) {
+    worker.metrics.refused_connections.with_label_values(&[reason]).inc();
     // A socket that is gone already needs no reset.
     drop(stream.set_zero_linger());
 }
@@ -189,37 +187,9 @@ async fn establish(worker: Rc<Worker>, mut stream: TcpStream, caller: Caller, mu
     } = caller;
     let mut early = Bytes::new();
     if snapshot.config.server.proxy_protocol && kind != Kind::Redirect {
-        let limit = snapshot.config.server.timeouts.tls_handshake;
-        match tokio::time::timeout(limit, proxy_protocol::read(&mut stream)).await {
-            Ok(Ok(header)) => {
-                peer = header.source.unwrap_or(peer);
-                early = header.rest;
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%peer, %error, "no PROXY protocol header");
-                worker
-                    .metrics
-                    .refused_connections
-                    .with_label_values(&["proxy_protocol"])
-                    .inc();
-                return;
-            }
-            Err(_) => {
-                return worker
-                    .metrics
-                    .refused_connections
-                    .with_label_values(&["proxy_protocol"])
-                    .inc();
-            }
-        }
-        let refused = if worker.shared.guard.refuses_connection(peer.ip(), worker.now()) {
-            Some("blocked")
-        } else {
-            count_client(&worker, &mut seat, peer).is_err().then_some("client_full")
-        };
-        if let Some(reason) = refused {
-            worker.metrics.refused_connections.with_label_values(&[reason]).inc();
-            return reset(&stream);
+        match introduce(&worker, &mut stream, peer, &mut seat).await {
+            Ok(introduced) => (peer, early) = introduced,
+            Err(reason) => return refuse(&worker, &stream, reason),
         }
     }
     let registration = Registration::new(&worker, peer.ip(), kind, accepted, seat);
@@ -254,6 +224,32 @@ async fn establish(worker: Rc<Worker>, mut stream: TcpStream, caller: Caller, mu
         Rc::clone(&registration.connection).serve(early, stream, is_http2).await;
         drop(registration);
     }));
+}
+
+/// Reads the PROXY header: the client whom it names, and what came behind it. The error is the reason to refuse.
+async fn introduce(
+    worker: &Worker,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    seat: &mut Seat,
+) -> Result<(SocketAddr, Bytes), &'static str> {
+    let limit = worker.snapshot().config.server.timeouts.tls_handshake;
+    let header = match tokio::time::timeout(limit, proxy_protocol::read(stream)).await {
+        Ok(Ok(header)) => header,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "no PROXY protocol header");
+            return Err("proxy_protocol");
+        }
+        Err(_) => return Err("proxy_protocol"),
+    };
+    let client = header.source.unwrap_or(peer);
+    if worker.shared.guard.refuses_connection(client.ip(), worker.now()) {
+        return Err("blocked");
+    }
+    match count_client(worker, seat, client) {
+        Ok(()) => Ok((client, header.rest)),
+        Err(_) => Err("client_full"),
+    }
 }
 
 /// A stream on which HTTP can begin.

@@ -48,6 +48,9 @@ pub enum Content {
         /// Rows per table as seen by the very snapshot that was dumped: `"schema"."table"`.
         tables: BTreeMap<String, u64>,
         database_bytes: u64,
+        /// What a new database must be given to be like this one; absent in what earlier versions wrote.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        character: Option<Box<Character>>,
     },
     /// A physical copy of the whole cluster, worth something only with its log.
     #[serde(rename_all = "camelCase")]
@@ -76,6 +79,48 @@ pub enum Content {
         /// Notes beyond those listed.
         more_notes: u64,
     },
+}
+
+/// What belongs to a database itself rather than to anything in it: `pg_restore` into a database of another name leaves
+/// all of it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Character {
+    pub owner: String,
+    pub encoding: String,
+    /// As in `pg_database`: `c` libc, `i` ICU, `b` the server's own.
+    pub provider: String,
+    pub collate: Option<String>,
+    pub ctype: Option<String>,
+    /// Of ICU or the server's own.
+    pub locale: Option<String>,
+    pub icu_rules: Option<String>,
+    pub tablespace: String,
+    /// -1: none.
+    pub connection_limit: i32,
+    pub comment: Option<String>,
+    pub settings: Vec<Setting>,
+    /// `None`: those that every database has.
+    pub privileges: Option<Vec<Privilege>>,
+}
+
+/// Of `ALTER DATABASE ... SET`, or `ALTER ROLE ... IN DATABASE ... SET`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Setting {
+    /// `None`: whoever connects.
+    pub role: Option<String>,
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Privilege {
+    /// `None`: everybody.
+    pub grantee: Option<String>,
+    pub privilege: String,
+    pub grantable: bool,
 }
 
 /// A directory of the cluster outside its data directory.
@@ -241,6 +286,7 @@ mod tests {
                 client_version: "15".to_owned(),
                 tables: BTreeMap::from([("\"a\".\"b\"".to_owned(), 5)]),
                 database_bytes: 9,
+                character: None,
             },
             labels: vec!["daily".to_owned()],
             schedule_keys: Vec::new(),

@@ -3,11 +3,15 @@
 mod bucket;
 mod faults;
 mod files;
+mod machine;
 mod memory;
+mod refusals;
 mod secrets;
 mod server;
 mod shared;
+mod steps;
 mod support;
+mod traffic;
 
 use std::path::{Path, PathBuf};
 
@@ -178,38 +182,6 @@ fn killed_while_it_dumps_it_leaves_no_backup_and_no_child() {
     assert_eq!(bed.good(), 0);
     bed.ok(&["create"]);
     assert_eq!(bed.good(), 1);
-}
-
-/// Kills at many moments of a restore; the names and data must be those before or those after.
-#[test]
-fn killed_anywhere_in_a_restore_the_database_serves_after_the_next_start() {
-    let bed = Bed::new();
-    bed.ok(&["create"]);
-    bed.sql("app", "DELETE FROM app.t WHERE id > 5");
-    let steps = [
-        "CREATE DATABASE%",
-        "COPY%",
-        "%pg_terminate_backend%",
-        "ANALYZE%",
-        "%count(*)%",
-        "%RENAME%",
-    ];
-    for (turn, step) in steps.iter().enumerate() {
-        let mut run = bed.start(&["restore", "latest"]);
-        support::until("the step or the end", || {
-            bed.backends(step) > 0 || run.try_wait().expect("it can be asked").is_some()
-        });
-        drop(run.kill());
-        run.wait().expect("it ends");
-        // Any command that changes recovers first; this one changes nothing else.
-        support::until("the next start recovers", || {
-            bed.succeeds(&["restore", "latest", "--verify-only"])
-        });
-        let rows = bed.sql("app", "SELECT count(*) FROM app.t");
-        assert!(["5", "20000"].contains(&rows.as_str()), "turn {turn}: {rows} rows");
-        let leftovers = "SELECT count(*) FROM pg_database WHERE datname LIKE 'foregate%'";
-        assert_eq!(bed.sql("postgres", leftovers), "0", "turn {turn}");
-    }
 }
 
 #[test]

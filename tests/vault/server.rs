@@ -17,24 +17,24 @@ use sha2::{Digest as _, Sha256};
 
 use crate::support::{Bed, PORT, until};
 
-const BACKUPS: &str = "/api/infrastructure/backups";
+pub(crate) const BACKUPS: &str = "/api/infrastructure/backups";
 
 /// The server before a sample app, with the cluster of `bed` in its vault.
-struct Server<'a> {
+pub(crate) struct Server<'a> {
     bed: &'a Bed,
-    child: Child,
-    gate: SocketAddr,
+    pub(crate) child: Child,
+    pub(crate) gate: SocketAddr,
     admin: SocketAddr,
 }
 
 /// Collects what is sent to it, and answers 200.
-struct Hook {
-    address: SocketAddr,
+pub(crate) struct Hook {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Hook {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -62,7 +62,7 @@ impl Hook {
 }
 
 /// A head, and as much of a body as it announces.
-fn read_message(stream: &mut TcpStream) -> String {
+pub(crate) fn read_message(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
     loop {
@@ -107,7 +107,12 @@ fn ask(address: SocketAddr, method: &str, path: &str, body: &Value) -> (u16, Val
 }
 
 impl<'a> Server<'a> {
-    fn start(bed: &'a Bed, hook: &Hook) -> Self {
+    pub(crate) fn start(bed: &'a Bed, hook: &Hook) -> Self {
+        Self::before(bed, hook, hook.address, &[])
+    }
+
+    /// Before the app at `app`.
+    pub(crate) fn before(bed: &'a Bed, hook: &Hook, app: SocketAddr, environment: &[(&str, String)]) -> Self {
         let directory = bed.directory();
         let (addresses, config) = (directory.join("addresses.json"), directory.join("config.toml"));
         drop(std::fs::remove_file(&addresses));
@@ -119,7 +124,6 @@ impl<'a> Server<'a> {
              [admin]\nlisten = \"127.0.0.1:0\"\ntokens = [{{ name = \"test\", role = \"admin\", sha256 = \"{hash}\" }}]\n\
              [backup]\nrepository = \"file://{repository}\"\nrecipients = [{recipient:?}]\nidentity = {{ file = {key:?} }}\n",
             state = directory.join("state").display().to_string(),
-            app = hook.address,
             repository = bed.repository().display(),
             recipient = bed.recipient(),
             key = bed.key().display().to_string(),
@@ -137,6 +141,7 @@ impl<'a> Server<'a> {
             )
             .env("HOOK", format!("http://{}/hidden-hook", hook.address))
             .env("PING", format!("http://{}/alive", hook.address))
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stderr(log.try_clone().expect("a second handle"))
             .stdout(log)
@@ -157,13 +162,13 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn get(&self, path: &str) -> Value {
+    pub(crate) fn get(&self, path: &str) -> Value {
         let (status, body) = ask(self.admin, "GET", path, &Value::Null);
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         ask(self.admin, "POST", path, body)
     }
 
@@ -185,12 +190,12 @@ impl<'a> Server<'a> {
         run
     }
 
-    fn good(&self) -> Vec<Value> {
+    pub(crate) fn good(&self) -> Vec<Value> {
         let list = self.get(BACKUPS)["backups"].as_array().cloned().unwrap_or_default();
         list.into_iter().filter(|backup| backup["good"] == true).collect()
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.bed.directory().join("server.log")).unwrap_or_default()
     }
 

@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::disallowed_methods,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "black-box tests start processes, wait by the real clock, and fail by panicking"
 )]
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use sha2::Digest as _;
 
 /// Only names the socket: the cluster listens on no address.
 pub(crate) const PORT: &str = "5432";
@@ -146,6 +149,35 @@ impl Store {
     }
 }
 
+/// A place in a restore where a process stands still, until it is killed or let go on.
+pub(crate) struct Pause {
+    step: &'static str,
+    file: PathBuf,
+}
+
+impl Pause {
+    pub(crate) fn at(step: &'static str, store: &Store) -> Self {
+        let file = store.directory().join("pause");
+        Self { step, file }
+    }
+
+    pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
+        let file = self.file.display().to_string();
+        [
+            ("FOREGATE_PAUSE_AT", self.step.to_owned()),
+            ("FOREGATE_PAUSE_FILE", file),
+        ]
+    }
+
+    pub(crate) fn wait(&self) {
+        until(self.step, || self.file.exists());
+    }
+
+    pub(crate) fn let_go(&self) {
+        std::fs::remove_file(&self.file).expect("it stood still");
+    }
+}
+
 /// A store with a PostgreSQL beside it, whose database `app` holds 20,000 rows.
 pub(crate) struct Bed {
     store: Store,
@@ -166,9 +198,91 @@ impl Bed {
         let url = format!("postgres://postgres@{socket}:{PORT}/app");
         store.environment.push(("DATABASE_URL".to_owned(), url));
         let bed = Self { store };
-        bed.copy_template();
+        bed.copy_template("vault-cluster-1", |bed| {
+            bed.sql("postgres", "CREATE ROLE shop");
+            bed.sql("postgres", "CREATE DATABASE app OWNER shop");
+            bed.sql("postgres", "ALTER DATABASE app SET search_path TO app, public");
+            bed.sql("app", "CREATE SCHEMA app CREATE TABLE t (id int PRIMARY KEY, v text)");
+            let rows = "INSERT INTO app.t SELECT g, md5(g::text) FROM generate_series(1, 20000) g";
+            bed.sql("app", rows);
+        });
         bed.start_server();
         bed
+    }
+
+    /// Another machine with a new cluster, to which only the repository and the key were saved.
+    pub(crate) fn rescued(lost: &Store) -> Self {
+        let store = Store::new();
+        let root = store.directory().display().to_string();
+        run("cp", &["-a", &lost.repository().display().to_string(), &root]);
+        run("cp", &["-a", &lost.key().display().to_string(), &root]);
+        let mut bed = Self { store };
+        bed.use_database("app");
+        bed.copy_template("vault-cluster-empty", |_| {});
+        bed.start_server();
+        bed
+    }
+
+    pub(crate) fn use_database(&mut self, name: &str) {
+        let socket = self.directory().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://postgres@{socket}:{PORT}/{name}");
+        self.use_address(url);
+    }
+
+    pub(crate) fn use_address(&mut self, url: String) {
+        self.store.environment.retain(|(name, _)| name != "DATABASE_URL");
+        self.store.environment.push(("DATABASE_URL".to_owned(), url));
+    }
+
+    /// A restore that is to stand still.
+    pub(crate) fn start_paused(&self, pause: &Pause, args: &[&str]) -> Child {
+        let mut command = self.command(Some(&self.key()), args);
+        let output = std::fs::File::create(self.directory().join("paused.log")).expect("a log");
+        command
+            .envs(pause.environment())
+            .stdout(Stdio::null())
+            .stderr(output)
+            .spawn()
+            .expect("foregate starts")
+    }
+
+    /// As somebody who has a password.
+    pub(crate) fn sql_as(&self, role: &str, password: &str, database: &str, sql: &str) -> String {
+        let mut command = Command::new("psql");
+        let output = command
+            .args([
+                "-XAtq",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-w",
+                "-p",
+                PORT,
+                "-U",
+                role,
+                "-d",
+                database,
+                "-c",
+                sql,
+            ])
+            .arg("-h")
+            .arg(self.socket())
+            .env("PGPASSWORD", password)
+            .output()
+            .expect("psql starts");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{role}: {complaint}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Databases that a restore works on, and decrypted dumps.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let sql = "SELECT datname FROM pg_database WHERE datname LIKE 'foregate%'";
+        let mut left: Vec<String> = self.sql("postgres", sql).lines().map(str::to_owned).collect();
+        let scratch = std::fs::read_dir(self.directory().join(&self.store.state));
+        let names = scratch.into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        left.extend(names.filter(|name| name.starts_with("foregate-restore")));
+        left
     }
 
     pub(crate) fn move_repository(&mut self, url: &str, environment: Vec<(String, String)>) {
@@ -186,17 +300,7 @@ impl Bed {
     /// `user:password`.
     pub(crate) fn connect_as(&mut self, who: &str) {
         let socket = self.directory().display().to_string().replace('/', "%2F");
-        let url = format!("postgres://{who}@{socket}:{PORT}/app");
-        self.store.environment.retain(|(name, _)| name != "DATABASE_URL");
-        self.store.environment.push(("DATABASE_URL".to_owned(), url));
-    }
-
-    /// From now on another database of the cluster is the configured one.
-    pub(crate) fn use_database(&mut self, name: &str) {
-        let socket = self.directory().display().to_string().replace('/', "%2F");
-        let url = format!("postgres://postgres@{socket}:{PORT}/{name}");
-        self.store.environment.retain(|(name, _)| name != "DATABASE_URL");
-        self.store.environment.push(("DATABASE_URL".to_owned(), url));
+        self.use_address(format!("postgres://{who}@{socket}:{PORT}/app"));
     }
 
     /// As on another machine, which shares no lock but those of the database and the repository.
@@ -208,28 +312,23 @@ impl Bed {
         self.directory()
     }
 
-    fn data(&self) -> String {
+    pub(crate) fn data(&self) -> String {
         self.directory().join("data").display().to_string()
     }
 
     /// `initdb` takes a second or two; its result is kept between runs.
-    fn copy_template(&self) {
+    fn copy_template(&self, name: &str, fill: impl FnOnce(&Self)) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let guard = ONE_AT_A_TIME.lock();
         let bin = newest_bin();
         let major = bin.parent().and_then(Path::file_name).expect("a version");
-        let name = format!("vault-cluster-1-{}", major.to_string_lossy());
+        let name = format!("{name}-{}", major.to_string_lossy());
         let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).display().to_string();
         if !Path::new(&template).exists() {
             let initdb = bin.join("initdb").display().to_string();
             as_postgres(&[&initdb, "-N", "-D", &self.data(), "-U", "postgres", "-A", "trust"]);
             self.start_server();
-            self.sql("postgres", "CREATE ROLE shop");
-            self.sql("postgres", "CREATE DATABASE app OWNER shop");
-            self.sql("postgres", "ALTER DATABASE app SET search_path TO app, public");
-            self.sql("app", "CREATE SCHEMA app CREATE TABLE t (id int PRIMARY KEY, v text)");
-            let rows = "INSERT INTO app.t SELECT g, md5(g::text) FROM generate_series(1, 20000) g";
-            self.sql("app", rows);
+            fill(self);
             self.stop_server("fast");
             let making = format!("{template}.{}", std::process::id());
             run("cp", &["-a", &self.data(), &making]);
@@ -242,9 +341,15 @@ impl Bed {
     }
 
     pub(crate) fn start_server(&self) {
+        self.start_server_with(&format!(
+            "-c listen_addresses='' -p {PORT} -c max_prepared_transactions=2"
+        ));
+    }
+
+    pub(crate) fn start_server_with(&self, options: &str) {
         let ctl = newest_bin().join("pg_ctl").display().to_string();
         let root = self.directory().display().to_string();
-        let options = format!("-k {root} -c listen_addresses='' -p {PORT} -c fsync=off -c autovacuum=off");
+        let options = format!("-k {root} {options} -c fsync=off -c autovacuum=off");
         let log = format!("{root}/log");
         as_postgres(&[&ctl, "-D", &self.data(), "-o", &options, "-l", &log, "-w", "start"]);
     }
@@ -360,4 +465,40 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited for: {what}");
         std::thread::yield_now();
     }
+}
+
+/// The id in a manifest that was printed.
+pub(crate) fn id_of(printed: &str) -> String {
+    let manifest: serde_json::Value = serde_json::from_str(printed).expect("a manifest");
+    manifest["id"].as_str().expect("an id").to_owned()
+}
+
+type Fields = serde_json::Map<String, serde_json::Value>;
+
+/// Changes what a manifest says of its content, and its checksum with it.
+pub(crate) fn change_manifest(path: &Path, change: impl FnOnce(&mut Fields)) {
+    change_value(path, |value| change(value["content"].as_object_mut().expect("content")));
+}
+
+/// The same for what it says of a part.
+pub(crate) fn change_part(path: &Path, name: &str, change: impl FnOnce(&mut Fields)) {
+    change_value(path, |value| {
+        let parts = value["parts"].as_array_mut().expect("parts").iter_mut();
+        let part = parts.into_iter().find(|part| part["name"] == name).expect("the part");
+        change(part.as_object_mut().expect("fields"));
+    });
+}
+
+fn change_value(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let text = std::fs::read_to_string(path).expect("readable");
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    value
+        .as_object_mut()
+        .expect("fields")
+        .remove("sha256")
+        .expect("a checksum");
+    change(&mut value);
+    let sum = hex::encode(sha2::Sha256::digest(serde_json::to_vec(&value).expect("JSON")));
+    value["sha256"] = sum.into();
+    std::fs::write(path, value.to_string()).expect("writable");
 }

@@ -29,7 +29,7 @@ use ulid::Ulid;
 pub use self::run::{Act, Run, State, Status, Step};
 pub use self::stats::KindStats;
 use super::verify::chain;
-use super::{Entry, Error, Hold, Settings, Subject, Vault};
+use super::{Entry, Error, Hold, Recovered, Settings, Subject, Vault};
 use crate::clock::Clock;
 use crate::telemetry::alert::Alerts;
 use crate::telemetry::health::Board;
@@ -42,6 +42,8 @@ use since::Since;
 const PART: &str = "backup";
 /// A catalogue that was read this long ago is shown without asking the repository again.
 const FRESH: Duration = Duration::from_secs(10);
+/// What the end of the process may wait for a restore to be undone.
+const RECOVER_MAX: Duration = Duration::from_secs(10);
 
 /// What the service uses of other parts.
 #[derive(Debug, Clone)]
@@ -92,6 +94,8 @@ struct Shared {
     is_stale: AtomicBool,
     poke: Notify,
     tasks: Mutex<JoinSet<()>>,
+    /// Held by whichever vault exchanges databases, also one that a reload has replaced.
+    swapping: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -129,6 +133,7 @@ impl Service {
             is_stale: AtomicBool::new(false),
             poke: Notify::new(),
             tasks: Mutex::default(),
+            swapping: Arc::default(),
             parts,
         };
         let service = Self {
@@ -168,9 +173,8 @@ impl Service {
         let is_encrypted = !config.repository.recipients.is_empty();
         match Vault::open(config, shared.parts.clock, super::silent()) {
             Ok(vault) => {
-                shared
-                    .vault
-                    .store(Some(Arc::new(vault.with_hold(shared.parts.hold.clone()))));
+                let vault = vault.with_hold(shared.parts.hold.clone(), Arc::clone(&shared.swapping));
+                shared.vault.store(Some(Arc::new(vault)));
                 *lock(&shared.unusable) = None;
                 shared.well("unusable", "the vault can be used again");
                 if !is_encrypted {
@@ -312,10 +316,24 @@ impl Service {
         Ok(run)
     }
 
-    /// Stops what is under way; a restore that was swapping is finished or undone at the next start.
+    /// Stops what is under way. A swap is let finish, and all else that a restore left half done is undone; if that takes
+    /// too long, the next start does it.
     pub async fn shutdown(&self) {
+        let vault = self.shared.vault.load_full();
+        let _no_swap = match &vault {
+            Some(vault) => vault.no_swap().await,
+            None => None,
+        };
         let mut tasks = std::mem::take(&mut *lock(&self.shared.tasks));
         tasks.shutdown().await;
+        if let Some(vault) = vault {
+            match tokio::time::timeout(RECOVER_MAX, vault.recover()).await {
+                Ok(Ok(Recovered::Nothing) | Err(Error::Busy)) => {}
+                Ok(Ok(_)) => tracing::info!("a restore was stopped, and nothing of it is left half done"),
+                Ok(Err(error)) => tracing::warn!(error = chain(&error), "a restore was stopped half way"),
+                Err(_) => tracing::warn!("a restore was stopped half way; the next start sees to it"),
+            }
+        }
     }
 }
 

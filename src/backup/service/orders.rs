@@ -60,8 +60,11 @@ impl Service {
             Act::Restore,
             Ulid::generate(),
             subjects,
-            move |vault, _, _| async move {
+            move |vault, service, run| async move {
                 let done = vault.with_foreign(foreign).restore(&id, &swap).await?;
+                for note in &done.notes {
+                    run.note(service.shared.parts.clock.wall(), note);
+                }
                 let replaced = done
                     .replaced
                     .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));

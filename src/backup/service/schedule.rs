@@ -16,6 +16,8 @@ use crate::backup::{Entry, Error, Plan, Recovered};
 use crate::tasks::calendar::Schedule;
 
 const LOOK: Duration = Duration::from_secs(30);
+/// While a restore waits to be finished or undone, and perhaps nobody can log in.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The metrics and what is overdue are brought up to date this often although nothing runs.
 const REFRESH: Duration = Duration::from_secs(300);
 /// After a failure, doubled each time up to the second.
@@ -35,7 +37,7 @@ pub(super) struct Memory {
     pauses: HashMap<String, Pause>,
     /// The last run that was taken into account.
     judged: Option<Ulid>,
-    /// What a crash cut short was finished or undone.
+    /// Nothing of an earlier restore was half done at the last look.
     is_recovered: bool,
     refreshed: Option<Duration>,
     to_verify: Vec<String>,
@@ -67,39 +69,42 @@ impl Memory {
 impl Service {
     /// Looks after the vault until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut memory = Memory::default();
-        loop {
-            self.look(&mut memory).await;
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = self.shared.poke.notified() => {}
-                () = stop.cancelled() => break,
+        let looking = async {
+            let mut memory = Memory::default();
+            loop {
+                self.look(&mut memory).await;
+                let pause = if memory.is_recovered { LOOK } else { LOOK_AGAIN };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.shared.poke.notified() => {}
+                }
             }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = stop.cancelled() => {}
         }
         self.shutdown().await;
     }
 
-    /// Finishes or undoes a restore that a crash cut short, before anything else is done. `false`: to be tried again.
+    /// Finishes or undoes a restore that a crash cut short, ours or that of a command beside us, before anything else is
+    /// done and as often as it takes: after a reboot PostgreSQL may come up later than we do. `false`: to be tried again.
     pub(super) async fn recover(&self) -> bool {
         let Ok(vault) = self.vault() else { return false };
-        // Whoever holds the lock may be the very restore that the note is of.
-        let recovered = match vault.lock() {
-            Ok(_lock) => vault.recover().await,
+        match vault.recover().await {
+            // Another process is in the middle of one, or of a backup: it leaves nothing half done, or it dies.
             Err(Error::Busy) => return false,
-            Err(error) => Err(error),
-        };
-        match recovered {
-            Ok(Recovered::Nothing) => {}
-            Ok(Recovered::Undone) => {
-                tracing::warn!("a restore was cut short: the old database serves, the new one was dropped")
-            }
-            Ok(Recovered::Finished) => {
-                tracing::warn!("a restore was cut short after its swap: the new database serves")
-            }
             Err(error) => {
                 let text = format!("a restore was cut short and cannot be finished yet: {}", chain(&error));
                 self.shared.trouble("recover", &text);
                 return false;
+            }
+            Ok(Recovered::Nothing) => {}
+            Ok(Recovered::Undone) => {
+                tracing::warn!("a restore was cut short: the old database serves, the new one was dropped");
+            }
+            Ok(Recovered::Finished) => {
+                tracing::warn!("a restore was cut short after its swap: the new database serves");
             }
         }
         self.shared.well("recover", "what a restore left half done is finished");
@@ -115,9 +120,7 @@ impl Service {
         if self.current().is_some() || self.vault().is_err() {
             return;
         }
-        if !memory.is_recovered {
-            memory.is_recovered = self.recover().await;
-        }
+        memory.is_recovered = self.recover().await;
         let tick = clock.tick();
         if memory.refreshed.is_none_or(|at| tick.saturating_sub(at) >= REFRESH) {
             match self.list().await {

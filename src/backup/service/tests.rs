@@ -79,6 +79,7 @@ impl Bed {
             keep_replaced: Duration::ZERO,
             plan: plan(root.path()),
             state_dir: root.path().join("state"),
+            scratch: None,
         };
         Self {
             service: Service::new(settings, parts).expect("a service"),

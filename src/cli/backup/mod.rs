@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use self::bar::Bar;
 use crate::backup::files::FileSet;
-use crate::backup::{FilePlan, Progress, Settings, Swap, Vault};
+use crate::backup::{FilePlan, Progress, Recovered, Restored, Settings, Swap, Vault};
 use crate::clock::Clock;
 use crate::config::{Overrides, Style};
 use crate::postgres;
@@ -47,6 +47,9 @@ pub struct Options {
     /// Holds the journal of a restore.
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Where a restore unpacks the dump, as large as the data.
+    #[arg(long, global = true, value_name = "DIR")]
+    scratch: Option<PathBuf>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -186,14 +189,48 @@ async fn restore(vault: &Vault, bar: &Bar, order: &Restore, as_json: bool) -> an
     };
     bar.expect(&vault.show(id).await?.manifest);
     let vault = vault.with_foreign(order.from_database.clone());
-    let done = vault.restore(id, &swap).await?;
-    let value = json!({"id": done.id, "database": done.database, "replaced": done.replaced, "rows": done.rows});
+    let done = unless_interrupted(&vault, id, swap).await?;
+    for note in &done.notes {
+        complain(&format!("note: {note}\n"));
+    }
+    let value = json!({"id": done.id, "database": done.database, "replaced": done.replaced, "rows": done.rows,
+        "notes": done.notes});
     print(as_json, &value, || {
         let replaced = done
             .replaced
             .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
         format!("{} restored and proven: {} rows{replaced}", done.id, done.rows)
     })
+}
+
+/// A signal ends it in an orderly way: a swap is let finish, all else is undone.
+async fn unless_interrupted(vault: &Vault, id: &str, swap: Swap) -> anyhow::Result<Restored> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (working, id) = (vault.clone(), id.to_owned());
+    let mut task = tokio::task::JoinSet::new();
+    task.spawn(async move { working.restore(&id, &swap).await });
+    tokio::select! {
+        Some(done) = task.join_next() => Ok(done??),
+        _ = terminate.recv() => interrupted(vault, task).await,
+        _ = interrupt.recv() => interrupted(vault, task).await,
+    }
+}
+
+async fn interrupted(
+    vault: &Vault,
+    mut task: tokio::task::JoinSet<Result<Restored, crate::backup::Error>>,
+) -> anyhow::Result<Restored> {
+    let _none = vault.no_swap().await;
+    if let Some(Ok(done)) = task.try_join_next() {
+        return Ok(done?);
+    }
+    task.shutdown().await;
+    match vault.recover().await? {
+        Recovered::Finished => anyhow::bail!("interrupted after the swap: the new database is in place"),
+        _ => anyhow::bail!("interrupted: the databases are as they were"),
+    }
 }
 
 async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json: bool) -> anyhow::Result<()> {
@@ -267,6 +304,9 @@ fn settings(options: &Options) -> anyhow::Result<Settings> {
     }
     if let Some(directory) = &options.state_dir {
         settings.state_dir.clone_from(directory);
+    }
+    if let Some(directory) = &options.scratch {
+        settings.scratch = Some(directory.clone());
     }
     let url = match &options.database_url_file {
         Some(path) => Some(secret(path)?),

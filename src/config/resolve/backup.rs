@@ -46,12 +46,14 @@ pub(super) fn backup(root: &mut Section<'_>, base: &Path, state_dir: &Path, file
     let keep_replaced = section
         .read("keep_replaced", DAY * 3, duration(Duration::ZERO..=DAY * 365))
         .value;
+    let scratch = section.read("scratch", None, scratch).value;
     section.finish();
     Settings {
         database: database_config,
         repository,
         retention,
         keep_replaced,
+        scratch,
         plan,
         state_dir: state_dir.to_owned(),
     }
@@ -218,6 +220,14 @@ fn set_name(node: &Node<'_>) -> Option<String> {
         return None;
     }
     Some(name.to_owned())
+}
+
+/// "": wherever the environment says.
+fn scratch(node: &Node<'_>) -> Option<Option<PathBuf>> {
+    match text(node)? {
+        "" => Some(None),
+        _ => absolute_path(node).map(Some),
+    }
 }
 
 fn absolute_path(node: &Node<'_>) -> Option<PathBuf> {

@@ -72,6 +72,7 @@ keep_daily = 2
 keep_weekly = 3
 keep_monthly = 5
 keep_replaced = "1h"
+scratch = "/srv/scratch"
 files = [{ name = "app", paths = ["/srv/app", "/etc/app"], schedule = "3 04:00", keep_days = 9 }]
 [pitr]
 wal = "stream"

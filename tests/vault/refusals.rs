@@ -1,0 +1,152 @@
+//! A restore that cannot work is refused with the reason, before anything is made.
+
+use std::process::Stdio;
+
+use crate::support::{Bed, change_manifest};
+
+fn is_untouched(bed: &Bed, args: &[&str], reason: &str) {
+    let state = "SELECT string_agg(datname || datallowconn, ',' ORDER BY oid) FROM pg_database";
+    let before = bed.sql("postgres", state);
+    let refused = bed.fails(args);
+    assert!(refused.contains(reason), "{args:?}: {refused}");
+    assert_eq!(bed.sql("postgres", state), before, "{args:?}");
+    assert_eq!(bed.leftovers(), Vec::<String>::new(), "{args:?}");
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000", "{args:?}");
+}
+
+#[test]
+fn backup_of_a_newer_server_is_refused() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    change_manifest(&bed.object("manifest.json"), |content| {
+        content.insert("serverVersion".to_owned(), 990_001.into());
+    });
+    is_untouched(&bed, &["restore"], "the backup is of PostgreSQL 99, the server is");
+}
+
+/// Debian removes the old programs with the old server.
+#[test]
+fn dump_that_no_installed_program_reads_is_refused_before_it_is_fetched() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    change_manifest(&bed.object("manifest.json"), |content| {
+        content.insert("clientVersion".to_owned(), "99".into());
+    });
+    // Not even there any more: whoever fetches it says so.
+    std::fs::remove_file(bed.object("dump.zst.age")).expect("removable");
+    is_untouched(&bed, &["restore"], "no pg_restore of version 99 or newer was found");
+}
+
+#[test]
+fn prepared_transaction_that_would_block_the_swap_is_named_first() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.sql(
+        "app",
+        "BEGIN; DELETE FROM app.t WHERE id = 1; PREPARE TRANSACTION 'held'",
+    );
+    is_untouched(&bed, &["restore"], "1 prepared transactions would block the swap");
+    bed.sql("app", "ROLLBACK PREPARED 'held'");
+    bed.ok(&["restore"]);
+}
+
+#[test]
+fn scratch_directory_without_room_is_named_and_another_one_can_be() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let manifest = bed.object("manifest.json");
+    let whole = std::fs::read(&manifest).expect("readable");
+    crate::support::change_part(&manifest, "dump", |part| {
+        part.insert("plainBytes".to_owned(), (1_u64 << 60).into());
+    });
+    let elsewhere = bed.directory().join("elsewhere").display().to_string();
+    let scratch = ["restore", "--scratch", &elsewhere];
+    is_untouched(&bed, &scratch, &format!("the scratch directory {elsewhere} has"));
+    std::fs::write(&manifest, whole).expect("writable");
+    bed.ok(&scratch);
+}
+
+#[test]
+fn unknown_id_and_a_file_set_are_no_database() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    is_untouched(&bed, &["restore", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], "there is no backup");
+    is_untouched(&bed, &["restore", "../../etc/passwd"], "there is no backup");
+    let key = bed.key().display().to_string();
+    let set: serde_json::Value =
+        serde_json::from_str(&bed.ok(&["create", "--files", "app", "--path", &key, "--json"])).expect("JSON");
+    let id = set["id"].as_str().expect("an id");
+    is_untouched(&bed, &["restore", id], "this is not a backup of a database");
+}
+
+/// Debian's server as it is installed: TLS is on, with a certificate that nobody vouches for.
+#[test]
+fn certificates_are_verified_as_far_as_the_address_asks_and_no_further() {
+    let mut bed = Bed::new();
+    let (certificate, key) = (bed.directory().join("server.crt"), bed.directory().join("server.key"));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    std::fs::write(&certificate, made.cert.pem()).expect("writable");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("writable");
+    crate::support::run("chown", &["postgres", &key.display().to_string()]);
+    crate::support::run("chmod", &["600", &key.display().to_string()]);
+    let rules = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+    std::fs::write(std::path::Path::new(&bed.data()).join("pg_hba.conf"), rules).expect("writable");
+    bed.stop_server("fast");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = free.local_addr().expect("an address").port();
+    drop(free);
+    bed.start_server_with(&format!(
+        "-c port={port} -c listen_addresses=127.0.0.1 -c ssl=on -c ssl_cert_file={} -c ssl_key_file={}",
+        certificate.display(),
+        key.display()
+    ));
+    let other = bed.directory().join("other.crt");
+    let another = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    std::fs::write(&other, another.cert.pem()).expect("writable");
+    let mut told = |host: &str, parameters: &str| {
+        bed.use_address(format!("postgres://postgres@{host}:{port}/app{parameters}"));
+        let output = bed
+            .command(Some(&bed.key()), &["create"])
+            .stdout(Stdio::null())
+            .output();
+        let output = output.expect("foregate starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success().then_some(()).ok_or(text)
+    };
+    let (own, other) = (certificate.display(), other.display());
+    for (host, parameters) in [
+        ("127.0.0.1", String::new()),
+        ("127.0.0.1", "?sslmode=require".to_owned()),
+        ("127.0.0.1", format!("?sslmode=verify-ca&sslrootcert={own}")),
+        ("localhost", format!("?sslmode=verify-full&sslrootcert={own}")),
+    ] {
+        told(host, &parameters).unwrap_or_else(|error| panic!("{host} {parameters}: {error}"));
+    }
+    for (host, parameters, reason) in [
+        ("127.0.0.1", "?sslmode=disable".to_owned(), "pg_hba.conf"),
+        (
+            "localhost",
+            format!("?sslmode=verify-full&sslrootcert={other}"),
+            "certificate",
+        ),
+        (
+            "127.0.0.1",
+            format!("?sslmode=verify-ca&sslrootcert={other}"),
+            "certificate",
+        ),
+        (
+            "127.0.0.1",
+            format!("?sslmode=verify-full&sslrootcert={own}"),
+            "certificate",
+        ),
+        ("localhost", "?sslmode=verify-full".to_owned(), "certificate"),
+        (
+            "localhost",
+            "?sslmode=verify-ca&sslrootcert=/nowhere".to_owned(),
+            "sslrootcert /nowhere",
+        ),
+    ] {
+        let refused = told(host, &parameters).expect_err("it cannot be trusted");
+        assert!(refused.contains(reason), "{host} {parameters}: {refused}");
+    }
+}

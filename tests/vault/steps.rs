@@ -1,0 +1,215 @@
+//! A restore that is cut short: at every one of its steps, by death or by an orderly end. Either the old database serves
+//! or the finished new one, and nothing else is left.
+#![cfg(debug_assertions)]
+
+use serde_json::json;
+
+use crate::server::{BACKUPS, Hook, Server};
+use crate::support::{Bed, Pause, id_of, run, until};
+
+const STEPS: [&str; 9] = [
+    "Noted", "Roles", "Made", "Filled", "Proven", "Carried", "Closed", "Emptied", "Renamed",
+];
+const ROWS: &str = "SELECT count(*) FROM app.t";
+const OPEN: &str = "SELECT string_agg(datname, ',') FROM pg_database WHERE datname = 'app' AND datallowconn";
+
+/// A backup of 20,000 rows, its id, and 5 rows in what serves.
+fn bed() -> (Bed, String) {
+    let bed = Bed::new();
+    let id = id_of(&bed.ok(&["create", "--json"]));
+    bed.sql("app", "DELETE FROM app.t WHERE id > 5");
+    (bed, id)
+}
+
+fn kill_at(bed: &Bed, step: &'static str, args: &[&str]) {
+    let pause = Pause::at(step, bed);
+    let mut run = bed.start_paused(&pause, args);
+    pause.wait();
+    run.kill().expect("it is killed");
+    run.wait().expect("it ends");
+    pause.let_go();
+}
+
+#[test]
+fn killed_at_any_step_of_a_swap_the_next_command_leaves_the_old_one_or_the_finished_new_one() {
+    let (bed, id) = bed();
+    for step in STEPS {
+        kill_at(&bed, step, &["restore", &id]);
+        bed.ok(&["restore", &id, "--verify-only"]);
+        let wanted = if step == "Renamed" { "20000" } else { "5" };
+        assert_eq!(bed.sql("app", ROWS), wanted, "killed at {step}");
+        assert_eq!(bed.leftovers(), Vec::<String>::new(), "killed at {step}");
+        assert_eq!(bed.sql("postgres", OPEN), "app", "killed at {step}");
+    }
+}
+
+#[test]
+fn killed_in_the_swap_the_next_server_lets_the_app_in_again() {
+    let ((bed, id), hook) = (bed(), Hook::start());
+    for step in ["Filled", "Closed", "Emptied", "Renamed"] {
+        kill_at(&bed, step, &["restore", &id]);
+        let server = Server::start(&bed, &hook);
+        until("the end of the recovery", || {
+            bed.leftovers().is_empty() && bed.sql("postgres", OPEN) == "app"
+        });
+        let wanted = if step == "Renamed" { "20000" } else { "5" };
+        assert_eq!(bed.sql("app", ROWS), wanted, "killed at {step}");
+        drop(server);
+    }
+}
+
+#[test]
+fn recovery_waits_for_a_database_server_that_starts_later() {
+    let ((bed, id), hook) = (bed(), Hook::start());
+    kill_at(&bed, "Emptied", &["restore", &id]);
+    bed.stop_server("fast");
+    let server = Server::start(&bed, &hook);
+    until("the first attempt", || {
+        let health = server.get("/health/comprehensive");
+        let reason = health["parts"]["backup"].to_string();
+        reason.contains("cannot be finished yet")
+    });
+    bed.start_server();
+    until("the end of the recovery", || bed.sql("postgres", OPEN) == "app");
+    assert_eq!(bed.sql("app", ROWS), "5");
+}
+
+#[test]
+fn server_that_starts_in_the_middle_of_a_restore_leaves_it_alone() {
+    let ((bed, id), hook) = (bed(), Hook::start());
+    let pause = Pause::at("Emptied", &bed);
+    let mut restoring = bed.start_paused(&pause, &["restore", &id]);
+    pause.wait();
+    let server = Server::start(&bed, &hook);
+    // What it wants to do first is a backup, after it has looked for what is half done.
+    until("its first look is over", || {
+        let runs = server.get(&format!("{BACKUPS}/runs"))["runs"].to_string();
+        runs.contains("is running")
+    });
+    assert_eq!(bed.sql("postgres", OPEN), "", "the swap still is where it was");
+    pause.let_go();
+    assert!(restoring.wait().expect("it ends").success());
+    assert_eq!(bed.sql("app", ROWS), "20000");
+}
+
+/// Starts a restore by the API, which stands still at `step`, and returns the server.
+fn restoring<'a>(bed: &'a Bed, hook: &Hook, pause: &Pause, id: &str) -> Server<'a> {
+    let server = Server::before(bed, hook, hook.address, &pause.environment());
+    until("the restore to be accepted", || {
+        let (status, _) = server.post(&format!("{BACKUPS}/restore"), &json!({"id": id}));
+        status == 202
+    });
+    pause.wait();
+    server
+}
+
+fn terminate(server: &Server<'_>) {
+    run("kill", &["-TERM", &server.child.id().to_string()]);
+    until("the signal is heard", || server.log().contains("SIGTERM"));
+}
+
+#[test]
+fn server_that_is_stopped_in_a_swap_finishes_it_first() {
+    let ((bed, id), hook) = (bed(), Hook::start());
+    let pause = Pause::at("Closed", &bed);
+    let mut server = restoring(&bed, &hook, &pause, &id);
+    terminate(&server);
+    pause.let_go();
+    assert!(server.child.wait().expect("it ends").success());
+    assert_eq!(bed.sql("postgres", OPEN), "app");
+    assert_eq!(bed.sql("app", ROWS), "20000");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn server_that_is_stopped_before_the_swap_undoes_the_restore() {
+    let ((bed, id), hook) = (bed(), Hook::start());
+    let pause = Pause::at("Filled", &bed);
+    let mut server = restoring(&bed, &hook, &pause, &id);
+    terminate(&server);
+    assert!(server.child.wait().expect("it ends").success());
+    assert_eq!(bed.sql("app", ROWS), "5");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn interrupted_command_undoes_what_it_began() {
+    let (bed, id) = bed();
+    let pause = Pause::at("Carried", &bed);
+    let mut restoring = bed.start_paused(&pause, &["restore", &id]);
+    pause.wait();
+    run("kill", &["-INT", &restoring.id().to_string()]);
+    assert!(!restoring.wait().expect("it ends").success());
+    assert_eq!(bed.sql("app", ROWS), "5");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn name_given_by_the_operator_appears_only_when_all_is_in_it() {
+    let (bed, id) = bed();
+    let beside = ["restore", &id, "--target-database", "beside"];
+    let there = "SELECT count(*) FROM pg_database WHERE datname = 'beside'";
+    for step in ["Made", "Filled", "Carried"] {
+        kill_at(&bed, step, &beside);
+        assert_eq!(bed.sql("postgres", there), "0", "killed at {step}");
+    }
+    bed.ok(&beside);
+    assert_eq!(bed.sql("beside", ROWS), "20000");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn lost_database_is_there_whole_or_not_at_all() {
+    let (bed, id) = bed();
+    bed.sql("postgres", "ALTER DATABASE app RENAME TO gone");
+    for step in ["Made", "Filled", "Carried"] {
+        kill_at(&bed, step, &["restore", &id]);
+        assert_eq!(bed.sql("postgres", OPEN), "", "killed at {step}");
+    }
+    bed.ok(&["restore", &id]);
+    assert_eq!(bed.sql("app", ROWS), "20000");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn failed_restore_drops_no_database_but_its_own() {
+    let (bed, id) = bed();
+    let pause = Pause::at("Carried", &bed);
+    let mut restoring = bed.start_paused(&pause, &["restore", &id, "--target-database", "beside"]);
+    pause.wait();
+    // Somebody else is quicker.
+    bed.sql("postgres", "CREATE DATABASE beside");
+    bed.sql("beside", "CREATE TABLE theirs AS SELECT 1 AS one");
+    pause.let_go();
+    assert!(!restoring.wait().expect("it ends").success());
+    assert_eq!(bed.sql("beside", "SELECT one FROM theirs"), "1");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn two_machines_that_prove_the_same_backup_do_not_disturb_each_other() {
+    let (mut bed, id) = bed();
+    let pause = Pause::at("Filled", &bed);
+    let proof = ["restore", &id, "--verify-only"];
+    let mut first = bed.start_paused(&pause, &proof);
+    pause.wait();
+    let copy = bed.directory().join("copy").display().to_string();
+    run("cp", &["-a", &bed.repository().display().to_string(), &copy]);
+    bed.use_state("another machine's");
+    bed.move_repository(&format!("file://{copy}"), Vec::new());
+    bed.ok(&proof);
+    pause.let_go();
+    assert!(first.wait().expect("it ends").success());
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+/// The dump lies decrypted in the scratch directory while it is restored.
+#[test]
+fn decrypted_dump_of_a_killed_restore_is_swept_by_the_next_start() {
+    let (bed, id) = bed();
+    kill_at(&bed, "Filled", &["restore", &id]);
+    let is_dump = |name: &&String| name.starts_with("foregate-restore");
+    assert_eq!(bed.leftovers().iter().filter(is_dump).count(), 1);
+    bed.ok(&["create"]);
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
