@@ -129,9 +129,8 @@ impl Repository {
 /// A folder that is not there is empty.
 fn look(path: &Path, folder: &str, beginning: &str) -> io::Result<Vec<Stored>> {
     let mut found = Vec::new();
-    let entries = match std::fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        entries => entries?,
+    let Some(entries) = if_there(std::fs::read_dir(path))? else {
+        return Ok(found);
     };
     for entry in entries {
         let entry = entry?;
@@ -142,7 +141,10 @@ fn look(path: &Path, folder: &str, beginning: &str) -> io::Result<Vec<Stored>> {
         else {
             continue;
         };
-        let metadata = entry.metadata()?;
+        // Deleted since the directory was read: not there.
+        let Some(metadata) = if_there(entry.metadata())? else {
+            continue;
+        };
         if metadata.is_file() {
             found.push(Stored {
                 key: format!("{folder}/{text}"),
@@ -158,21 +160,31 @@ fn sweep(folder: &Path, before: SystemTime) -> io::Result<usize> {
     let mut swept = 0;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
+        let Some(entries) = if_there(std::fs::read_dir(&folder))? else {
+            continue;
         };
         for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
-            } else if is_unfinished(&entry.file_name()) && entry.metadata()?.modified()? < before {
-                std::fs::remove_file(entry.path())?;
-                swept += 1;
+            } else if is_unfinished(&entry.file_name())
+                && let Some(metadata) = if_there(entry.metadata())?
+                && metadata.modified()? < before
+            {
+                swept += usize::from(if_there(std::fs::remove_file(entry.path()))?.is_some());
             }
         }
     }
     Ok(swept)
+}
+
+/// Others write and delete meanwhile: what is gone is nothing, not a fault.
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// As `object_store` names what it has not finished.

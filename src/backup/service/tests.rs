@@ -242,11 +242,11 @@ async fn restore_that_cannot_be_finished_is_told_and_tried_again_until_it_is() {
     std::fs::write(&note, "{").expect("a file");
     assert!(!bed.service.recover().await);
     assert_eq!(bed.raised(), ["backup-recover"]);
-    std::fs::remove_file(&note).expect("removable");
     let vault = bed.service.vault().expect("a vault");
     let held = vault.lock().expect("the lock");
     assert!(!bed.service.recover().await, "the restore itself may be at work");
     drop(held);
+    std::fs::remove_file(&note).expect("removable");
     assert!(bed.service.recover().await);
     assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
 }

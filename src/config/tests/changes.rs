@@ -171,11 +171,12 @@ fn changed_secret_is_seen_behind_its_mask() {
 
 /// The keys that a reload puts into force, each with the place that reads it anew. A new key must be added here or to
 /// [`diff::RESTART_ONLY`]; what stands here and is held on to by something that lives on is a lie to the operator.
-const APPLIED: [&str; 66] = [
+const APPLIED: [&str; 69] = [
     // The gate's snapshot, read for every connection and request; the drain reads it too.
     "server.proxy_protocol",
     "server.max_connections",
     "server.max_connections_per_client",
+    "server.memory_limit",
     "server.drain_timeout",
     "server.timeouts.tls_handshake",
     "server.timeouts.request_header",
@@ -194,6 +195,7 @@ const APPLIED: [&str; 66] = [
     "upstream.health.path",
     "upstream.health.interval",
     "client.trusted_proxies",
+    "client.forwarded_header",
     "limits.max_request_size",
     "limits.max_header_size",
     "limits.max_headers",
@@ -238,6 +240,7 @@ const APPLIED: [&str; 66] = [
     "backup.keep_monthly",
     "backup.keep_replaced",
     "backup.files",
+    "backup.scratch",
     // Read at each message, and at the swap.
     "alerts.webhook",
     "alerts.ping",

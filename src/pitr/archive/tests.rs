@@ -210,7 +210,7 @@ async fn two_who_send_different_files_at_once_are_never_both_believed() {
             .iter()
             .filter(|archived| archived.file.to_string() == name)
             .count();
-        assert_eq!(there, accepted);
+        assert_eq!(there, accepted, "{one:?} {other:?}");
     }
 }
 
