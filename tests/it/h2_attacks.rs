@@ -255,6 +255,21 @@ async fn flood_ends(name: &str, one: Vec<u8>) {
         .await;
 }
 
+#[tokio::test]
+async fn client_that_floods_is_blocked_in_the_end() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin)
+        .set("blocklist.block_loopback", "true")
+        .set("blocklist.suspicious_threshold", "1");
+    let gate = Gate::start(&config).await;
+    let mut attacker = Frames::open(gate.address).await;
+    let pings = frame(PING, 0, 0, &[7; 8]).repeat(2000);
+    let code = wait::within("the flood", attacker.flood(&pings)).await;
+    assert_eq!(code, Some(ENHANCE_YOUR_CALM));
+    let answer = client::get(gate.address, "/", "").await;
+    assert_eq!(answer.status, 403);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn ping_flood_is_cut_off() {
     flood_ends("PING flood", frame(PING, 0, 0, &[7; 8])).await;

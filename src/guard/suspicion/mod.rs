@@ -60,10 +60,12 @@ pub enum Kind {
     Probe,
     /// The app refused too many logins within a minute.
     FailedLogins,
+    /// A connection was closed on it for a flood of HTTP/2: it comes back for as long as it may.
+    Flood,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Limited, Self::Probe, Self::FailedLogins];
+    pub const ALL: [Self; 4] = [Self::Limited, Self::Probe, Self::FailedLogins, Self::Flood];
 
     /// As a metric label.
     #[must_use]
@@ -72,6 +74,7 @@ impl Kind {
             Self::Limited => "limited",
             Self::Probe => "probe",
             Self::FailedLogins => "failed_logins",
+            Self::Flood => "flood",
         }
     }
 
@@ -80,6 +83,7 @@ impl Kind {
             Self::Limited => "over its limit",
             Self::Probe => "probing for weak spots",
             Self::FailedLogins => "too many failed logins",
+            Self::Flood => "flooding connections",
         }
     }
 }

@@ -230,6 +230,13 @@ impl Guard {
         }
     }
 
+    /// Notes that a connection was closed on `address` because it was flooded.
+    pub fn flooded(&self, address: IpAddr, now: Now) {
+        let policy = self.policy.load();
+        let client = Client::of(address, policy.ipv6_prefix);
+        self.strike(&policy, client, Kind::Flood, now);
+    }
+
     #[must_use]
     pub fn report(&self, address: IpAddr, now: Now) -> ClientReport {
         let policy = self.policy.load();

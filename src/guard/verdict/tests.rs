@@ -64,6 +64,21 @@ fn strikes(guard: &Guard, address: &str, now: Now) -> u32 {
 }
 
 #[test]
+fn flood_is_a_strike_each_second_but_for_those_that_are_never_blocked() {
+    let guard = guard(config());
+    let (mallory, proxy) = (
+        MALLORY.parse().expect("an address"),
+        "127.0.0.1".parse().expect("an address"),
+    );
+    for nth in 0..2 {
+        guard.flooded(mallory, at(nth));
+        guard.flooded(proxy, at(nth));
+    }
+    assert_eq!(strikes(&guard, MALLORY, at(3)), 2);
+    assert_eq!(strikes(&guard, "127.0.0.1", at(3)), 0);
+}
+
+#[test]
 fn client_over_its_limit_is_refused_and_gets_a_strike() {
     let guard = guard(config());
     for _ in 0..3 {

@@ -143,12 +143,9 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
 /// Ends a connection on which its client floods the gate.
 async fn calm(connection: &Connection, outbox: &Outbox, flood: Flood) {
     tracing::debug!(client = %connection.peer, kind = flood.name(), "a flood over HTTP/2");
-    connection
-        .worker
-        .metrics
-        .floods
-        .with_label_values(&[flood.name()])
-        .inc();
+    let worker = &connection.worker;
+    worker.metrics.floods.with_label_values(&[flood.name()]).inc();
+    worker.shared.guard.flooded(connection.peer, worker.now());
     let parting = connection.unless_closed(outbox.part());
     // Whoever reads nothing, or never stops sending, is not waited for.
     if let Ok(Some(Err(error))) = tokio::time::timeout(PARTING, parting).await {
