@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::address;
 use super::connection::{Kind, Registration, Stream};
+use super::probes;
 use super::proxy_protocol;
 use super::shared::{Full, Phase, Seat};
 use super::worker::Worker;
@@ -23,9 +24,6 @@ use super::worker::Worker;
 const BACKLOG: i32 = 4096;
 /// When no file descriptor is left, accepting again at once would spin.
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(50);
-const PROBE_AFTER: Duration = Duration::from_secs(60);
-const PROBE_EVERY: Duration = Duration::from_secs(15);
-const PROBES: u32 = 4;
 /// RFC 9113 section 3.4.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -90,13 +88,8 @@ pub(super) async fn accept(
     kind: Kind,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
-    // Accepted sockets inherit it, so that no connection pays for it: a client whose machine is gone is found out within two
-    // minutes, though its tunnel may be quiet for an hour.
-    let probes = TcpKeepalive::new()
-        .with_time(PROBE_AFTER)
-        .with_interval(PROBE_EVERY)
-        .with_retries(PROBES);
-    SockRef::from(&listener).set_tcp_keepalive(&probes)?;
+    // Accepted sockets inherit it, so that no connection pays for it.
+    probes::set(&SockRef::from(&listener))?;
     let listener = TcpListener::from_std(listener)?;
     loop {
         tokio::select! {

@@ -17,6 +17,7 @@ mod listener;
 mod memory;
 mod metrics;
 mod pipeline;
+mod probes;
 pub mod proxy_protocol;
 mod request;
 mod respond;

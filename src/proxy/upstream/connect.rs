@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::super::config::{UpstreamAddress, UpstreamProtocol};
 use super::super::connection::{OnThisThread, Prefixed};
+use super::super::probes;
 use super::super::worker::Worker;
 use super::known::Known;
 use super::server::Sender;
@@ -29,10 +30,6 @@ const PONG_WITHIN: Duration = Duration::from_secs(5);
 /// Cancelled streams whose late frames are still known for what they are. Frames of forgotten ones look like an attack of the
 /// app (h2#856), so that no count of them ends the connection: it is the clients who cancel.
 const CANCELLED_STREAMS_MAX: usize = 4096;
-/// A tunnel may be quiet for an hour; the kernel finds out within two minutes that the app's machine is gone.
-const TCP_PROBE_AFTER: Duration = Duration::from_secs(60);
-const TCP_PROBE_EVERY: Duration = Duration::from_secs(15);
-const TCP_PROBES: u32 = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -81,13 +78,7 @@ pub(super) async fn connect(worker: &Rc<Worker>, server: &Known, timeout: Durati
                     addresses => any_of(addresses, worker.chance(), timeout).await?,
                 };
                 stream.set_nodelay(true).map_err(Error::Refused)?;
-                let probes = TcpKeepalive::new()
-                    .with_time(TCP_PROBE_AFTER)
-                    .with_interval(TCP_PROBE_EVERY)
-                    .with_retries(TCP_PROBES);
-                SockRef::from(&stream)
-                    .set_tcp_keepalive(&probes)
-                    .map_err(Error::Refused)?;
+                probes::set(&SockRef::from(&stream)).map_err(Error::Refused)?;
                 let sender = handshake(stream, protocol).await?;
                 Ok::<_, Error>(Made { sender, peer })
             }
