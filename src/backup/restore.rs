@@ -257,25 +257,33 @@ impl Vault {
         Ok(rows)
     }
 
+    /// Counts and analyzes at the same time, each in a session of its own: whoever restores waits for both.
     async fn compare_rows(&self, work: &Work<'_>, application: &str) -> Result<u64, Error> {
-        let inside = Admin::connect(&self.target, &work.intent.new, application).await?;
-        // Rows that a policy hides from our role would be taken for lost: better an error that blames the role.
-        inside
-            .batch("counting without policies", "SET row_security = off")
-            .await?;
-        let found = count_rows(&inside).await?;
         let Content::Database { tables, .. } = &work.entry.manifest.content else {
             return Err(Error::Refused("this is a file set, not a database".to_owned()));
         };
-        if let Some(reason) = difference(tables, &found) {
-            return Err(Error::Unproven {
+        let new = &work.intent.new;
+        let count = async {
+            let inside = Admin::connect(&self.target, new, application).await?;
+            // Rows that a policy hides from our role would be taken for lost: better an error that blames the role.
+            inside
+                .batch("counting without policies", "SET row_security = off")
+                .await?;
+            Ok::<_, Error>(count_rows(&inside).await?)
+        };
+        let analyze = async {
+            let inside = Admin::connect(&self.target, new, application).await?;
+            let limit = self.config.step_timeout;
+            Ok(inside.batch_within("analyzing", "ANALYZE", limit).await?)
+        };
+        let (found, ()) = tokio::try_join!(count, analyze)?;
+        match difference(tables, &found) {
+            Some(reason) => Err(Error::Unproven {
                 id: work.entry.manifest.id,
                 reason,
-            });
+            }),
+            None => Ok(found.values().sum()),
         }
-        let limit = self.config.step_timeout;
-        inside.batch_within("analyzing", "ANALYZE", limit).await?;
-        Ok(found.values().sum())
     }
 }
 

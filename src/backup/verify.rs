@@ -233,7 +233,7 @@ pub(super) fn compare(key: &str, part: &Part, found: &repository::seal::Sealed) 
     if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
         return Err(other_bytes(key));
     }
-    let what = if found.plain_sha256 != part.plain_sha256 || found.plain_bytes != part.plain_bytes {
+    let what = if Some(&found.plain_sha256) != part.plain_sha256.as_ref() || found.plain_bytes != part.plain_bytes {
         "its content is not what was dumped"
     } else {
         return Ok(());

@@ -5,7 +5,6 @@ pub mod archive;
 pub mod archiver;
 pub mod base;
 pub mod beat;
-mod behind;
 pub mod chain;
 pub mod config;
 pub mod drill;

@@ -276,7 +276,7 @@ mod tests {
             name: "base".to_owned(),
             object: String::new(),
             plain_bytes: bytes,
-            plain_sha256: String::new(),
+            plain_sha256: None,
             stored_bytes: 0,
             stored_sha256: String::new(),
         };

@@ -16,6 +16,8 @@ use super::{Error, Target};
 
 /// More of a program's complaint than a person reads.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
+/// As much as an unprivileged process may ask for (`fs.pipe-max-size`).
+const PIPE_BYTES: usize = 1024 * 1024;
 
 /// What to run.
 #[derive(Debug)]
@@ -258,7 +260,10 @@ impl Child {
     /// It was not piped, or was taken already.
     pub fn take_stdout(&mut self) -> Result<std::fs::File, Error> {
         let pipe = self.child.stdout.take().map(tokio::process::ChildStdout::into_owned_fd);
-        self.file(pipe)
+        let file = self.file(pipe)?;
+        // Where there is a limit in the way, more switches between the two and the same bytes.
+        let _ = rustix::pipe::fcntl_setpipe_size(&file, PIPE_BYTES);
+        Ok(file)
     }
 
     /// The program's input, for a blocking writer.

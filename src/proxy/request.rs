@@ -31,10 +31,11 @@ pub(super) fn id(worker: &Worker, fields: &HeaderMap, via_trusted: bool) -> Head
         None
     };
     kept.unwrap_or_else(|| {
-        let mut text = String::with_capacity(32);
-        // Writing to a String cannot fail, and hex digits are a valid value.
-        let _ = write!(text, "{:016x}{:016x}", worker.random(), worker.random());
-        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("none"))
+        let random = u128::from(worker.random()) << 64 | u128::from(worker.random());
+        let mut text = [0; 32];
+        // The lengths fit, and hex digits are a valid value.
+        let _ = hex::encode_to_slice(random.to_be_bytes(), &mut text);
+        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("none"))
     })
 }
 

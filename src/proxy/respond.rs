@@ -38,7 +38,8 @@ pub(super) fn response(error: &Error, reference: &HeaderValue, now: Timestamp) -
         return options();
     }
     let problem = problem(error, now);
-    let mut headers = HeaderMap::with_capacity(8);
+    // These, the security headers and the request's id.
+    let mut headers = HeaderMap::with_capacity(16);
     headers.insert(CONTENT_TYPE, PROBLEM_JSON);
     headers.insert(CACHE_CONTROL, NO_STORE);
     extra_headers(error, now, &mut headers);
@@ -70,7 +71,7 @@ fn problem(error: &Error, now: Timestamp) -> Problem {
         title,
         detail,
     };
-    let said = error.to_string();
+    let said = || error.to_string();
     match error {
         Error::Blocked(entry) => about_blank(StatusCode::FORBIDDEN, "Blocked", blocked_detail(entry, now)),
         Error::Limited(excess) => Problem {
@@ -84,25 +85,25 @@ fn problem(error: &Error, now: Timestamp) -> Problem {
                 whole_seconds(excess.retry_after),
             ),
         },
-        Error::BodyTooLarge { .. } => about_blank(StatusCode::PAYLOAD_TOO_LARGE, "Request too large", said),
+        Error::BodyTooLarge { .. } => about_blank(StatusCode::PAYLOAD_TOO_LARGE, "Request too large", said()),
         Error::HeadersTooLarge { .. } => about_blank(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "Request header fields too large",
-            said,
+            said(),
         ),
-        Error::BadRequest(_) => about_blank(StatusCode::BAD_REQUEST, "Bad request", said),
-        Error::MethodRefused(_) => about_blank(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", said),
-        Error::ExpectationFailed => about_blank(StatusCode::EXPECTATION_FAILED, "Expectation failed", said),
-        Error::Misdirected => about_blank(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", said),
-        Error::Loop => about_blank(StatusCode::LOOP_DETECTED, "Loop detected", said),
-        Error::LastHop => about_blank(StatusCode::NO_CONTENT, "Last hop", said),
-        Error::RequestTimeout => about_blank(StatusCode::REQUEST_TIMEOUT, "Request timeout", said),
-        Error::Unreachable | Error::BadAnswer => about_blank(StatusCode::BAD_GATEWAY, "Bad gateway", said),
-        Error::UpstreamTimeout => about_blank(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout", said),
+        Error::BadRequest(_) => about_blank(StatusCode::BAD_REQUEST, "Bad request", said()),
+        Error::MethodRefused(_) => about_blank(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", said()),
+        Error::ExpectationFailed => about_blank(StatusCode::EXPECTATION_FAILED, "Expectation failed", said()),
+        Error::Misdirected => about_blank(StatusCode::MISDIRECTED_REQUEST, "Misdirected request", said()),
+        Error::Loop => about_blank(StatusCode::LOOP_DETECTED, "Loop detected", said()),
+        Error::LastHop => about_blank(StatusCode::NO_CONTENT, "Last hop", said()),
+        Error::RequestTimeout => about_blank(StatusCode::REQUEST_TIMEOUT, "Request timeout", said()),
+        Error::Unreachable | Error::BadAnswer => about_blank(StatusCode::BAD_GATEWAY, "Bad gateway", said()),
+        Error::UpstreamTimeout => about_blank(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout", said()),
         Error::NoServer { .. } | Error::Held => {
-            about_blank(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", said)
+            about_blank(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", said())
         }
-        Error::Internal(_) => about_blank(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", said),
+        Error::Internal(_) => about_blank(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", said()),
     }
 }
 
@@ -270,6 +271,11 @@ fn document(problem: &Problem, error: &Error, reference: &HeaderValue) -> Vec<u8
 /// RFC 8259 section 7.
 fn push_json_string(json: &mut String, text: &str) {
     json.push('"');
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        json.push_str(text);
+        json.push('"');
+        return;
+    }
     for character in text.chars() {
         match character {
             '"' => json.push_str("\\\""),

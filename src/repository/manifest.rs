@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
-use super::seal::Sealed;
+use super::seal::{Measured, Sealed};
 
 /// Raised when an old reader could misread a new manifest.
 pub const FORMAT: u32 = 1;
@@ -153,7 +153,9 @@ pub struct Part {
     /// The object's name in the backup's folder.
     pub object: String,
     pub plain_bytes: u64,
-    pub plain_sha256: String,
+    /// `None`: of a base backup's tar, whose files are proven one by one by `backup_manifest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_sha256: Option<String>,
     pub stored_bytes: u64,
     pub stored_sha256: String,
 }
@@ -165,9 +167,22 @@ impl Part {
             name: name.to_owned(),
             object: key.rsplit('/').next().unwrap_or_default().to_owned(),
             plain_bytes: sealed.plain_bytes,
-            plain_sha256: sealed.plain_sha256,
+            plain_sha256: Some(sealed.plain_sha256),
             stored_bytes: sealed.stored_bytes,
             stored_sha256: sealed.stored_sha256,
+        }
+    }
+
+    /// Of a tar that is proven file by file.
+    #[must_use]
+    pub fn of_tar(name: &str, key: &str, measured: Measured) -> Self {
+        Self {
+            name: name.to_owned(),
+            object: key.rsplit('/').next().unwrap_or_default().to_owned(),
+            plain_bytes: measured.plain_bytes,
+            plain_sha256: None,
+            stored_bytes: measured.stored_bytes,
+            stored_sha256: measured.stored_sha256,
         }
     }
 }

@@ -3,12 +3,14 @@
 //! Everything here can be read back with `age`, `zstd`, `pg_restore` and `tar` alone. An object is written once and
 //! never changed; a backup exists from the instant at which its manifest does.
 
+mod behind;
 #[cfg(feature = "object-store-cloud")]
 mod bucket;
 mod folders;
 pub mod layout;
 mod listing;
 pub mod manifest;
+mod proof;
 pub mod seal;
 pub mod storage;
 mod transfer;

@@ -115,12 +115,25 @@ impl Tally {
     }
 }
 
-struct TallyWriter<W> {
+/// Counts and hashes what is written.
+pub(super) struct Hashed<W> {
     inner: W,
     tally: Tally,
 }
 
-impl<W: Write> Write for TallyWriter<W> {
+impl<W> Hashed<W> {
+    pub(super) fn new(inner: W) -> Self {
+        let tally = Tally::default();
+        Self { inner, tally }
+    }
+
+    /// What was opened, together with the hash of what was in it, and the sink.
+    pub(super) fn sealed(self, opened: Measured) -> (Sealed, W) {
+        (opened.sealed(self.tally), self.inner)
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
         self.tally.add(bytes.get(..written).unwrap_or(bytes));
@@ -184,6 +197,25 @@ impl<W: Write> Write for Cipher<W> {
     }
 }
 
+/// What went through, and what its stored bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    pub plain_bytes: u64,
+    pub stored_bytes: u64,
+    pub stored_sha256: String,
+}
+
+impl Measured {
+    fn sealed(self, plain: Tally) -> Sealed {
+        Sealed {
+            plain_bytes: self.plain_bytes,
+            plain_sha256: plain.finish().1,
+            stored_bytes: self.stored_bytes,
+            stored_sha256: self.stored_sha256,
+        }
+    }
+}
+
 /// Seals `source` into `sink`. `confirm` is asked once the source has ended and before the last bytes are written:
 /// only the exit status of the program tells an end from a death, and an unfinished age file cannot be mistaken.
 ///
@@ -197,14 +229,31 @@ pub fn seal(
     confirm: impl FnOnce() -> io::Result<()>,
     progress: impl Fn(u64),
 ) -> io::Result<Sealed> {
-    let stored = TallyWriter {
-        inner: sink,
-        tally: Tally::default(),
+    let mut plain = Tally::default();
+    let mut hashed = TallyReader {
+        inner: &mut source,
+        tally: &mut plain,
     };
-    let mut encoder = zstd::stream::write::Encoder::new(Cipher::new(stored, keys)?, compression.level)?;
+    let closed = close(&mut hashed, sink, keys, compression, confirm, progress)?;
+    Ok(closed.sealed(plain))
+}
+
+/// As [`seal`], of a source that proves by itself what it gives: the plain bytes are not hashed a second time.
+///
+/// # Errors
+/// As [`seal`].
+pub fn close(
+    source: &mut impl Read,
+    sink: impl Write,
+    keys: &Keys,
+    compression: Compression,
+    confirm: impl FnOnce() -> io::Result<()>,
+    progress: impl Fn(u64),
+) -> io::Result<Measured> {
+    let mut encoder = zstd::stream::write::Encoder::new(Cipher::new(Hashed::new(sink), keys)?, compression.level)?;
     encoder.include_checksum(true)?;
     encoder.multithread(compression.threads)?;
-    let mut plain = Tally::default();
+    let mut plain_bytes = 0_u64;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = match source.read(&mut buffer) {
@@ -213,19 +262,16 @@ pub fn seal(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        let bytes = buffer.get(..read).unwrap_or_default();
-        plain.add(bytes);
-        encoder.write_all(bytes)?;
-        progress(plain.bytes);
+        encoder.write_all(buffer.get(..read).unwrap_or_default())?;
+        plain_bytes = plain_bytes.saturating_add(read as u64);
+        progress(plain_bytes);
     }
     confirm()?;
     let mut stored = encoder.finish()?.finish()?;
     stored.flush()?;
-    let (plain_bytes, plain_sha256) = plain.finish();
     let (stored_bytes, stored_sha256) = stored.tally.finish();
-    Ok(Sealed {
+    Ok(Measured {
         plain_bytes,
-        plain_sha256,
         stored_bytes,
         stored_sha256,
     })
@@ -248,18 +294,34 @@ pub fn seal_unhashed(mut source: impl Read, keys: &Keys, compression: Compressio
 /// # Errors
 /// Of either side; `InvalidData` where the bytes are not what `seal` wrote or the keys do not fit.
 pub fn unseal(
-    mut stored: impl Read,
+    stored: impl Read,
     sink: &mut impl Write,
     keys: &Keys,
     encrypted: bool,
     progress: impl Fn(u64),
 ) -> io::Result<Sealed> {
-    let mut stored_tally = Tally::default();
-    let mut plain = Tally::default();
+    let mut plain = Hashed::new(sink);
+    let opened = open(stored, &mut plain, keys, encrypted, progress)?;
+    Ok(plain.sealed(opened).0)
+}
+
+/// As [`unseal`], for a sink that proves what it gets by itself: the plain bytes are not hashed a second time.
+///
+/// # Errors
+/// As [`unseal`].
+pub fn open(
+    mut stored: impl Read,
+    sink: &mut impl Write,
+    keys: &Keys,
+    encrypted: bool,
+    progress: impl Fn(u64),
+) -> io::Result<Measured> {
+    let mut tally = Tally::default();
+    let mut plain_bytes = 0_u64;
     {
         let mut hashed = TallyReader {
             inner: &mut stored,
-            tally: &mut stored_tally,
+            tally: &mut tally,
         };
         let opened: Box<dyn Read + '_> = if encrypted {
             let decryptor =
@@ -279,20 +341,18 @@ pub fn unseal(
                 Err(error) => return Err(error),
             };
             let bytes = buffer.get(..read).unwrap_or_default();
-            plain.add(bytes);
+            plain_bytes = plain_bytes.saturating_add(bytes.len() as u64);
             sink.write_all(bytes)?;
-            progress(plain.bytes);
+            progress(plain_bytes);
         }
         drop(decoder);
         // What stands behind the end is part of the stored hash as well.
         io::copy(&mut hashed, &mut io::sink())?;
     }
     sink.flush()?;
-    let (plain_bytes, plain_sha256) = plain.finish();
-    let (stored_bytes, stored_sha256) = stored_tally.finish();
-    Ok(Sealed {
+    let (stored_bytes, stored_sha256) = tally.finish();
+    Ok(Measured {
         plain_bytes,
-        plain_sha256,
         stored_bytes,
         stored_sha256,
     })

@@ -14,7 +14,8 @@ use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::seal::{self, Compression, Keys, Sealed};
+use super::behind::Behind;
+use super::seal::{self, Compression, Hashed, Keys, Measured, Sealed};
 use super::storage::{CALL_TIMEOUT, Repository, slow, store_error, within};
 
 /// A part of an upload; S3 wants at least 5 MiB. All but the last are of one size: R2 takes no others.
@@ -60,13 +61,25 @@ impl Repository {
         confirm: impl FnOnce() -> io::Result<()> + Send + 'static,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<Sealed, Error> {
+        self.put_through(key, move |store| {
+            seal::seal(source, store, &keys, compression, confirm, progress)
+        })
+        .await
+    }
+
+    /// Stores as `key` what `write` writes; it does so on a thread of its own.
+    pub(super) async fn put_through<T: Send + 'static>(
+        &self,
+        key: &str,
+        write: impl FnOnce(&mut ChunkWriter) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
         let (sender, receiver) = mpsc::channel(1);
         let worker = tokio::task::spawn_blocking(move || {
             let mut writer = ChunkWriter {
                 sender,
                 chunk: BytesMut::with_capacity(CHUNK_BYTES),
             };
-            let sealed = seal::seal(source, &mut writer, &keys, compression, confirm, progress)?;
+            let sealed = write(&mut writer)?;
             writer.end()?;
             Ok(sealed)
         });
@@ -135,23 +148,40 @@ impl Repository {
         Ok(Piece { key, upload, bytes: 0 })
     }
 
-    /// Opens the object `key` into `sink`. See [`seal::unseal`].
+    /// Opens the object `key` into `sink`, and hashes what is in it. The sink runs on a thread of its own.
     ///
     /// # Errors
     /// Of the store or the sink, or bytes that are not what was sealed. The sink comes back to be closed.
     pub async fn get_sealed<W: Write + Send + 'static>(
         &self,
         key: &str,
-        mut sink: W,
+        sink: W,
         keys: Arc<Keys>,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<(Sealed, W), Error> {
+        let (opened, hashed) = self.get_opened(key, Hashed::new(sink), keys, progress).await?;
+        Ok(hashed.sealed(opened))
+    }
+
+    /// As [`Repository::get_sealed`], into a sink that proves what it gets by itself: it is not hashed a second time.
+    ///
+    /// # Errors
+    /// As [`Repository::get_sealed`].
+    pub async fn get_opened<W: Write + Send + 'static>(
+        &self,
+        key: &str,
+        sink: W,
+        keys: Arc<Keys>,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<(Measured, W), Error> {
         let encrypted = key.ends_with(".age");
         if encrypted && !keys.decrypts() {
             return Err(Error::NoIdentity { key: key.to_owned() });
         }
         self.read_through(key, move |reader| {
-            seal::unseal(reader, &mut sink, &keys, encrypted, progress).map(|sealed| (sealed, sink))
+            let mut sink = Behind::new(sink);
+            let opened = seal::open(reader, &mut sink, &keys, encrypted, progress)?;
+            Ok((opened, sink.finish()?))
         })
         .await
     }
@@ -298,7 +328,7 @@ async fn abort(mut piece: Piece) {
     drop(within("aborting", &piece.key, piece.upload.abort()).await);
 }
 
-struct ChunkWriter {
+pub(super) struct ChunkWriter {
     sender: mpsc::Sender<Message>,
     chunk: BytesMut,
 }
@@ -319,7 +349,7 @@ impl ChunkWriter {
     }
 }
 
-impl Write for &mut ChunkWriter {
+impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let room = CHUNK_BYTES.saturating_sub(self.chunk.len());
         let taken = bytes.get(..room).unwrap_or(bytes);

@@ -410,7 +410,7 @@ fn size_far_from_the_usual_is_worth_a_look_once_there_is_a_usual() {
             name: "files".to_owned(),
             object: "files.zst".to_owned(),
             plain_bytes: bytes,
-            plain_sha256: String::new(),
+            plain_sha256: Some(String::new()),
             stored_bytes: bytes,
             stored_sha256: String::new(),
         }];

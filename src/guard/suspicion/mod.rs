@@ -11,6 +11,7 @@
 //! What is known of a client is bounded twice: by how many clients are remembered (the least recently seen is forgotten
 //! first; TinyLFU would refuse new ones in a flood), and by how much is kept of each.
 
+mod recent;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use moka::sync::Cache;
 
 use super::blocklist::{Order, Source};
 use super::client::Client;
+use recent::Recent;
 
 const REMEMBERED_CLIENTS_MAX: u64 = 65_536;
 /// More than any sensible threshold or count of failed logins; higher settings count as this.
@@ -92,6 +94,7 @@ impl Kind {
 #[derive(Debug)]
 pub struct Suspicion {
     records: Cache<Client, Arc<Mutex<Record>>>,
+    recent: Recent,
     strikes: [AtomicU64; Kind::ALL.len()],
 }
 
@@ -122,7 +125,11 @@ impl Suspicion {
             .time_to_idle(looked_back.clamp(IDLE_MIN, IDLE_MAX))
             .build();
         let strikes = std::array::from_fn(|_| AtomicU64::new(0));
-        Self { records, strikes }
+        Self {
+            records,
+            recent: Recent::new(),
+            strikes,
+        }
     }
 
     /// Gives a strike, unless the client had one of this kind within the last second. When it is one too many, `block` is
@@ -136,6 +143,9 @@ impl Suspicion {
         block: impl FnOnce(Order) -> bool,
     ) {
         if config.threshold == 0 {
+            return;
+        }
+        if self.recent.has(self.recent.mark(client, kind), tick) {
             return;
         }
         let record = self.record(client);
@@ -200,6 +210,8 @@ impl Suspicion {
         if !record.strike(kind, config.window, tick) {
             return;
         }
+        let mark = self.recent.mark(client, kind);
+        self.recent.note(mark, tick);
         if let Some(count) = self.strikes.get(kind as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -218,6 +230,7 @@ impl Suspicion {
             record.terms = (record.terms + 1).min(TERMS_MAX);
             record.term_ends = tick.saturating_add(duration);
             record.strikes.clear();
+            self.recent.forget(mark);
         } else {
             // Room for the strike that will try again.
             record.strikes.pop_front();

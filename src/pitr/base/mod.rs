@@ -1,5 +1,5 @@
-//! Base backups: a physical copy of the cluster by `pg_basebackup`, streamed into the repository, every file proven
-//! against `backup_manifest` by reading it back, and its log proven to be in the archive before it counts.
+//! Base backups: a physical copy of the cluster by `pg_basebackup`, streamed into the repository, every file of what is
+//! stored proven against `backup_manifest`, and its log proven to be in the archive, before it counts.
 
 pub mod backup_manifest;
 mod catalogue;
@@ -128,18 +128,23 @@ pub(super) fn room(directory: &Path, bytes: u64) -> Result<(), Error> {
 }
 
 pub(super) fn compare(key: &str, part: &Part, found: &Sealed) -> Result<(), Error> {
-    let what = if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
-        "the stored bytes are not those that were written"
-    } else if found.plain_sha256 != part.plain_sha256 || found.plain_bytes != part.plain_bytes {
-        "its content is not what was sealed"
-    } else {
+    compare_stored(key, part, found.stored_bytes, &found.stored_sha256)?;
+    if found.plain_bytes == part.plain_bytes && Some(&found.plain_sha256) == part.plain_sha256.as_ref() {
         return Ok(());
-    };
-    Err(repository::Error::Damaged {
-        key: key.to_owned(),
-        what: what.to_owned(),
     }
-    .into())
+    Err(damaged(key, "its content is not what was sealed"))
+}
+
+pub(super) fn compare_stored(key: &str, part: &Part, bytes: u64, sha256: &str) -> Result<(), Error> {
+    if (bytes, sha256) == (part.stored_bytes, part.stored_sha256.as_str()) {
+        return Ok(());
+    }
+    Err(damaged(key, "the stored bytes are not those that were written"))
+}
+
+fn damaged(key: &str, what: &str) -> Error {
+    let (key, what) = (key.to_owned(), what.to_owned());
+    repository::Error::Damaged { key, what }.into()
 }
 
 /// Why a base backup was not taken, read or removed.

@@ -17,7 +17,6 @@ use ulid::Ulid;
 use super::backup_manifest::BackupManifest;
 use super::check::{self, Checker};
 use super::{Bases, Error};
-use crate::pitr::behind::Behind;
 use crate::pitr::chain::{self, Index};
 use crate::pitr::history::Leg;
 use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
@@ -28,7 +27,7 @@ use crate::postgres::program::Programs;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Content, Level, Manifest, Part, Tablespace};
-use crate::repository::seal::{Compression, Sealed};
+use crate::repository::seal::{Compression, Measured};
 use crate::repository::{self, Keys};
 
 /// "foregate" and "base" as a number: one base backup of a server at a time, wherever it is asked for.
@@ -54,7 +53,7 @@ struct Server {
     bytes: u64,
 }
 
-/// What the parts turned out to hold.
+/// What the parts hold.
 struct Proven {
     manifest: BackupManifest,
     parts: Vec<Part>,
@@ -69,7 +68,8 @@ struct Copied {
 }
 
 impl Bases {
-    /// Takes one base backup. Nothing is published unless it was read back whole and its log is in the archive.
+    /// Takes one base backup. Nothing is published unless what is stored was opened whole, the stored bytes were read back,
+    /// and its log is in the archive.
     ///
     /// # Errors
     /// Why there is no new base backup.
@@ -177,11 +177,10 @@ impl Bases {
         Ok(manifest)
     }
 
-    /// The one tar, from the program's output into the repository, and back for the proof.
+    /// The one tar, from the program's output into the repository, proven as it streams past.
     async fn stream(&self, admin: &Admin, folder: &str, command: Command, keys: &Arc<Keys>) -> Result<Proven, Error> {
-        let part = self.store(admin, folder, "base", command, keys).await?;
+        let (part, checker) = self.store(admin, folder, "base", command, keys).await?;
         let stopped_at = server_time(admin).await?;
-        let checker = self.read_back(folder, &part, String::new(), keys).await?;
         let copied = Copied {
             parts: vec![part],
             checker,
@@ -190,7 +189,7 @@ impl Bases {
         self.settle(folder, copied, keys).await
     }
 
-    /// Compares what was read back with `backup_manifest`, and stores that beside it.
+    /// Compares what was opened with `backup_manifest`, reads the stored bytes back, and stores the manifest beside them.
     async fn settle(&self, folder: &str, copied: Copied, keys: &Arc<Keys>) -> Result<Proven, Error> {
         let Copied {
             mut parts,
@@ -207,6 +206,13 @@ impl Bases {
         if let Some(difference) = check::difference(&manifest, &checker.seen) {
             return Err(damaged(difference));
         }
+        for part in &parts {
+            let key = format!("{folder}/{}", part.object);
+            let progress = self.step("verify");
+            self.repository
+                .confirm_stored(&key, part.stored_bytes, &part.stored_sha256, progress)
+                .await?;
+        }
         let name = "backup_manifest";
         let key = layout::part(folder, name, keys.encrypts());
         let source = io::Cursor::new(checker.manifest);
@@ -214,7 +220,7 @@ impl Bases {
             .repository
             .put_sealed(&key, source, Arc::clone(keys), Compression::DEFAULT, || Ok(()), |_| {})
             .await?;
-        let part = part(name, &key, sealed);
+        let part = Part::new(name, &key, sealed);
         let read = self
             .repository
             .get_sealed(&key, io::sink(), Arc::clone(keys), |_| {})
@@ -228,21 +234,27 @@ impl Bases {
         })
     }
 
-    async fn read_back(&self, folder: &str, part: &Part, prefix: String, keys: &Arc<Keys>) -> Result<Checker, Error> {
-        let key = format!("{folder}/{}", part.object);
-        let progress = self.step("verify");
-        let reader = Behind::new(Reader::new(Checker::new(prefix)));
-        let (sealed, reader) = self
+    /// Stores a tar as `key`, and hashes every file of it out of what is stored.
+    async fn put_tar(
+        &self,
+        key: &str,
+        source: impl io::Read + Send + 'static,
+        keys: &Arc<Keys>,
+        prefix: String,
+        confirm: impl FnOnce() -> io::Result<()> + Send + 'static,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<(Measured, Checker), repository::Error> {
+        let reader = Reader::new(Checker::new(prefix));
+        let keys = Arc::clone(keys);
+        let put = self
             .repository
-            .get_sealed(&key, reader, Arc::clone(keys), progress)
-            .await?;
-        super::compare(&key, part, &sealed)?;
-        let cut = |error: io::Error| repository::Error::Damaged {
-            key: key.clone(),
+            .put_proven(key, source, keys, Compression::DEFAULT, confirm, progress, reader);
+        let (measured, reader) = put.await?;
+        let checker = reader.finish().map_err(|error| repository::Error::Damaged {
+            key: key.to_owned(),
             what: error.to_string(),
-        };
-        let reader = reader.finish().map_err(cut)?;
-        Ok(reader.finish().map_err(cut)?)
+        })?;
+        Ok((measured, checker))
     }
 
     /// The program's output into the repository; its death, or a server that falls silent, leaves no object.
@@ -253,7 +265,7 @@ impl Bases {
         name: &str,
         command: Command,
         keys: &Arc<Keys>,
-    ) -> Result<Part, Error> {
+    ) -> Result<(Part, Checker), Error> {
         let mut child = command.start()?;
         let source = child.take_stdout()?;
         let (exited, confirm) = oneshot::channel::<()>();
@@ -268,9 +280,7 @@ impl Bases {
             counted.store(bytes, Ordering::Relaxed);
             progress(bytes);
         };
-        let put = self
-            .repository
-            .put_sealed(&key, source, Arc::clone(keys), Compression::DEFAULT, confirm, progress);
+        let put = self.put_tar(&key, source, keys, String::new(), confirm, progress);
         let finish = async {
             let done = tokio::select! {
                 done = child.finish(self.step_timeout) => done.map_err(Error::from),
@@ -286,15 +296,15 @@ impl Bases {
         };
         tokio::pin!(put);
         tokio::pin!(finish);
-        let sealed = tokio::select! {
+        let (measured, checker) = tokio::select! {
             done = &mut finish => { let stored = put.await; done?; stored? }
             stored = &mut put => match stored {
-                Ok(sealed) => sealed,
+                Ok(stored) => stored,
                 Err(error @ repository::Error::Seal { .. }) => { finish.await?; return Err(error.into()) }
                 Err(error) => return Err(error.into()),
             },
         };
-        Ok(part(name, &key, sealed))
+        Ok((Part::of_tar(name, &key, measured), checker))
     }
 
     /// Returns when the server sends nothing any more and is not going to: its archiver fails, or too long a silence.
@@ -353,8 +363,7 @@ impl Bases {
                 None => ("base".to_owned(), String::new()),
                 Some(oid) => (oid.to_string(), format!("pg_tblspc/{oid}/")),
             };
-            let part = self.seal_file(folder, &name, &tars, keys).await?;
-            let checker = self.read_back(folder, &part, prefix, keys).await?;
+            let (part, checker) = self.store_file(folder, &name, &tars, prefix, keys).await?;
             whole.seen.extend(checker.seen);
             parts.push(part);
         }
@@ -367,25 +376,22 @@ impl Bases {
         self.settle(folder, copied, keys).await
     }
 
-    async fn seal_file(&self, folder: &str, name: &str, tars: &Path, keys: &Arc<Keys>) -> Result<Part, Error> {
+    async fn store_file(
+        &self,
+        folder: &str,
+        name: &str,
+        tars: &Path,
+        prefix: String,
+        keys: &Arc<Keys>,
+    ) -> Result<(Part, Checker), Error> {
         let path = tars.join(format!("{name}.tar"));
         let local = |act| move |source| Error::Local { act, source };
         let source = std::fs::File::open(&path).map_err(local("opening a tar"))?;
         let key = layout::part(folder, &format!("{name}.tar"), keys.encrypts());
         let progress = self.step("store");
-        let sealed = self
-            .repository
-            .put_sealed(
-                &key,
-                source,
-                Arc::clone(keys),
-                Compression::DEFAULT,
-                || Ok(()),
-                progress,
-            )
-            .await?;
+        let (measured, checker) = self.put_tar(&key, source, keys, prefix, || Ok(()), progress).await?;
         std::fs::remove_file(&path).map_err(local("removing a tar"))?;
-        Ok(part(name, &key, sealed))
+        Ok((Part::of_tar(name, &key, measured), checker))
     }
 
     /// Waits until every segment of the copy's log is in the archive.
@@ -439,7 +445,7 @@ async fn end_sessions(admin: &Admin) -> Result<(), Error> {
 }
 
 /// Asked as soon as the program has ended: at or after the end of the copy, so that whatever committed later is not in it,
-/// and before it is read back, which may take hours.
+/// and before the stored bytes are read back, which may take hours.
 async fn server_time(admin: &Admin) -> Result<Timestamp, Error> {
     let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
     let micros: i64 = admin.value("reading the server's clock", now, &[]).await?;
@@ -483,15 +489,4 @@ fn lsn(id: Ulid, text: &str) -> Result<Lsn, Error> {
         id,
         reason: format!("backup_manifest names the log position {text:?}"),
     })
-}
-
-fn part(name: &str, key: &str, sealed: Sealed) -> Part {
-    Part {
-        name: name.to_owned(),
-        object: key.rsplit('/').next().unwrap_or_default().to_owned(),
-        plain_bytes: sealed.plain_bytes,
-        plain_sha256: sealed.plain_sha256,
-        stored_bytes: sealed.stored_bytes,
-        stored_sha256: sealed.stored_sha256,
-    }
 }

@@ -8,6 +8,7 @@ mod run;
 pub mod settings;
 mod unpack;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,8 @@ pub use self::look::{Shown, Table};
 pub use self::run::Running;
 pub use self::unpack::Place;
 use self::unpack::{Unpacker, write_file};
-use super::base::Base;
-use super::behind::Behind;
+use super::base::backup_manifest::{BackupManifest, File};
+use super::base::{Base, check};
 use super::name::Lsn;
 use super::plan::{Plan, Refusal};
 use super::tar::Reader;
@@ -28,6 +29,7 @@ use super::{Error, Recovery, base, local};
 use crate::postgres::child::{Command, User};
 use crate::postgres::program::Programs;
 use crate::postgres::server;
+use crate::repository::{self, manifest::Part};
 
 /// A socket's whole path has at most 107 bytes; `/.s.PGSQL.5432.lock` is ours.
 const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - 19;
@@ -38,7 +40,7 @@ pub struct Phases {
     /// Listing the repository, and reading the whole log on the way. A recovery by a plan at hand has none.
     pub plan: Duration,
     pub unpack: Duration,
-    /// `pg_verifybackup`.
+    /// `pg_verifybackup`, which finds the bytes proven.
     pub verify: Duration,
     /// From the server's start to the pause at the target.
     pub replay: Duration,
@@ -110,7 +112,7 @@ impl Recovery {
         Ok(running)
     }
 
-    /// The parts of the base backup into the place, each hashed on the way.
+    /// The parts of the base backup into the place, every file compared with `backup_manifest` as it is written.
     async fn unpack(&self, base: &Base, disk_bytes: u64, place: &Place) -> Result<(), Error> {
         let bytes = place.run.as_os_str().len();
         if bytes > SOCKET_DIRECTORY_BYTES_MAX {
@@ -125,29 +127,46 @@ impl Recovery {
         place.make(&oids(base)).map_err(local("making the directories"))?;
         let progress = Arc::new(self.bases.step("unpack"));
         let mut before = 0;
+        let mut seen = HashMap::new();
         for part in base.parts.iter().filter(|part| part.name != "backup_manifest") {
-            let oid = part.name.parse().ok();
-            let key = format!("{}/{}", base.folder, part.object);
-            let reader = Behind::new(Reader::new(Unpacker::new(place, oid)));
             let progress = Arc::clone(&progress);
             let so_far = before;
-            let (sealed, reader) = self
-                .bases
-                .repository
-                .get_sealed(&key, reader, Arc::clone(&self.bases.keys), move |bytes| {
-                    progress(bytes.saturating_add(so_far));
-                })
-                .await?;
-            base::compare(&key, part, &sealed)?;
-            let reader = reader.finish().map_err(local("writing the data directory"))?;
-            reader.finish().map_err(local("reading the tar"))?;
+            let progress = move |bytes: u64| progress(bytes.saturating_add(so_far));
+            seen.extend(self.unpack_part(base, part, place, progress).await?);
             before = before.saturating_add(part.plain_bytes);
         }
         place.link(&oids(base)).map_err(local("linking the tablespaces"))?;
-        self.unpack_manifest(base, place).await
+        let manifest = self.unpack_manifest(base, place).await?;
+        let damaged = |what: String| repository::Error::Damaged {
+            key: base.folder.clone(),
+            what,
+        };
+        let manifest = BackupManifest::parse(&manifest).map_err(damaged)?;
+        match check::difference(&manifest, &seen) {
+            Some(difference) => Err(damaged(difference).into()),
+            None => Ok(()),
+        }
     }
 
-    async fn unpack_manifest(&self, base: &Base, place: &Place) -> Result<(), Error> {
+    /// One tar into its directory. Returns the files that were written, with their hashes.
+    async fn unpack_part(
+        &self,
+        base: &Base,
+        part: &Part,
+        place: &Place,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<HashMap<String, File>, Error> {
+        let key = format!("{}/{}", base.folder, part.object);
+        let reader = Reader::new(Unpacker::new(place, part.name.parse().ok()));
+        let keys = Arc::clone(&self.bases.keys);
+        let opened = self.bases.repository.get_opened(&key, reader, keys, progress);
+        let (opened, reader) = opened.await?;
+        base::compare_stored(&key, part, opened.stored_bytes, &opened.stored_sha256)?;
+        let unpacker = reader.finish().map_err(local("reading the tar"))?;
+        Ok(unpacker.checker.seen)
+    }
+
+    async fn unpack_manifest(&self, base: &Base, place: &Place) -> Result<Vec<u8>, Error> {
         let missing = || Refusal {
             reason: format!("base backup {} has no backup_manifest", base.id),
             ..Refusal::default()
@@ -162,14 +181,17 @@ impl Recovery {
             .await?;
         base::compare(&key, part, &sealed)?;
         let path = place.data.join("backup_manifest");
-        write_file(&path, &bytes, place.user).map_err(local("writing backup_manifest"))
+        write_file(&path, &bytes, place.user).map_err(local("writing backup_manifest"))?;
+        Ok(bytes)
     }
 
-    /// PostgreSQL's own word on every file, before any of them is changed.
+    /// PostgreSQL's own word that every file is there and complete, before any of them is changed. Their bytes were hashed
+    /// as they were written; reading them again would ask the page cache, and take as long as unpacking.
     async fn verify(&self, programs: &Programs, place: &Place) -> Result<(), Error> {
         drop(self.bases.step("verify"));
         let command = Command::new(programs.path("pg_verifybackup"))
             .arg("--no-parse-wal")
+            .arg("--skip-checksums")
             .arg("--quiet")
             .arg(place.data.as_os_str())
             .user(place.user)
@@ -230,7 +252,7 @@ impl Recovery {
             stdout.take(64 * 1024).read_to_string(&mut text).map(|_| text)
         });
         child.finish(Duration::from_secs(60)).await?;
-        let text = read.await.map_err(|_| crate::repository::Error::Worker)?;
+        let text = read.await.map_err(|_| repository::Error::Worker)?;
         text.map_err(local("reading pg_controldata"))
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::pitr::base::check::Checker;
 use crate::pitr::tar::{Entry, Kind, Visitor, invalid};
 use crate::postgres::child::User;
 use crate::postgres::server::hand_over;
@@ -111,13 +112,14 @@ pub(super) fn write_file(path: &Path, bytes: &[u8], user: Option<User>) -> io::R
     hand_over(path, user)
 }
 
-/// Writes the members of one tar below one directory.
+/// Writes the members of one tar below one directory, each hashed as it is written.
 #[derive(Debug)]
 pub(super) struct Unpacker {
     root: PathBuf,
     tablespaces: PathBuf,
     user: Option<User>,
     open: Option<File>,
+    pub(super) checker: Checker,
 }
 
 impl Unpacker {
@@ -131,6 +133,7 @@ impl Unpacker {
             tablespaces: place.tablespaces.clone(),
             user: place.user,
             open: None,
+            checker: Checker::new(oid.map_or(String::new(), |oid| format!("pg_tblspc/{oid}/"))),
         }
     }
 
@@ -168,20 +171,23 @@ impl Visitor for Unpacker {
                     .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
                 hand_over(&path, self.user)?;
                 self.open = Some(file);
-                Ok(())
+                self.checker.entry(entry)
             }
         }
     }
 
     fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.open {
-            Some(file) => file.write_all(bytes),
+            Some(file) => {
+                file.write_all(bytes)?;
+                self.checker.data(bytes)
+            }
             None => Err(invalid("bytes without a file")),
         }
     }
 
     fn end(&mut self) -> io::Result<()> {
         self.open = None;
-        Ok(())
+        self.checker.end()
     }
 }

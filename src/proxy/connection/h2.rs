@@ -1,5 +1,6 @@
 //! HTTP/2 from clients, by hyper over h2.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -42,13 +43,17 @@ impl<F: Future + 'static> Executor<F> for OnThisThread {
 /// Runs the streams of one connection on the worker's thread, each so that its flight can end it. Nothing else can, while
 /// the client's window is shut: hyper then waits for the window and for nothing besides.
 #[derive(Debug, Clone)]
-struct Streams(Rc<Connection>);
+struct Streams {
+    connection: Rc<Connection>,
+    /// A flood was noticed. Streams that came with it and have not begun must not cost the app a connection each.
+    is_cut_off: Rc<Cell<bool>>,
+}
 
 impl<F: Future + 'static> Executor<F> for Streams {
     fn execute(&self, future: F) {
         drop(tokio::task::spawn_local(Stream {
             future,
-            connection: Rc::clone(&self.0),
+            streams: self.clone(),
             flight: None,
         }));
     }
@@ -59,7 +64,7 @@ pin_project_lite::pin_project! {
     struct Stream<F> {
         #[pin]
         future: F,
-        connection: Rc<Connection>,
+        streams: Streams,
         flight: Option<Rc<Flight>>,
     }
 }
@@ -69,9 +74,12 @@ impl<F: Future> Future for Stream<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
+        if this.streams.is_cut_off.get() {
+            return Poll::Ready(());
+        }
         let polled = this.future.poll(cx);
         // The pipeline registers its flight before it first waits.
-        if let Some(flight) = this.connection.take_newest() {
+        if let Some(flight) = this.streams.connection.take_newest() {
             *this.flight = Some(flight);
         }
         if polled.is_ready() {
@@ -93,8 +101,12 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
     };
     let outbox = Outbox::new(io, Rc::clone(&connection));
     let header_list = u32::try_from(caps.max_header_size.saturating_add(8 * 1024)).unwrap_or(u32::MAX);
+    let streams = Streams {
+        connection: Rc::clone(&connection),
+        is_cut_off: Rc::default(),
+    };
     let mut http = Box::pin(
-        Builder::new(Streams(Rc::clone(&connection)))
+        Builder::new(streams.clone())
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -114,6 +126,7 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
                 }
             }
             if outbox.flood().is_some() {
+                streams.is_cut_off.set(true);
                 return Poll::Ready(());
             }
             // Also when the connection has ended: its last frame says why.

@@ -31,12 +31,21 @@ impl<W: Write + Send + 'static> Behind<W> {
     pub(super) fn finish(mut self) -> io::Result<W> {
         self.join()
     }
+}
 
+impl<W> Behind<W> {
     fn join(&mut self) -> io::Result<W> {
         drop(self.sender.take());
         let gone = || io::Error::other("the thread behind ended early");
         let worker = self.worker.take().ok_or_else(gone)?;
         worker.join().map_err(|_| gone())?
+    }
+}
+
+/// Nothing is written any more once it is gone.
+impl<W> Drop for Behind<W> {
+    fn drop(&mut self) {
+        drop(self.join());
     }
 }
 

@@ -1,0 +1,243 @@
+//! Storing and proving in one pass: what goes to the store is opened on another core while it goes. Once the stored bytes
+//! are read back and have the same hash, they are the bytes that were opened.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use tokio::sync::oneshot;
+
+use super::seal::{self, Compression, Keys, Measured};
+use super::{Error, Repository};
+
+/// Writes on their way to the opener, of 64 KiB as age makes them. What is stored may be 32 MiB ahead of its proof: a server
+/// that is done sending waits for a second or more until its log is archived, and the proof catches up meanwhile.
+const AHEAD: usize = 512;
+/// Behind the sealing, and behind the programs that feed it (10), when there are not enough cores for all.
+const NICE: i32 = 15;
+
+impl Repository {
+    /// As [`Repository::put_sealed`], and opens into `sink` what it stores, which has to prove the content: that is not
+    /// hashed. What holds of it holds of what is in the store after [`Repository::confirm_stored`].
+    ///
+    /// # Errors
+    /// As [`Repository::put_sealed`], or bytes that cannot be opened again; the object may be left then.
+    pub async fn put_proven<W: Write + Send + 'static>(
+        &self,
+        key: &str,
+        mut source: impl Read + Send + 'static,
+        keys: Arc<Keys>,
+        compression: Compression,
+        confirm: impl FnOnce() -> io::Result<()> + Send + 'static,
+        progress: impl Fn(u64) + Send + 'static,
+        sink: W,
+    ) -> Result<(Measured, W), Error> {
+        let (copy, receiver) = sync_channel(AHEAD);
+        let opening = open_behind(receiver, sink, Arc::clone(&keys));
+        let closed = self
+            .put_through(key, move |store| {
+                let tee = Tee { store, copy };
+                seal::close(&mut source, tee, &keys, compression, confirm, progress)
+            })
+            .await;
+        let opened = opening.await.map_err(|_| Error::Worker)?;
+        let unopened = |source| Error::Unseal {
+            key: key.to_owned(),
+            source,
+        };
+        match (closed, opened) {
+            (Ok(closed), Ok((opened, sink))) if closed == opened => Ok((closed, sink)),
+            (Ok(_), Ok(_)) => Err(damaged(key, "it does not open as what was sealed")),
+            (Ok(_), Err(error)) => Err(unopened(error)),
+            (Err(error), Err(cause)) if is_for_want_of_an_opener(&error) => Err(unopened(cause)),
+            // An opener that was cut off has nothing of its own to tell.
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Reads the object `key` back and compares it with what was sent.
+    ///
+    /// # Errors
+    /// Of the store, or other bytes.
+    pub async fn confirm_stored(
+        &self,
+        key: &str,
+        bytes: u64,
+        sha256: &str,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<(), Error> {
+        let (found_bytes, found_sha256) = self.hash_stored(key, progress).await?;
+        if (found_bytes, found_sha256.as_str()) == (bytes, sha256) {
+            return Ok(());
+        }
+        Err(damaged(key, "the stored bytes are not those that were written"))
+    }
+}
+
+/// Opens what is received on a thread of its own, which is not for others to use again: its priority stays low.
+fn open_behind<W: Write + Send + 'static>(
+    receiver: Receiver<Vec<u8>>,
+    mut sink: W,
+    keys: Arc<Keys>,
+) -> oneshot::Receiver<io::Result<(Measured, W)>> {
+    let (done, opened) = oneshot::channel();
+    std::thread::spawn(move || {
+        // Refused to nobody; and if it were, the proof would only be in the way.
+        let _ = rustix::process::nice(NICE);
+        let open = move || {
+            let stored = Copied {
+                receiver,
+                chunk: io::Cursor::default(),
+            };
+            let opened = seal::open(stored, &mut sink, &keys, keys.encrypts(), |_| {})?;
+            Ok((opened, sink))
+        };
+        // Nobody waits any more where the whole run was given up.
+        drop(done.send(open()));
+    });
+    opened
+}
+
+fn damaged(key: &str, what: &str) -> Error {
+    Error::Damaged {
+        key: key.to_owned(),
+        what: what.to_owned(),
+    }
+}
+
+/// The opener ended before the stream did.
+#[derive(Debug, thiserror::Error)]
+#[error("what was stored so far cannot be opened")]
+struct NoOpener;
+
+fn is_for_want_of_an_opener(error: &Error) -> bool {
+    let Error::Seal { source, .. } = error else {
+        return false;
+    };
+    source.get_ref().is_some_and(|inner| inner.is::<NoOpener>())
+}
+
+/// Writes to the store, and a copy to the opener.
+struct Tee<W> {
+    store: W,
+    copy: SyncSender<Vec<u8>>,
+}
+
+impl<W: Write> Write for Tee<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.store.write_all(bytes)?;
+        self.copy.send(bytes.to_vec()).map_err(|_| io::Error::other(NoOpener))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.store.flush()
+    }
+}
+
+/// The opener's side.
+struct Copied {
+    receiver: Receiver<Vec<u8>>,
+    chunk: io::Cursor<Vec<u8>>,
+}
+
+impl Read for Copied {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.chunk.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            match self.receiver.recv() {
+                Ok(chunk) => self.chunk = io::Cursor::new(chunk),
+                Err(_) => return Ok(0),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes, then no more.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn repository(directory: &tempfile::TempDir) -> Repository {
+        Repository::open(&format!("file://{}", directory.path().display())).expect("a directory")
+    }
+
+    fn keys() -> Arc<Keys> {
+        let identity = age::x25519::Identity::generate();
+        let recipients = [identity.to_public().to_string()];
+        Arc::new(Keys::new(&recipients, None).expect("a key").with_witness())
+    }
+
+    /// Longer than what is on the way at any time, whatever zstd makes of it.
+    fn numbers() -> Vec<u8> {
+        (0..2_000_000_u64)
+            .flat_map(|number| (number * number).to_le_bytes())
+            .collect()
+    }
+
+    async fn put<W: Write + Send + 'static>(
+        repository: &Repository,
+        confirm: io::Result<()>,
+        sink: W,
+    ) -> Result<(Measured, W), Error> {
+        let (source, keys) = (io::Cursor::new(numbers()), keys());
+        repository
+            .put_proven("a.age", source, keys, Compression::DEFAULT, || confirm, |_| {}, sink)
+            .await
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_was_opened_on_the_way_and_a_flipped_bit_is_found_later() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = repository(&directory);
+        let (stored, opened) = put(&repository, Ok(()), Vec::new()).await.expect("stored");
+        assert!(opened == numbers());
+        let confirm = || repository.confirm_stored("a.age", stored.stored_bytes, &stored.stored_sha256, |_| {});
+        confirm().await.expect("the same");
+        let path = directory.path().join("a.age");
+        let mut bytes = std::fs::read(&path).expect("stored");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).expect("written");
+        let error = confirm().await;
+        assert!(matches!(error, Err(Error::Damaged { .. })), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_refuses_ends_it_with_its_own_reason() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let error = put(&repository(&directory), Ok(()), Full(100_000)).await.map(|_| ());
+        let Err(Error::Unseal { source, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_failed_is_the_reason_and_not_the_opener_that_was_cut_off() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let failed = Err(io::Error::other("the program failed"));
+        let error = put(&repository(&directory), failed, Vec::new()).await.map(|_| ());
+        let Err(Error::Seal { source, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(source.to_string(), "the program failed");
+        assert!(!directory.path().join("a.age").exists());
+    }
+}
