@@ -11,6 +11,7 @@ use super::{Entry, Error, Vault};
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::repository::manifest::{Content, Level, Manifest, Part, Verification};
+use crate::repository::seal::{Measured, Sealed};
 use crate::repository::{self, Keys, layout};
 
 impl Vault {
@@ -229,20 +230,33 @@ pub(super) fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).unwrap_or_default()
 }
 
-pub(super) fn compare(key: &str, part: &Part, found: &repository::seal::Sealed) -> Result<(), Error> {
+pub(super) fn compare(key: &str, part: &Part, found: &Sealed) -> Result<(), Error> {
     if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
         return Err(other_bytes(key));
     }
-    let what = if Some(&found.plain_sha256) != part.plain_sha256.as_ref() || found.plain_bytes != part.plain_bytes {
-        "its content is not what was dumped"
-    } else {
-        return Ok(());
-    };
-    Err(repository::Error::Damaged {
-        key: key.to_owned(),
-        what: what.to_owned(),
+    if Some(&found.plain_sha256) != part.plain_sha256.as_ref() || found.plain_bytes != part.plain_bytes {
+        return Err(other_content(key));
     }
-    .into())
+    Ok(())
+}
+
+/// As [`compare`], where the content was not hashed.
+pub(super) fn compare_opened(key: &str, part: &Part, found: &Measured) -> Result<(), Error> {
+    if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
+        return Err(other_bytes(key));
+    }
+    if found.plain_bytes != part.plain_bytes {
+        return Err(other_content(key));
+    }
+    Ok(())
+}
+
+fn other_content(key: &str) -> Error {
+    let damaged = repository::Error::Damaged {
+        key: key.to_owned(),
+        what: "its content is not what was dumped".to_owned(),
+    };
+    damaged.into()
 }
 
 /// Feeds a program that may stop reading (it has seen its end, or has failed): the rest must still be hashed, and the

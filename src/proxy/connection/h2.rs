@@ -97,7 +97,8 @@ pub(super) async fn serve(connection: Rc<Connection>, io: ClientIo) {
     let caps = &snapshot.config.caps;
     let service = {
         let connection = Rc::clone(&connection);
-        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request))
+        // On its way into its task a stream is moved several times; this way what it will need is not.
+        service_fn(move |request| Box::pin(pipeline::serve(Rc::clone(&connection), request)))
     };
     let outbox = Outbox::new(io, Rc::clone(&connection));
     let header_list = u32::try_from(caps.max_header_size.saturating_add(8 * 1024)).unwrap_or(u32::MAX);
