@@ -15,6 +15,7 @@ use super::create::{ADVISORY_LOCK, connection_name, count_rows};
 use super::globals::{Extent, Missing};
 use super::journal::{Intent, Lock, local};
 use super::milestone::{Step, reached};
+use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
@@ -212,9 +213,11 @@ impl Vault {
             .map_err(local("making the spool"))?;
         let key = format!("{}/{}", entry.folder, part.object);
         let progress = self.step("fetch");
-        let opened = self.repository.get_opened(&key, file, Arc::clone(&self.keys), progress);
-        let (opened, _) = opened.await?;
-        compare_opened(&key, part, &opened)
+        let keys = Arc::clone(&self.keys);
+        let opened = self.repository.get_opened(&key, Spool::new(file), keys, progress);
+        let (opened, spool) = opened.await?;
+        compare_opened(&key, part, &opened)?;
+        spool.finish().map_err(local("finishing the spool"))
     }
 
     /// Makes and proves the new database, and gives it what belongs to it. Returns the rows in it.
