@@ -10,8 +10,10 @@ mod folders;
 pub mod layout;
 mod listing;
 pub mod manifest;
+mod pipe;
 mod proof;
 pub mod seal;
+mod stages;
 pub mod storage;
 mod transfer;
 

@@ -3,10 +3,10 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use tokio::sync::oneshot;
 
+use super::pipe;
 use super::seal::{self, Compression, Keys, Measured};
 use super::{Error, Repository};
 
@@ -32,8 +32,8 @@ impl Repository {
         progress: impl Fn(u64) + Send + 'static,
         sink: W,
     ) -> Result<(Measured, W), Error> {
-        let (copy, receiver) = sync_channel(AHEAD);
-        let opening = open_behind(receiver, sink, Arc::clone(&keys));
+        let (copy, outlet) = pipe::new(AHEAD);
+        let opening = open_behind(outlet, sink, Arc::clone(&keys));
         let closed = self
             .put_through(key, move |store| {
                 let tee = Tee { store, copy };
@@ -74,9 +74,9 @@ impl Repository {
     }
 }
 
-/// Opens what is received on a thread of its own, which is not for others to use again: its priority stays low.
+/// Opens what comes on a thread of its own, which is not for others to use again: its priority stays low.
 fn open_behind<W: Write + Send + 'static>(
-    receiver: Receiver<Vec<u8>>,
+    stored: pipe::Outlet,
     mut sink: W,
     keys: Arc<Keys>,
 ) -> oneshot::Receiver<io::Result<(Measured, W)>> {
@@ -85,10 +85,6 @@ fn open_behind<W: Write + Send + 'static>(
         // Refused to nobody; and if it were, the proof would only be in the way.
         let _ = rustix::process::nice(NICE);
         let open = move || {
-            let stored = Copied {
-                receiver,
-                chunk: io::Cursor::default(),
-            };
             let opened = seal::open(stored, &mut sink, &keys, keys.encrypts(), |_| {})?;
             Ok((opened, sink))
         };
@@ -105,54 +101,25 @@ fn damaged(key: &str, what: &str) -> Error {
     }
 }
 
-/// The opener ended before the stream did.
-#[derive(Debug, thiserror::Error)]
-#[error("what was stored so far cannot be opened")]
-struct NoOpener;
-
 fn is_for_want_of_an_opener(error: &Error) -> bool {
-    let Error::Seal { source, .. } = error else {
-        return false;
-    };
-    source.get_ref().is_some_and(|inner| inner.is::<NoOpener>())
+    matches!(error, Error::Seal { source, .. } if pipe::is_closed(source))
 }
 
 /// Writes to the store, and a copy to the opener.
 struct Tee<W> {
     store: W,
-    copy: SyncSender<Vec<u8>>,
+    copy: pipe::Inlet,
 }
 
 impl<W: Write> Write for Tee<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.store.write_all(bytes)?;
-        self.copy.send(bytes.to_vec()).map_err(|_| io::Error::other(NoOpener))?;
+        self.copy.write_all(bytes)?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.store.flush()
-    }
-}
-
-/// The opener's side.
-struct Copied {
-    receiver: Receiver<Vec<u8>>,
-    chunk: io::Cursor<Vec<u8>>,
-}
-
-impl Read for Copied {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = self.chunk.read(buffer)?;
-            if read > 0 || buffer.is_empty() {
-                return Ok(read);
-            }
-            match self.receiver.recv() {
-                Ok(chunk) => self.chunk = io::Cursor::new(chunk),
-                Err(_) => return Ok(0),
-            }
-        }
     }
 }
 

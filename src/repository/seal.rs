@@ -310,52 +310,82 @@ pub fn unseal(
 /// # Errors
 /// As [`unseal`].
 pub fn open(
-    mut stored: impl Read,
+    stored: impl Read,
     sink: &mut impl Write,
     keys: &Keys,
     encrypted: bool,
     progress: impl Fn(u64),
 ) -> io::Result<Measured> {
-    let mut tally = Tally::default();
-    let mut plain_bytes = 0_u64;
-    {
-        let mut hashed = TallyReader {
-            inner: &mut stored,
-            tally: &mut tally,
-        };
-        let opened: Box<dyn Read + '_> = if encrypted {
-            let decryptor =
-                age::Decryptor::new_buffered(BufReader::with_capacity(BUFFER_BYTES, &mut hashed)).map_err(invalid)?;
-            let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
-            Box::new(decryptor.decrypt(identities).map_err(invalid)?)
-        } else {
-            Box::new(&mut hashed)
-        };
-        let mut decoder = zstd::stream::read::Decoder::new(opened)?;
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            let read = match decoder.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            let bytes = buffer.get(..read).unwrap_or_default();
-            plain_bytes = plain_bytes.saturating_add(bytes.len() as u64);
-            sink.write_all(bytes)?;
-            progress(plain_bytes);
-        }
-        drop(decoder);
-        // What stands behind the end is part of the stored hash as well.
-        io::copy(&mut hashed, &mut io::sink())?;
-    }
-    sink.flush()?;
+    let (plain_bytes, tally) = through(stored, keys, encrypted, |opened| decompress(opened, sink, progress))?;
     let (stored_bytes, stored_sha256) = tally.finish();
     Ok(Measured {
         plain_bytes,
         stored_bytes,
         stored_sha256,
     })
+}
+
+/// The first half of [`open`]: into `sink` goes what is compressed. Returns size and hash of what is stored.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn decrypt(
+    stored: impl Read,
+    sink: &mut impl Write,
+    keys: &Keys,
+    encrypted: bool,
+) -> io::Result<(u64, String)> {
+    let (_, tally) = through(stored, keys, encrypted, |opened| io::copy(opened, sink))?;
+    Ok(tally.finish())
+}
+
+/// Hashes `stored` to its end while `read` reads what is in it.
+fn through<T>(
+    mut stored: impl Read,
+    keys: &Keys,
+    encrypted: bool,
+    read: impl FnOnce(&mut dyn Read) -> io::Result<T>,
+) -> io::Result<(T, Tally)> {
+    let mut tally = Tally::default();
+    let mut hashed = TallyReader {
+        inner: &mut stored,
+        tally: &mut tally,
+    };
+    let done = if encrypted {
+        let buffered = BufReader::with_capacity(BUFFER_BYTES, &mut hashed);
+        let decryptor = age::Decryptor::new_buffered(buffered).map_err(invalid)?;
+        let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
+        read(&mut decryptor.decrypt(identities).map_err(invalid)?)?
+    } else {
+        read(&mut hashed)?
+    };
+    // What stands behind the end is part of the stored hash as well.
+    io::copy(&mut hashed, &mut io::sink())?;
+    Ok((done, tally))
+}
+
+/// The second half of [`open`]. Returns how much came out.
+///
+/// # Errors
+/// Of either side; `InvalidData` where the bytes are not what zstd made.
+pub(super) fn decompress(compressed: impl Read, sink: &mut impl Write, progress: impl Fn(u64)) -> io::Result<u64> {
+    let mut decoder = zstd::stream::read::Decoder::new(compressed)?;
+    let mut plain_bytes = 0_u64;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let read = match decoder.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let bytes = buffer.get(..read).unwrap_or_default();
+        plain_bytes = plain_bytes.saturating_add(bytes.len() as u64);
+        sink.write_all(bytes)?;
+        progress(plain_bytes);
+    }
+    sink.flush()?;
+    Ok(plain_bytes)
 }
 
 /// Size and hash of stored bytes, unopened.

@@ -14,8 +14,8 @@ use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::behind::Behind;
 use super::seal::{self, Compression, Hashed, Keys, Measured, Sealed};
+use super::stages;
 use super::storage::{CALL_TIMEOUT, Repository, slow, store_error, within};
 
 /// A part of an upload; S3 wants at least 5 MiB. All but the last are of one size: R2 takes no others.
@@ -148,7 +148,7 @@ impl Repository {
         Ok(Piece { key, upload, bytes: 0 })
     }
 
-    /// Opens the object `key` into `sink`, and hashes what is in it. The sink runs on a thread of its own.
+    /// Opens the object `key` into `sink`, and hashes what is in it. Both run on threads of their own.
     ///
     /// # Errors
     /// Of the store or the sink, or bytes that are not what was sealed. The sink comes back to be closed.
@@ -179,9 +179,7 @@ impl Repository {
             return Err(Error::NoIdentity { key: key.to_owned() });
         }
         self.read_through(key, move |reader| {
-            let mut sink = Behind::new(sink);
-            let opened = seal::open(reader, &mut sink, &keys, encrypted, progress)?;
-            Ok((opened, sink.finish()?))
+            stages::open(reader, sink, &keys, encrypted, progress)
         })
         .await
     }
