@@ -65,6 +65,8 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Option<SocketAddr>, usize)>, Error>
         return Ok(None);
     }
     match result {
+        // `ppp` takes a space for the CR in front of the LF, and a CR for a space.
+        HeaderResult::V1(Ok(header)) if !is_line(&header.header) => Err(Error::Malformed),
         HeaderResult::V1(Ok(header)) => {
             let source = match header.addresses {
                 v1::Addresses::Tcp4(tcp) => Some(SocketAddr::new(IpAddr::V4(tcp.source_address), tcp.source_port)),
@@ -85,6 +87,11 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Option<SocketAddr>, usize)>, Error>
         }
         HeaderResult::V1(Err(_)) | HeaderResult::V2(Err(_)) => Err(Error::Malformed),
     }
+}
+
+/// One line, which ends with CRLF and has no CR before it (section 2.1).
+fn is_line(header: &str) -> bool {
+    header.strip_suffix("\r\n").is_some_and(|line| !line.contains('\r'))
 }
 
 /// PP2_TYPE_CRC32C: the CRC-32C of the whole header with this field's value set to zero.
@@ -175,6 +182,21 @@ mod tests {
         assert_eq!(source(&v2(&[])), "192.0.2.7:12345");
         assert_eq!(source(&v2(&[0x04, 0, 2, 9, 9])), "192.0.2.7:12345");
         assert_eq!(source(b"GET / HTTP/1.1\r\n"), Error::Malformed.to_string());
+    }
+
+    #[test]
+    fn first_version_is_one_line_that_ends_as_the_specification_says() {
+        for odd in [
+            "PROXY TCP6 2001:db8::25 ::1 12345 45 \n",
+            "PROXY TCP4 192.0.2.7\r10.0.0.1 12345 443\r\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 12345 443\n",
+        ] {
+            let found = source(odd.as_bytes());
+            assert!(
+                found == Error::Malformed.to_string() || found == "more",
+                "{odd:?}: {found}"
+            );
+        }
     }
 
     #[test]
