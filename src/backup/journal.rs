@@ -42,6 +42,11 @@ impl Intent {
         self.live_oid > 0 && self.goal.as_ref().is_none_or(|goal| *goal == self.live)
     }
 
+    /// Whether it is dropped once it is proven.
+    pub(super) fn is_proof(&self) -> bool {
+        self.goal.as_deref() == Some("")
+    }
+
     /// The name by which our sessions for it are known to the server.
     pub(super) fn application(&self) -> String {
         let run = self.new.strip_prefix("foregate_").unwrap_or(&self.new);

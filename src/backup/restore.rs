@@ -142,7 +142,7 @@ impl Vault {
         let (live_oid, living) = read(&admin, &intent.live).await?.unzip();
         intent.live_oid = live_oid.unwrap_or(0);
         let missing = self.missing_globals(entry, &admin).await?;
-        let is_proof = intent.goal.as_deref() == Some("");
+        let is_proof = intent.is_proof();
         let extent = if living.is_some() || is_proof {
             Extent::Bare
         } else {
@@ -239,7 +239,7 @@ impl Vault {
             .arg("--no-password")
             .arg("--jobs=2");
         // A proof can wait, an application cannot.
-        if work.intent.goal.as_deref() != Some("") {
+        if !work.intent.is_proof() {
             command = command.at_full_speed();
         }
         if !has_tablespaces {

@@ -121,7 +121,7 @@ impl Vault {
             let key = format!("{}/{}", entry.folder, part.object);
             let (bytes, hash) = self.repository.hash_stored(&key, self.step("verify")).await?;
             if bytes != part.stored_bytes || hash != part.stored_sha256 {
-                return Err(other_bytes(&key));
+                return Err(repository::Error::other_bytes(&key).into());
             }
         }
         Ok(Level::L1)
@@ -185,15 +185,6 @@ struct Missed {
 }
 
 /// The stored bytes are to blame.
-fn other_bytes(key: &str) -> Error {
-    let what = "the stored bytes are not those that were written".to_owned();
-    repository::Error::Damaged {
-        key: key.to_owned(),
-        what,
-    }
-    .into()
-}
-
 /// Whether the backup is to blame, rather than our keys, programs or network.
 pub(super) fn is_damage(error: &Error) -> bool {
     match error {
@@ -232,7 +223,7 @@ pub(super) fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
 
 pub(super) fn compare(key: &str, part: &Part, found: &Sealed) -> Result<(), Error> {
     if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
-        return Err(other_bytes(key));
+        return Err(repository::Error::other_bytes(key).into());
     }
     if Some(&found.plain_sha256) != part.plain_sha256.as_ref() || found.plain_bytes != part.plain_bytes {
         return Err(other_content(key));
@@ -243,7 +234,7 @@ pub(super) fn compare(key: &str, part: &Part, found: &Sealed) -> Result<(), Erro
 /// As [`compare`], where the content was not hashed.
 pub(super) fn compare_opened(key: &str, part: &Part, found: &Measured) -> Result<(), Error> {
     if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
-        return Err(other_bytes(key));
+        return Err(repository::Error::other_bytes(key).into());
     }
     if found.plain_bytes != part.plain_bytes {
         return Err(other_content(key));

@@ -89,3 +89,13 @@ pub enum Error {
     #[error("a worker thread ended early")]
     Worker,
 }
+
+impl Error {
+    /// What stands at `key` is not what was stored there.
+    pub(crate) fn other_bytes(key: &str) -> Self {
+        Self::Damaged {
+            key: key.to_owned(),
+            what: "the stored bytes are not those that were written".to_owned(),
+        }
+    }
+}

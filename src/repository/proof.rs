@@ -70,7 +70,7 @@ impl Repository {
         if (found_bytes, found_sha256.as_str()) == (bytes, sha256) {
             return Ok(());
         }
-        Err(damaged(key, "the stored bytes are not those that were written"))
+        Err(Error::other_bytes(key))
     }
 }
 

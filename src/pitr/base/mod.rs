@@ -139,7 +139,7 @@ pub(super) fn compare_stored(key: &str, part: &Part, bytes: u64, sha256: &str) -
     if (bytes, sha256) == (part.stored_bytes, part.stored_sha256.as_str()) {
         return Ok(());
     }
-    Err(damaged(key, "the stored bytes are not those that were written"))
+    Err(repository::Error::other_bytes(key).into())
 }
 
 fn damaged(key: &str, what: &str) -> Error {
