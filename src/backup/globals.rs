@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use super::script::{Statement, Subject, statements};
-use super::verify::{chain, compare};
+use super::verify::chain;
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::admin::identifier;
@@ -43,7 +43,7 @@ impl Vault {
         let sink = Bounded(Vec::new());
         let keys = std::sync::Arc::clone(&self.keys);
         let (sealed, sink) = self.repository.get_sealed(&key, sink, keys, progress).await?;
-        compare(&key, part, &sealed)?;
+        part.check(&key, &sealed)?;
         let statements = statements(&String::from_utf8_lossy(&sink.0));
         let act = "looking for roles and tablespaces";
         let names = async |sql| -> Result<HashSet<String>, Error> {

@@ -19,7 +19,7 @@ use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
-use super::verify::{chain, compare_opened, to_json};
+use super::verify::{chain, to_json};
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::child::Command;
@@ -216,7 +216,7 @@ impl Vault {
         let keys = Arc::clone(&self.keys);
         let opened = self.repository.get_opened(&key, Spool::new(file), keys, progress);
         let (opened, spool) = opened.await?;
-        compare_opened(&key, part, &opened)?;
+        part.check_opened(&key, &opened)?;
         spool.finish().map_err(local("finishing the spool"))
     }
 

@@ -11,7 +11,6 @@ use super::{Entry, Error, Vault};
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::repository::manifest::{Content, Level, Manifest, Part, Verification};
-use crate::repository::seal::{Measured, Sealed};
 use crate::repository::{self, Keys, layout};
 
 impl Vault {
@@ -29,7 +28,7 @@ impl Vault {
                     .repository
                     .get_sealed(&key, io::sink(), Arc::clone(keys), progress)
                     .await?;
-                compare(&key, part, &done.0)?;
+                part.check(&key, &done.0)?;
             }
         }
         Ok(Level::L2)
@@ -68,7 +67,7 @@ impl Vault {
             .get_sealed(key, sink, Arc::clone(keys), progress)
             .await?;
         drop(sink);
-        compare(key, part, &sealed)?;
+        part.check(key, &sealed)?;
         child.finish(self.config.step_timeout).await?;
         Ok(())
     }
@@ -119,10 +118,8 @@ impl Vault {
     async fn prove_stored(&self, entry: &Entry) -> Result<Level, Error> {
         for part in &entry.manifest.parts {
             let key = format!("{}/{}", entry.folder, part.object);
-            let (bytes, hash) = self.repository.hash_stored(&key, self.step("verify")).await?;
-            if bytes != part.stored_bytes || hash != part.stored_sha256 {
-                return Err(repository::Error::other_bytes(&key).into());
-            }
+            let progress = self.step("verify");
+            self.repository.confirm_stored(&key, part, progress).await?;
         }
         Ok(Level::L1)
     }
@@ -219,35 +216,6 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub(super) fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
     // Our own plain structs: there is nothing in them that JSON cannot say.
     serde_json::to_vec_pretty(value).unwrap_or_default()
-}
-
-pub(super) fn compare(key: &str, part: &Part, found: &Sealed) -> Result<(), Error> {
-    if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
-        return Err(repository::Error::other_bytes(key).into());
-    }
-    if Some(&found.plain_sha256) != part.plain_sha256.as_ref() || found.plain_bytes != part.plain_bytes {
-        return Err(other_content(key));
-    }
-    Ok(())
-}
-
-/// As [`compare`], where the content was not hashed.
-pub(super) fn compare_opened(key: &str, part: &Part, found: &Measured) -> Result<(), Error> {
-    if found.stored_sha256 != part.stored_sha256 || found.stored_bytes != part.stored_bytes {
-        return Err(repository::Error::other_bytes(key).into());
-    }
-    if found.plain_bytes != part.plain_bytes {
-        return Err(other_content(key));
-    }
-    Ok(())
-}
-
-fn other_content(key: &str) -> Error {
-    let damaged = repository::Error::Damaged {
-        key: key.to_owned(),
-        what: "its content is not what was dumped".to_owned(),
-    };
-    damaged.into()
 }
 
 /// Feeds a program that may stop reading (it has seen its end, or has failed): the rest must still be hashed, and the

@@ -2,8 +2,9 @@
 //! another.
 
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+
+use super::pipe::{self, Inlet, Outlet};
 
 /// Chunks on the way to the thread, of the size in which they come.
 const AHEAD: usize = 16;
@@ -11,16 +12,16 @@ const AHEAD: usize = 16;
 /// Writes into `W` on another thread.
 #[derive(Debug)]
 pub(super) struct Behind<W> {
-    sender: Option<SyncSender<Vec<u8>>>,
+    inlet: Option<Inlet>,
     worker: Option<JoinHandle<io::Result<W>>>,
 }
 
 impl<W: Write + Send + 'static> Behind<W> {
     pub(super) fn new(inner: W) -> Self {
-        let (sender, receiver) = sync_channel(AHEAD);
+        let (inlet, outlet) = pipe::new(AHEAD);
         Self {
-            sender: Some(sender),
-            worker: Some(std::thread::spawn(move || drain(&receiver, inner))),
+            inlet: Some(inlet),
+            worker: Some(std::thread::spawn(move || drain(outlet, inner))),
         }
     }
 
@@ -35,7 +36,7 @@ impl<W: Write + Send + 'static> Behind<W> {
 
 impl<W> Behind<W> {
     fn join(&mut self) -> io::Result<W> {
-        drop(self.sender.take());
+        drop(self.inlet.take());
         let gone = || io::Error::other("the thread behind ended early");
         let worker = self.worker.take().ok_or_else(gone)?;
         worker.join().map_err(|_| gone())?
@@ -49,8 +50,8 @@ impl<W> Drop for Behind<W> {
     }
 }
 
-fn drain<W: Write>(receiver: &Receiver<Vec<u8>>, mut inner: W) -> io::Result<W> {
-    while let Ok(chunk) = receiver.recv() {
+fn drain<W: Write>(outlet: Outlet, mut inner: W) -> io::Result<W> {
+    for chunk in outlet.pieces() {
         inner.write_all(&chunk)?;
     }
     inner.flush()?;
@@ -59,12 +60,8 @@ fn drain<W: Write>(receiver: &Receiver<Vec<u8>>, mut inner: W) -> io::Result<W> 
 
 impl<W: Write + Send + 'static> Write for Behind<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self
-            .sender
-            .as_ref()
-            .is_some_and(|sender| sender.send(bytes.to_vec()).is_ok());
-        if sent {
-            return Ok(bytes.len());
+        if let Some(Ok(written)) = self.inlet.as_mut().map(|inlet| inlet.write(bytes)) {
+            return Ok(written);
         }
         // It stopped listening, so it has a cause to tell.
         match self.join() {
@@ -79,11 +76,11 @@ impl<W: Write + Send + 'static> Write for Behind<W> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// Takes a few bytes, then no more.
-    struct Full(usize);
+    /// Takes so many bytes, then no more.
+    pub(in super::super) struct Full(pub(in super::super) usize);
 
     impl Write for Full {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

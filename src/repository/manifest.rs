@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
+use super::Error;
 use super::seal::{Measured, Sealed};
 
 /// Raised when an old reader could misread a new manifest.
@@ -185,6 +186,37 @@ impl Part {
             stored_sha256: measured.stored_sha256,
         }
     }
+
+    /// # Errors
+    /// The object `key` is not stored as this part was, or not with this content.
+    pub fn check(&self, key: &str, found: &Sealed) -> Result<(), Error> {
+        self.check_stored(key, found.stored_bytes, &found.stored_sha256)?;
+        let is_same = self.plain_bytes == found.plain_bytes && self.plain_sha256.as_ref() == Some(&found.plain_sha256);
+        is_same.then_some(()).ok_or_else(|| other_content(key))
+    }
+
+    /// As [`Part::check`], where the content was not hashed.
+    ///
+    /// # Errors
+    /// As [`Part::check`].
+    pub fn check_opened(&self, key: &str, found: &Measured) -> Result<(), Error> {
+        self.check_stored(key, found.stored_bytes, &found.stored_sha256)?;
+        let is_same = self.plain_bytes == found.plain_bytes;
+        is_same.then_some(()).ok_or_else(|| other_content(key))
+    }
+
+    /// As [`Part::check`], where it was not opened.
+    ///
+    /// # Errors
+    /// As [`Part::check`].
+    pub fn check_stored(&self, key: &str, bytes: u64, sha256: &str) -> Result<(), Error> {
+        let is_same = (bytes, sha256) == (self.stored_bytes, self.stored_sha256.as_str());
+        is_same.then_some(()).ok_or_else(|| Error::other_bytes(key))
+    }
+}
+
+fn other_content(key: &str) -> Error {
+    Error::damaged(key, "its content is not what was sealed")
 }
 
 /// A verification made after publication.

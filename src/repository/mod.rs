@@ -7,6 +7,7 @@ mod behind;
 #[cfg(feature = "object-store-cloud")]
 mod bucket;
 mod folders;
+pub mod frames;
 pub mod layout;
 mod listing;
 pub mod manifest;
@@ -16,6 +17,7 @@ pub mod seal;
 mod stages;
 pub mod storage;
 mod transfer;
+mod worker;
 
 pub use self::folders::Folder;
 pub use self::listing::Stored;
@@ -93,9 +95,11 @@ pub enum Error {
 impl Error {
     /// What stands at `key` is not what was stored there.
     pub(crate) fn other_bytes(key: &str) -> Self {
-        Self::Damaged {
-            key: key.to_owned(),
-            what: "the stored bytes are not those that were written".to_owned(),
-        }
+        Self::damaged(key, "the stored bytes are not those that were written")
+    }
+
+    pub(crate) fn damaged(key: &str, what: impl Into<String>) -> Self {
+        let (key, what) = (key.to_owned(), what.into());
+        Self::Damaged { key, what }
     }
 }

@@ -30,6 +30,13 @@ pub(super) fn is_closed(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Closed>())
 }
 
+impl Outlet {
+    /// The pieces as they come, unread.
+    pub(super) fn pieces(self) -> impl Iterator<Item = Vec<u8>> {
+        self.receiver.into_iter()
+    }
+}
+
 impl Write for Inlet {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = self.0.send(bytes.to_vec());

@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::manifest::Part;
 use super::pipe;
 use super::seal::{self, Compression, Keys, Measured};
-use super::{Error, Repository};
+use super::{Error, Repository, worker};
 
 /// Writes on their way to the opener, of 64 KiB as age makes them. What is stored may be 32 MiB ahead of its proof: a server
 /// that is done sending waits for a second or more until its log is archived, and the proof catches up meanwhile.
 const AHEAD: usize = 512;
-/// Behind the sealing, and behind the programs that feed it (10), when there are not enough cores for all.
-const NICE: i32 = 15;
 
 impl Repository {
     /// As [`Repository::put_sealed`], and opens into `sink` what it stores, which has to prove the content: that is not
@@ -47,7 +46,7 @@ impl Repository {
         };
         match (closed, opened) {
             (Ok(closed), Ok((opened, sink))) if closed == opened => Ok((closed, sink)),
-            (Ok(_), Ok(_)) => Err(damaged(key, "it does not open as what was sealed")),
+            (Ok(_), Ok(_)) => Err(Error::damaged(key, "it does not open as what was sealed")),
             (Ok(_), Err(error)) => Err(unopened(error)),
             (Err(error), Err(cause)) if is_for_want_of_an_opener(&error) => Err(unopened(cause)),
             // An opener that was cut off has nothing of its own to tell.
@@ -55,50 +54,31 @@ impl Repository {
         }
     }
 
-    /// Reads the object `key` back and compares it with what was sent.
+    /// Reads the object `key` back, unopened, and compares it with what `part` says.
     ///
     /// # Errors
     /// Of the store, or other bytes.
     pub async fn confirm_stored(
         &self,
         key: &str,
-        bytes: u64,
-        sha256: &str,
+        part: &Part,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<(), Error> {
-        let (found_bytes, found_sha256) = self.hash_stored(key, progress).await?;
-        if (found_bytes, found_sha256.as_str()) == (bytes, sha256) {
-            return Ok(());
-        }
-        Err(Error::other_bytes(key))
+        let (bytes, sha256) = self.hash_stored(key, progress).await?;
+        part.check_stored(key, bytes, &sha256)
     }
 }
 
-/// Opens what comes on a thread of its own, which is not for others to use again: its priority stays low.
+/// Opens what comes, behind the sealing and the programs that feed it when there are not enough cores for all.
 fn open_behind<W: Write + Send + 'static>(
     stored: pipe::Outlet,
     mut sink: W,
     keys: Arc<Keys>,
 ) -> oneshot::Receiver<io::Result<(Measured, W)>> {
-    let (done, opened) = oneshot::channel();
-    std::thread::spawn(move || {
-        // Refused to nobody; and if it were, the proof would only be in the way.
-        let _ = rustix::process::nice(NICE);
-        let open = move || {
-            let opened = seal::open(stored, &mut sink, &keys, keys.encrypts(), |_| {})?;
-            Ok((opened, sink))
-        };
-        // Nobody waits any more where the whole run was given up.
-        drop(done.send(open()));
-    });
-    opened
-}
-
-fn damaged(key: &str, what: &str) -> Error {
-    Error::Damaged {
-        key: key.to_owned(),
-        what: what.to_owned(),
-    }
+    worker::spawn(worker::LAST, move || {
+        let opened = seal::open(stored, &mut sink, &keys, keys.encrypts(), |_| {})?;
+        Ok((opened, sink))
+    })
 }
 
 fn is_for_want_of_an_opener(error: &Error) -> bool {
@@ -125,21 +105,8 @@ impl<W: Write> Write for Tee<W> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::behind::tests::Full;
     use super::*;
-
-    /// Takes so many bytes, then no more.
-    struct Full(usize);
-
-    impl Write for Full {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     fn repository(directory: &tempfile::TempDir) -> Repository {
         Repository::open(&format!("file://{}", directory.path().display())).expect("a directory")
@@ -175,7 +142,8 @@ mod tests {
         let repository = repository(&directory);
         let (stored, opened) = put(&repository, Ok(()), Vec::new()).await.expect("stored");
         assert!(opened == numbers());
-        let confirm = || repository.confirm_stored("a.age", stored.stored_bytes, &stored.stored_sha256, |_| {});
+        let part = Part::of_tar("base", "a.age", stored);
+        let confirm = || repository.confirm_stored("a.age", &part, |_| {});
         confirm().await.expect("the same");
         let path = directory.path().join("a.age");
         let mut bytes = std::fs::read(&path).expect("stored");

@@ -99,18 +99,19 @@ impl Compression {
 
 /// Counts and hashes what passes.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     bytes: u64,
     hash: Sha256,
 }
 
 impl Tally {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         self.hash.update(bytes);
     }
 
-    fn finish(self) -> (u64, String) {
+    /// The count, and the hash in hexadecimal.
+    pub(super) fn finish(self) -> (u64, String) {
         (self.bytes, hex::encode(self.hash.finalize()))
     }
 }
@@ -158,13 +159,13 @@ impl<R: Read> Read for TallyReader<'_, R> {
     }
 }
 
-enum Cipher<W: Write> {
+pub(super) enum Cipher<W: Write> {
     Clear(W),
     Age(Box<age::stream::StreamWriter<W>>),
 }
 
 impl<W: Write> Cipher<W> {
-    fn new(inner: W, keys: &Keys) -> io::Result<Self> {
+    pub(super) fn new(inner: W, keys: &Keys) -> io::Result<Self> {
         if !keys.encrypts() {
             return Ok(Self::Clear(inner));
         }
@@ -173,7 +174,7 @@ impl<W: Write> Cipher<W> {
         Ok(Self::Age(Box::new(encryptor.wrap_output(inner)?)))
     }
 
-    fn finish(self) -> io::Result<W> {
+    pub(super) fn finish(self) -> io::Result<W> {
         match self {
             Self::Clear(inner) => Ok(inner),
             Self::Age(writer) => writer.finish(),
@@ -238,7 +239,7 @@ pub fn seal(
     Ok(closed.sealed(plain))
 }
 
-/// As [`seal`], of a source that proves by itself what it gives: the plain bytes are not hashed a second time.
+/// As [`seal`], for whoever proves the content by other means: the plain bytes are not hashed.
 ///
 /// # Errors
 /// As [`seal`].
@@ -253,19 +254,7 @@ pub fn close(
     let mut encoder = zstd::stream::write::Encoder::new(Cipher::new(Hashed::new(sink), keys)?, compression.level)?;
     encoder.include_checksum(true)?;
     encoder.multithread(compression.threads)?;
-    let mut plain_bytes = 0_u64;
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let read = match source.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        encoder.write_all(buffer.get(..read).unwrap_or_default())?;
-        plain_bytes = plain_bytes.saturating_add(read as u64);
-        progress(plain_bytes);
-    }
+    let plain_bytes = drain(source, progress, |bytes| encoder.write_all(bytes))?;
     confirm()?;
     let mut stored = encoder.finish()?.finish()?;
     stored.flush()?;
@@ -275,18 +264,6 @@ pub fn close(
         stored_bytes,
         stored_sha256,
     })
-}
-
-/// Seals `source` without hashing, for a caller who hashes the same bytes on another core meanwhile.
-///
-/// # Errors
-/// Of the source or the keys.
-pub fn seal_unhashed(mut source: impl Read, keys: &Keys, compression: Compression) -> io::Result<Vec<u8>> {
-    let mut encoder = zstd::stream::write::Encoder::new(Cipher::new(Vec::new(), keys)?, compression.level)?;
-    encoder.include_checksum(true)?;
-    encoder.multithread(compression.threads)?;
-    io::copy(&mut source, &mut encoder)?;
-    encoder.finish()?.finish()
 }
 
 /// Opens what [`seal`] made: hashes both sides on the way, so that one read serves every check.
@@ -370,20 +347,7 @@ fn through<T>(
 /// Of either side; `InvalidData` where the bytes are not what zstd made.
 pub(super) fn decompress(compressed: impl Read, sink: &mut impl Write, progress: impl Fn(u64)) -> io::Result<u64> {
     let mut decoder = zstd::stream::read::Decoder::new(compressed)?;
-    let mut plain_bytes = 0_u64;
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let read = match decoder.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let bytes = buffer.get(..read).unwrap_or_default();
-        plain_bytes = plain_bytes.saturating_add(bytes.len() as u64);
-        sink.write_all(bytes)?;
-        progress(plain_bytes);
-    }
+    let plain_bytes = drain(&mut decoder, progress, |bytes| sink.write_all(bytes))?;
     sink.flush()?;
     Ok(plain_bytes)
 }
@@ -394,15 +358,31 @@ pub(super) fn decompress(compressed: impl Read, sink: &mut impl Write, progress:
 /// Of the reader.
 pub fn hash(mut stored: impl Read, progress: impl Fn(u64)) -> io::Result<(u64, String)> {
     let mut tally = Tally::default();
+    drain(&mut stored, progress, |bytes| {
+        tally.add(bytes);
+        Ok(())
+    })?;
+    Ok(tally.finish())
+}
+
+/// Hands `source` on to its end and tells `progress` how far it is. Returns its length.
+fn drain(
+    source: &mut impl Read,
+    progress: impl Fn(u64),
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut total = 0_u64;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        match stored.read(&mut buffer) {
-            Ok(0) => return Ok(tally.finish()),
-            Ok(read) => tally.add(buffer.get(..read).unwrap_or_default()),
+        let read = match source.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
-        }
-        progress(tally.bytes);
+        };
+        take(buffer.get(..read).unwrap_or_default())?;
+        total = total.saturating_add(read as u64);
+        progress(total);
     }
 }
 

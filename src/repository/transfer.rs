@@ -9,17 +9,19 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::StreamExt as _;
 use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use tokio::sync::mpsc;
 
 use super::Error;
 use super::seal::{self, Compression, Hashed, Keys, Measured, Sealed};
 use super::stages;
-use super::storage::{CALL_TIMEOUT, Repository, slow, store_error, within};
+use super::storage::{Repository, within};
+use super::worker;
 
 /// A part of an upload; S3 wants at least 5 MiB. All but the last are of one size: R2 takes no others.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+/// Read at once from a file, where no round trip has to be made up for.
+const RANGE_BYTES: u64 = 1024 * 1024;
 /// Parts of one upload; S3 takes 10,000.
 const PARTS_MAX: u64 = 9_000;
 /// What one object in a bucket holds; a stream goes on in the next one.
@@ -67,14 +69,14 @@ impl Repository {
         .await
     }
 
-    /// Stores as `key` what `write` writes; it does so on a thread of its own.
+    /// Stores as `key` what `write` writes; it does so on a thread of its own, which yields to the gate.
     pub(super) async fn put_through<T: Send + 'static>(
         &self,
         key: &str,
         write: impl FnOnce(&mut ChunkWriter) -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, receiver) = mpsc::channel(1);
-        let worker = tokio::task::spawn_blocking(move || {
+        let worker = worker::spawn(worker::BEHIND, move || {
             let mut writer = ChunkWriter {
                 sender,
                 chunk: BytesMut::with_capacity(CHUNK_BYTES),
@@ -202,7 +204,7 @@ impl Repository {
         read: impl FnOnce(ChunkReader) -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, receiver) = mpsc::channel(2);
-        let worker = tokio::task::spawn_blocking(move || {
+        let worker = worker::spawn(worker::BEHIND, move || {
             read(ChunkReader {
                 receiver,
                 chunk: Bytes::new(),
@@ -260,10 +262,7 @@ impl Repository {
     async fn fetch(&self, key: &str, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), Error> {
         for number in 0.. {
             let name = piece(key, number);
-            let fetched = match self.directory {
-                Some(_) => self.fetch_whole(&name, sender).await?,
-                None => self.fetch_in_ranges(&name, sender).await?,
-            };
+            let fetched = self.fetch_in_ranges(&name, sender).await?;
             // One that is full may have been the last one all the same.
             let is_full = fetched == self.piece_bytes;
             if !is_full || self.object_size(&piece(key, number + 1)).await?.is_none() {
@@ -273,33 +272,19 @@ impl Repository {
         Ok(())
     }
 
-    /// Returns the bytes that were handed on.
-    async fn fetch_whole(&self, key: &str, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<u64, Error> {
-        let path = self.path(key);
-        let mut stream = within("reading", key, self.store.get(&path)).await?.into_stream();
-        let mut fetched = 0_u64;
-        loop {
-            let next = tokio::time::timeout(CALL_TIMEOUT, stream.next()).await;
-            let Some(chunk) = next.map_err(|_| slow("reading", key))? else {
-                return Ok(fetched);
-            };
-            let chunk = chunk.map_err(|source| store_error("reading", key, source))?;
-            let bytes = chunk.len() as u64;
-            if sender.send(Ok(chunk)).await.is_err() {
-                return Ok(fetched);
-            }
-            fetched = fetched.saturating_add(bytes);
-        }
-    }
-
     /// One request for a whole dump would outlast any time-out while a slow restore reads it: each range has its own, and
-    /// its own retries. Returns the bytes that were handed on.
+    /// its own retries. (And the whole of a file comes in pieces of 8 KiB, each by way of another thread.) Returns the bytes
+    /// that were handed on.
     async fn fetch_in_ranges(&self, key: &str, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<u64, Error> {
         let path = self.path(key);
         let size = within("reading", key, self.store.head(&path)).await?.size;
+        let range_bytes = match self.directory {
+            Some(_) => RANGE_BYTES,
+            None => CHUNK_BYTES as u64,
+        };
         let mut at = 0;
         while at < size {
-            let end = size.min(at.saturating_add(CHUNK_BYTES as u64));
+            let end = size.min(at.saturating_add(range_bytes));
             let chunk = within("reading", key, self.store.get_range(&path, at..end)).await?;
             if chunk.is_empty() || sender.send(Ok(chunk)).await.is_err() {
                 break;

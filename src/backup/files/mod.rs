@@ -22,7 +22,7 @@ use ulid::Ulid;
 use self::archive::Report;
 use self::names::Names;
 use super::journal::local;
-use super::verify::{Draining, compare};
+use super::verify::Draining;
 use super::{Error, Vault};
 use crate::repository::manifest::{Content, Manifest, Part};
 use crate::repository::seal::Compression;
@@ -171,7 +171,7 @@ impl Vault {
             .get_sealed(key, sink, Arc::clone(keys), progress)
             .await?;
         drop(sink);
-        compare(key, part, &sealed)?;
+        part.check(key, &sealed)?;
         let walked = walking.await.map_err(|_| repository::Error::Worker)?;
         let reason = match walked {
             Ok(found) if found == *entries => return Ok(()),

@@ -11,7 +11,7 @@ use super::extract::{self, Extracted};
 use super::names::Names;
 use super::{PART, Vault};
 use crate::backup::journal::local;
-use crate::backup::verify::{Draining, compare};
+use crate::backup::verify::Draining;
 use crate::backup::{Entry, Error};
 use crate::repository;
 use crate::repository::manifest::Content;
@@ -125,7 +125,7 @@ impl Vault {
             });
         // Waited for in either case: what it writes must have ended before the directory is removed.
         let written = writing.await.map_err(|_| repository::Error::Worker)?;
-        compare(&key, part, &fetched?)?;
+        part.check(&key, &fetched?)?;
         written.map_err(local("writing the files"))
     }
 }

@@ -1,25 +1,17 @@
 //! Into the archive. The rule is that of PostgreSQL's own `basic_archive`: a file appears whole and durable or not at
 //! all, the identical one sent again is welcome, a different one is refused and changes nothing.
 
-use std::io::{self, Read, Seek as _};
+use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-
-use bytes::{Buf as _, Bytes};
-use sha2::{Digest as _, Sha256};
 
 use super::{Archive, COMPRESSION, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
-use crate::repository::seal;
+use crate::repository::{frames, seal};
 
-/// Read, hashed and compressed at once: small enough for the cache of one core.
-const CHUNK_BYTES: usize = 256 * 1024;
-/// Chunks that are hashed and wait to be compressed.
-const CHUNKS_AHEAD: usize = 8;
-/// A file up to this size is sealed in memory, while it is hashed. A longer one is read twice.
+/// A file up to this size is sealed in memory. A longer one is read twice.
 const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
 /// Of a history or a label.
 const SMALL_BYTES_MAX: u64 = 1024 * 1024;
@@ -44,35 +36,27 @@ impl Archive {
         if bytes > IN_MEMORY_MAX {
             return self.push_long(file, source).await;
         }
-        let (sender, receiver) = sync_channel(CHUNKS_AHEAD);
         let keys = Arc::clone(&self.keys);
-        let hashing = tokio::task::spawn_blocking(move || hash(source, &sender));
-        let sealing = tokio::task::spawn_blocking(move || {
-            let source = Chunks {
-                receiver,
-                chunk: Bytes::new(),
-            };
-            seal::seal_unhashed(source, &keys, COMPRESSION)
-        });
-        let (hash, sealed, there) = tokio::join!(hashing, sealing, self.find(&file));
-        let (hash, read) = hash
-            .map_err(|_| Error::Worker)?
-            .map_err(|source| Error::Read { file, source })?;
-        if read != bytes {
-            return Err(Error::Length {
-                file,
-                found: read,
-                wanted: bytes,
-            });
-        }
-        if self.is_there(file, &hash, &there?).await? {
-            return Ok(Pushed::Already);
-        }
+        // One byte more tells that it grew.
+        let source = source.take(bytes.saturating_add(1));
+        let sealing = tokio::task::spawn_blocking(move || frames::seal(source, &keys, COMPRESSION.level));
+        let (sealed, there) = tokio::join!(sealing, self.find(&file));
         let sealed = sealed
             .map_err(|_| Error::Worker)?
             .map_err(|source| Error::Read { file, source })?;
+        if sealed.plain_bytes != bytes {
+            return Err(Error::Length {
+                file,
+                found: sealed.plain_bytes,
+                wanted: bytes,
+            });
+        }
+        let hash = sealed.plain_sha256;
+        if self.is_there(file, &hash, &there?).await? {
+            return Ok(Pushed::Already);
+        }
         let key = self.key(&file, &hash);
-        if !self.repository.create(&key, sealed).await? {
+        if !self.repository.create(&key, sealed.stored).await? {
             self.repository.make_durable(&key).await?;
         }
         self.settle(file, &hash, &key).await
@@ -81,10 +65,8 @@ impl Archive {
     /// A segment of a cluster with very long ones: hashed first, then sealed as it is uploaded.
     async fn push_long(&self, file: File, source: std::fs::File) -> Result<Pushed, Error> {
         let again = source.try_clone().map_err(|source| Error::Read { file, source })?;
-        let (sender, receiver) = sync_channel(CHUNKS_AHEAD);
-        drop(receiver);
-        let hashing = tokio::task::spawn_blocking(move || hash(source, &sender));
-        let (hash, _) = hashing
+        let hashing = tokio::task::spawn_blocking(move || seal::hash(source, |_| {}));
+        let (_, hash) = hashing
             .await
             .map_err(|_| Error::Worker)?
             .map_err(|source| Error::Read { file, source })?;
@@ -168,44 +150,4 @@ fn check(cluster: &str, file: File, source: &std::fs::File) -> Result<u64, Error
         });
     }
     Ok(bytes)
-}
-
-/// Reads `source` once, handing each chunk on before hashing it. Nobody needs to be at the other end.
-fn hash(mut source: std::fs::File, sender: &SyncSender<Bytes>) -> io::Result<(String, u64)> {
-    let mut hash = Sha256::new();
-    let mut bytes = 0_u64;
-    loop {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        (&mut source).take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
-        if chunk.is_empty() {
-            return Ok((hex::encode(hash.finalize()), bytes));
-        }
-        let chunk = Bytes::from(chunk);
-        // One who stopped compressing has an error to tell, which is heard later.
-        drop(sender.send(chunk.clone()));
-        hash.update(&chunk);
-        bytes = bytes.saturating_add(chunk.len() as u64);
-    }
-}
-
-/// What [`hash`] hands on, as a reader.
-struct Chunks {
-    receiver: Receiver<Bytes>,
-    chunk: Bytes,
-}
-
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.chunk.is_empty() {
-            match self.receiver.recv() {
-                Ok(chunk) => self.chunk = chunk,
-                Err(_) => return Ok(0),
-            }
-        }
-        let taken = buffer.len().min(self.chunk.len());
-        if let Some(target) = buffer.get_mut(..taken) {
-            self.chunk.copy_to_slice(target);
-        }
-        Ok(taken)
-    }
 }

@@ -20,7 +20,6 @@ use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository::layout::Cluster;
 use crate::repository::manifest::{Manifest, Part, Tablespace};
-use crate::repository::seal::Sealed;
 use crate::repository::{self, Keys, Repository};
 
 pub use self::prune::{Mode, Pruned};
@@ -125,26 +124,6 @@ pub(super) fn room(directory: &Path, bytes: u64) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-pub(super) fn compare(key: &str, part: &Part, found: &Sealed) -> Result<(), Error> {
-    compare_stored(key, part, found.stored_bytes, &found.stored_sha256)?;
-    if found.plain_bytes == part.plain_bytes && Some(&found.plain_sha256) == part.plain_sha256.as_ref() {
-        return Ok(());
-    }
-    Err(damaged(key, "its content is not what was sealed"))
-}
-
-pub(super) fn compare_stored(key: &str, part: &Part, bytes: u64, sha256: &str) -> Result<(), Error> {
-    if (bytes, sha256) == (part.stored_bytes, part.stored_sha256.as_str()) {
-        return Ok(());
-    }
-    Err(repository::Error::other_bytes(key).into())
-}
-
-fn damaged(key: &str, what: &str) -> Error {
-    let (key, what) = (key.to_owned(), what.to_owned());
-    repository::Error::Damaged { key, what }.into()
 }
 
 /// Why a base backup was not taken, read or removed.

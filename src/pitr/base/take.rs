@@ -196,12 +196,7 @@ impl Bases {
             checker,
             stopped_at,
         } = copied;
-        let damaged = |what: String| {
-            Error::Repository(repository::Error::Damaged {
-                key: folder.to_owned(),
-                what,
-            })
-        };
+        let damaged = |what: String| Error::Repository(repository::Error::damaged(folder, what));
         let manifest = BackupManifest::parse(&checker.manifest).map_err(damaged)?;
         if let Some(difference) = check::difference(&manifest, &checker.seen) {
             return Err(damaged(difference));
@@ -209,9 +204,7 @@ impl Bases {
         for part in &parts {
             let key = format!("{folder}/{}", part.object);
             let progress = self.step("verify");
-            self.repository
-                .confirm_stored(&key, part.stored_bytes, &part.stored_sha256, progress)
-                .await?;
+            self.repository.confirm_stored(&key, part, progress).await?;
         }
         let name = "backup_manifest";
         let key = layout::part(folder, name, keys.encrypts());
@@ -225,7 +218,7 @@ impl Bases {
             .repository
             .get_sealed(&key, io::sink(), Arc::clone(keys), |_| {})
             .await?;
-        super::compare(&key, &part, &read.0)?;
+        part.check(&key, &read.0)?;
         parts.push(part);
         Ok(Proven {
             manifest,
@@ -250,10 +243,8 @@ impl Bases {
             .repository
             .put_proven(key, source, keys, Compression::DEFAULT, confirm, progress, reader);
         let (measured, reader) = put.await?;
-        let checker = reader.finish().map_err(|error| repository::Error::Damaged {
-            key: key.to_owned(),
-            what: error.to_string(),
-        })?;
+        let damaged = |error: io::Error| repository::Error::damaged(key, error.to_string());
+        let checker = reader.finish().map_err(damaged)?;
         Ok((measured, checker))
     }
 

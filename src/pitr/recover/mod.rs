@@ -137,10 +137,7 @@ impl Recovery {
         }
         place.link(&oids(base)).map_err(local("linking the tablespaces"))?;
         let manifest = self.unpack_manifest(base, place).await?;
-        let damaged = |what: String| repository::Error::Damaged {
-            key: base.folder.clone(),
-            what,
-        };
+        let damaged = |what: String| repository::Error::damaged(&base.folder, what);
         let manifest = BackupManifest::parse(&manifest).map_err(damaged)?;
         match check::difference(&manifest, &seen) {
             Some(difference) => Err(damaged(difference).into()),
@@ -161,7 +158,7 @@ impl Recovery {
         let keys = Arc::clone(&self.bases.keys);
         let opened = self.bases.repository.get_opened(&key, reader, keys, progress);
         let (opened, reader) = opened.await?;
-        base::compare_stored(&key, part, opened.stored_bytes, &opened.stored_sha256)?;
+        part.check_opened(&key, &opened)?;
         let unpacker = reader.finish().map_err(local("reading the tar"))?;
         Ok(unpacker.checker.seen)
     }
@@ -179,7 +176,7 @@ impl Recovery {
             .repository
             .get_sealed(&key, Vec::new(), Arc::clone(&self.bases.keys), |_| {})
             .await?;
-        base::compare(&key, part, &sealed)?;
+        part.check(&key, &sealed)?;
         let path = place.data.join("backup_manifest");
         write_file(&path, &bytes, place.user).map_err(local("writing backup_manifest"))?;
         Ok(bytes)
