@@ -12,15 +12,28 @@ use crate::support::{as_postgres, output, run};
 /// Segments of 16 MiB: enough that one slow sync does not decide.
 const SEGMENTS: usize = 24;
 const SEGMENT_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
+const ZSTD: [(&str, &str); 2] = [("compress-type", "zst"), ("compress-level", "1")];
 
-/// One row of the table.
-struct Row {
+/// One way to push and get, and what came of it.
+struct Side {
+    /// In the table.
+    place: usize,
     what: &'static str,
-    push: Option<Vec<Duration>>,
-    get: Option<Duration>,
-    /// Of one push and of one get, all processes together; `None`: some of them are not ours to count.
-    cpu_ms: (Option<f64>, Option<f64>),
-    stored: u64,
+    push: Vec<String>,
+    get: Vec<String>,
+    /// Whose time of the processors counts besides that of what we start.
+    server: Option<u32>,
+    /// Where its segments lie.
+    stored: PathBuf,
+    /// By segment.
+    pushed: Vec<Duration>,
+    got: Duration,
+    /// Of all pushes and of all gets, all processes together.
+    cpu_ms: (f64, f64),
+    /// It differs from another in its gets only.
+    is_for_gets: bool,
+    /// Its gets have a helper that is nobody's child, whose time we cannot count.
+    has_helper: bool,
 }
 
 pub(crate) fn compare() {
@@ -28,26 +41,27 @@ pub(crate) fn compare() {
     let names = fill(&cluster);
     let server = Server::start(&cluster);
     let fsync = durable_write(&cluster, &names);
-    let rows = [
-        ours(
-            "foregate, through the server",
-            &cluster,
-            &names,
-            &through(&cluster),
-            Some(server.pid()),
-        ),
-        alone(&cluster, &names),
-        theirs(
-            "pgBackRest, zstd 1, encrypted",
-            &cluster,
-            &names,
-            &[("compress-type", "zst"), ("compress-level", "1")],
-        ),
-        theirs("pgBackRest, its defaults, encrypted", &cluster, &names, &[]),
-        theirs_ahead(&cluster, &names),
+    let mut sides = [
+        through(&cluster, server.pid()),
+        alone(&cluster),
+        theirs(2, "pgBackRest, zstd 1, encrypted", &cluster, &ZSTD),
+        theirs(3, "pgBackRest, its defaults, encrypted", &cluster, &[]),
+        theirs_ahead(&cluster),
     ];
+    // In turn, since segments differ and so does what else the machine does; and not always the same one first, who finds the
+    // segment furthest from the cores.
+    for name in &names {
+        for side in &mut sides {
+            push(&cluster, side, name);
+        }
+        sides.rotate_left(1);
+    }
+    sides.sort_by_key(|side| side.place);
+    for side in &mut sides {
+        get_all(&cluster, side, &names);
+    }
     drop(server);
-    print(&rows, fsync);
+    print(&sides, fsync);
 }
 
 /// The log of pgbench: small records and full pages, as a busy application writes it.
@@ -84,30 +98,83 @@ fn finished(cluster: &Cluster) -> Vec<String> {
     names
 }
 
-fn through(cluster: &Cluster) -> Vec<String> {
-    vec!["--socket".to_owned(), socket(cluster)]
+fn ours(
+    place: usize,
+    what: &'static str,
+    cluster: &Cluster,
+    flags: &str,
+    server: Option<u32>,
+    stored: PathBuf,
+) -> Side {
+    let words = |verb: &str| -> Vec<String> {
+        let flags = flags.split(' ').map(str::to_owned);
+        [cluster.binary(), "wal".to_owned(), verb.to_owned()]
+            .into_iter()
+            .chain(flags)
+            .collect()
+    };
+    Side {
+        place,
+        what,
+        push: words("push"),
+        get: words("get"),
+        server,
+        stored,
+        pushed: Vec::new(),
+        got: Duration::ZERO,
+        cpu_ms: (0.0, 0.0),
+        is_for_gets: false,
+        has_helper: false,
+    }
 }
 
-fn ours(what: &'static str, cluster: &Cluster, names: &[String], flags: &[String], server: Option<u32>) -> Row {
-    let binary = cluster.binary();
-    let command = |verb: &str, flags: &[String]| -> Vec<String> {
-        let mut words = vec![binary.clone(), "wal".to_owned(), verb.to_owned()];
-        words.extend_from_slice(flags);
-        words
-    };
-    let begun = cpu_ms(server);
-    let push = timed_pushes(cluster, names, &command("push", flags));
-    let between = cpu_ms(server);
-    let stored = bytes(&cluster.repository());
-    let get = timed_gets(cluster, names, &command("get", flags));
-    let of_get = share(between, cpu_ms(server));
-    Row {
-        what,
-        push: Some(push),
-        get: Some(get),
-        cpu_ms: (Some(share(begun, between)), Some(of_get)),
-        stored,
+fn through(cluster: &Cluster, server: u32) -> Side {
+    let flags = format!("--socket {}", socket(cluster));
+    ours(
+        0,
+        "foregate, through the server",
+        cluster,
+        &flags,
+        Some(server),
+        cluster.repository(),
+    )
+}
+
+/// Into a second repository, straight.
+fn alone(cluster: &Cluster) -> Side {
+    let repository = cluster.root().join("alone");
+    let flags = format!(
+        "--socket /nowhere --repository file://{} --recipient {} --identity {}",
+        repository.display(),
+        cluster.recipient,
+        cluster.key()
+    );
+    Side {
+        has_helper: true,
+        ..ours(1, "foregate, without the server", cluster, &flags, None, repository)
     }
+}
+
+fn push(cluster: &Cluster, side: &mut Side, name: &str) {
+    let mut words = side.push.clone();
+    words.push(format!("pg_wal/{name}"));
+    let begun = cpu_ms(side.server);
+    side.pushed.push(timed(cluster, &words));
+    side.cpu_ms.0 += cpu_ms(side.server) - begun;
+}
+
+fn get_all(cluster: &Cluster, side: &mut Side, names: &[String]) {
+    let (begun, cpu) = (Instant::now(), cpu_ms(side.server));
+    for name in names {
+        let mut words = side.get.clone();
+        words.extend([name.clone(), "pg_wal/RECOVERYXLOG".to_owned()]);
+        timed(cluster, &words);
+    }
+    side.got = begun.elapsed();
+    side.cpu_ms.1 = cpu_ms(side.server) - cpu;
+    let last = names.last().expect("a segment");
+    let same = std::fs::read(cluster.wal().join("RECOVERYXLOG")).ok() == std::fs::read(cluster.wal().join(last)).ok();
+    assert!(same, "what came back is not what was sent");
 }
 
 /// What our ended children and `server` have used of the processors.
@@ -122,34 +189,6 @@ fn cpu_ms(server: Option<u32>) -> f64 {
     fields("self", 13) + server.map_or(0.0, |pid| fields(&pid.to_string(), 11))
 }
 
-/// Per segment.
-fn share(begun: f64, ended: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a number of segments")]
-    let count = SEGMENTS as f64;
-    (ended - begun) / count
-}
-
-/// Into a second repository, straight.
-fn alone(cluster: &Cluster, names: &[String]) -> Row {
-    let repository = cluster.root().join("alone");
-    let flags: Vec<String> = format!(
-        "--socket /nowhere --repository file://{} --recipient {} --identity {}",
-        repository.display(),
-        cluster.recipient,
-        cluster.key()
-    )
-    .split(' ')
-    .map(str::to_owned)
-    .collect();
-    let row = ours("foregate, without the server", cluster, names, &flags, None);
-    Row {
-        stored: bytes(&repository),
-        // The helper that fetches ahead is nobody's child.
-        cpu_ms: (row.cpu_ms.0, None),
-        ..row
-    }
-}
-
 /// As `postgres`, in the data directory: what PostgreSQL's shell would start.
 pub(crate) fn timed(cluster: &Cluster, words: &[String]) -> Duration {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -158,33 +197,6 @@ pub(crate) fn timed(cluster: &Cluster, words: &[String]) -> Duration {
     let took = begun.elapsed();
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{words:?}: {} {complaint}", output.status);
-    took
-}
-
-fn timed_pushes(cluster: &Cluster, names: &[String], command: &[String]) -> Vec<Duration> {
-    let mut took: Vec<Duration> = names
-        .iter()
-        .map(|name| {
-            let mut words = command.to_vec();
-            words.push(format!("pg_wal/{name}"));
-            timed(cluster, &words)
-        })
-        .collect();
-    took.sort();
-    took
-}
-
-fn timed_gets(cluster: &Cluster, names: &[String], command: &[String]) -> Duration {
-    let begun = Instant::now();
-    for name in names {
-        let mut words = command.to_vec();
-        words.extend([name.clone(), "pg_wal/RECOVERYXLOG".to_owned()]);
-        timed(cluster, &words);
-    }
-    let took = begun.elapsed();
-    let last = names.last().expect("a segment");
-    let same = std::fs::read(cluster.wal().join("RECOVERYXLOG")).ok() == std::fs::read(cluster.wal().join(last)).ok();
-    assert!(same, "what came back is not what was sent");
     took
 }
 
@@ -210,7 +222,7 @@ fn durable_write(cluster: &Cluster, names: &[String]) -> Duration {
     median(&took)
 }
 
-pub(crate) fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -> Option<Vec<String>> {
+pub(crate) fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -> Vec<String> {
     let place = cluster.root().join(name);
     let mut config = format!(
         "[global]\nrepo1-path={0}/repo\nspool-path={0}/spool\nlock-path={0}/lock\nlog-path={0}/log\n\
@@ -242,7 +254,7 @@ pub(crate) fn pgbackrest(cluster: &Cluster, name: &str, more: &[(&str, &str)]) -
     let mut create = words.clone();
     create.push("stanza-create".to_owned());
     timed(cluster, &create);
-    Some(words)
+    words
 }
 
 pub(crate) fn verb(words: &[String], verb: &str) -> Vec<String> {
@@ -251,44 +263,34 @@ pub(crate) fn verb(words: &[String], verb: &str) -> Vec<String> {
     words
 }
 
-fn theirs(what: &'static str, cluster: &Cluster, names: &[String], more: &[(&str, &str)]) -> Row {
+fn theirs(place: usize, what: &'static str, cluster: &Cluster, more: &[(&str, &str)]) -> Side {
     let name = what.replace([' ', ','], "-");
     let words = pgbackrest(cluster, &name, more);
-    let begun = cpu_ms(None);
-    let push = words
-        .as_ref()
-        .map(|words| timed_pushes(cluster, names, &verb(words, "archive-push")));
-    let of_push = push.as_ref().map(|_| share(begun, cpu_ms(None)));
-    let stored = bytes(&cluster.root().join(&name).join("repo"));
-    let between = cpu_ms(None);
-    let get = words.map(|words| timed_gets(cluster, names, &verb(&words, "archive-get")));
-    let of_get = get.map(|_| share(between, cpu_ms(None)));
-    Row {
+    Side {
+        place,
         what,
-        push,
-        get,
-        cpu_ms: (of_push, of_get),
-        stored,
+        push: verb(&words, "archive-push"),
+        get: verb(&words, "archive-get"),
+        server: None,
+        stored: cluster.root().join(&name).join("repo"),
+        pushed: Vec::new(),
+        got: Duration::ZERO,
+        cpu_ms: (0.0, 0.0),
+        is_for_gets: false,
+        has_helper: false,
     }
 }
 
-/// With its own fetching ahead. Its asynchronous push acknowledges later than it returns, so only `get` is compared.
-fn theirs_ahead(cluster: &Cluster, names: &[String]) -> Row {
-    let what = "pgBackRest, zstd 1, encrypted, archive-async";
-    let zstd = [("compress-type", "zst"), ("compress-level", "1")];
-    let words = pgbackrest(cluster, "ahead", &zstd);
-    let get = words.map(|words| {
-        timed_pushes(cluster, names, &verb(&words, "archive-push"));
-        let mut ahead = words;
-        ahead.extend(["--archive-async", "--archive-get-queue-max=128MB", "--process-max=2"].map(str::to_owned));
-        timed_gets(cluster, names, &verb(&ahead, "archive-get"))
-    });
-    Row {
-        what,
-        push: None,
+/// With its own fetching ahead; what is to be fetched is pushed at once.
+fn theirs_ahead(cluster: &Cluster) -> Side {
+    let side = theirs(4, "pgBackRest, zstd 1, encrypted, archive-async", cluster, &ZSTD);
+    let ahead = ["--archive-async", "--archive-get-queue-max=128MB", "--process-max=2"];
+    let get = side.get.into_iter().chain(ahead.map(str::to_owned)).collect();
+    Side {
         get,
-        cpu_ms: (None, None),
-        stored: bytes(&cluster.root().join("ahead/repo")),
+        is_for_gets: true,
+        has_helper: true,
+        ..side
     }
 }
 
@@ -305,46 +307,56 @@ fn median(sorted: &[Duration]) -> Duration {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-fn print(rows: &[Row], fsync: Duration) {
-    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+fn print(sides: &[Side; 5], fsync: Duration) {
     let mut text = format!(
         "{SEGMENTS} segments of pgbench, 16 MiB each; writing and syncing what one is stored as: {:.1} ms\n\n\
          | | push, fastest ms | push, median ms | median less that write, ms | get, MiB/s | CPU ms per push | per get | stored |\n|---|---|---|---|---|---|---|---|\n",
         ms(fsync)
     );
-    for row in rows {
-        let (fastest, middle) = row.push.as_ref().map_or(("–".to_owned(), "–".to_owned()), |push| {
-            let fastest = push.first().copied().unwrap_or_default();
-            (format!("{:.1}", ms(fastest)), format!("{:.1}", ms(median(push))))
-        });
-        let rate = row.get.map_or("–".to_owned(), |took| {
-            #[expect(clippy::cast_precision_loss, reason = "a number of segments")]
-            let bytes = SEGMENTS as f64 * SEGMENT_BYTES;
-            format!("{:.0}", bytes / took.as_secs_f64() / 1024.0 / 1024.0)
-        });
-        let cpu = |share: Option<f64>| share.map_or("–".to_owned(), |share| format!("{share:.0}"));
-        let beyond = row.push.as_ref().map_or("–".to_owned(), |push| {
-            format!("{:.1}", ms(median(push).saturating_sub(fsync)))
-        });
-        let (of_push, of_get) = (cpu(row.cpu_ms.0), cpu(row.cpu_ms.1));
-        let stored = bytesize::ByteSize(row.stored);
-        writeln!(
-            text,
-            "| {} | {fastest} | {middle} | {beyond} | {rate} | {of_push} | {of_get} | {stored} |",
-            row.what
-        )
-        .expect("memory");
+    for side in sides {
+        writeln!(text, "{}", row(side, fsync)).expect("memory");
     }
-    let [ours, _, theirs, ..] = rows else {
-        unreachable!("the table has these rows")
-    };
-    let middle = |row: &Row| row.push.as_ref().map_or(0.0, |push| ms(median(push)));
-    let time = |row: &Row| row.get.map_or(0.0, ms);
-    text.push_str(&verdict("push", middle(ours), middle(theirs), 0.5));
+    let [ours, _, theirs, others @ ..] = sides;
+    // Segment by segment: one of small changes takes twice the time of a bulk load.
+    let pairs = ours.pushed.iter().zip(&theirs.pushed);
+    let mut ratios: Vec<f64> = pairs.map(|(ours, theirs)| ms(*ours) / ms(*theirs)).collect();
+    ratios.sort_by(f64::total_cmp);
+    let middle = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
+    text.push_str(&verdict("push, median of the segments' ratios", middle, 1.0, 0.5));
     // Of the fastest of theirs: a rate of at least 1.0 is a time of at most 1.0.
-    let fastest = rows.iter().skip(2).map(time).fold(f64::INFINITY, f64::min);
-    text.push_str(&verdict("replay feed, by time", time(ours), fastest, 1.0));
+    let fastest = others.iter().map(|side| ms(side.got)).fold(ms(theirs.got), f64::min);
+    text.push_str(&verdict("replay feed, by time", ms(ours.got), fastest, 1.0));
     std::io::stdout().write_all(text.as_bytes()).expect("standard output");
+}
+
+fn row(side: &Side, fsync: Duration) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "a number of segments")]
+    let count = SEGMENTS as f64;
+    let rate = count * SEGMENT_BYTES / side.got.as_secs_f64() / 1024.0 / 1024.0;
+    let of_push = side.cpu_ms.0 / count;
+    let of_get = match side.has_helper {
+        true => "–".to_owned(),
+        false => format!("{:.0}", side.cpu_ms.1 / count),
+    };
+    let stored = bytesize::ByteSize(bytes(&side.stored));
+    let mut sorted = side.pushed.clone();
+    sorted.sort();
+    let (fastest, middle) = (sorted.first().copied().unwrap_or_default(), median(&sorted));
+    let push = match side.is_for_gets {
+        true => "– | – | –".to_owned(),
+        false => {
+            let beyond = middle.saturating_sub(fsync);
+            format!("{:.1} | {:.1} | {:.1}", ms(fastest), ms(middle), ms(beyond))
+        }
+    };
+    format!(
+        "| {} | {push} | {rate:.0} | {of_push:.0} | {of_get} | {stored} |",
+        side.what
+    )
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }
 
 /// Ours against theirs, and whether that is within the budget.

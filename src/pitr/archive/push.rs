@@ -39,7 +39,7 @@ impl Archive {
         let keys = Arc::clone(&self.keys);
         // One byte more tells that it grew.
         let source = source.take(bytes.saturating_add(1));
-        let sealing = tokio::task::spawn_blocking(move || frames::seal(source, &keys, COMPRESSION.level));
+        let sealing = tokio::task::spawn_blocking(move || frames::seal(source, &keys));
         let (sealed, there) = tokio::join!(sealing, self.find(&file));
         let sealed = sealed
             .map_err(|_| Error::Worker)?
