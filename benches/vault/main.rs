@@ -53,15 +53,31 @@ fn main() {
     };
     let cluster = Cluster::new(number("VAULT_MIB", 2048));
     println!("database: {} MiB\n", cluster.megabytes());
+    // `cargo bench --bench vault -- latency` runs one part.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
+    if is_wanted("beside") {
+        beside(&cluster, number("VAULT_ROUNDS", 3));
+    }
+    if is_wanted("levels") {
+        levels::compare(&cluster);
+    }
+    if is_wanted("latency") {
+        latency::compare(&cluster);
+    }
+}
+
+/// Both sides in turn.
+fn beside(cluster: &Cluster, rounds: u64) {
     println!(
         "| round | pg_dump -F c | sealed | ratio | proven | size | ratio | memory | pg_restore -j 2 | restored | ratio |"
     );
     println!("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
-    for round in 1..=number("VAULT_ROUNDS", 3) {
-        let (dumped, size) = dump(&cluster);
-        let ours = backup(&cluster);
+    for round in 1..=rounds {
+        let (dumped, size) = dump(cluster);
+        let ours = backup(cluster);
         let theirs = cluster.restored_by_pg_restore();
-        let restored = restore(&cluster);
+        let restored = restore(cluster);
         println!(
             "| {round} | {dumped:.1} s | {:.1} s | {} | {:.1} s | {} of {} MiB | {} | {} | {theirs:.1} s | {restored:.1} s | {} |",
             ours.sealed,
@@ -75,9 +91,6 @@ fn main() {
         );
     }
     println!();
-    levels::compare(&cluster);
-    println!();
-    latency::compare(&cluster);
 }
 
 fn dump(cluster: &Cluster) -> (f64, u64) {
