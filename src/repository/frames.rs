@@ -45,7 +45,9 @@ pub fn seal(source: impl Read, keys: &Keys) -> io::Result<Whole> {
     let queue = Mutex::new(receiver);
     let (tally, mut frames) = thread::scope(|scope| {
         let help = || Press::new()?.work_off(&queue);
-        let helping: Vec<_> = (0..helpers).map(|_| scope.spawn(help)).collect();
+        // Without a helper, where no thread can be had, it only takes longer.
+        let start = |_| thread::Builder::new().spawn_scoped(scope, help).ok();
+        let helping: Vec<_> = (0..helpers).filter_map(start).collect();
         let done = read(source, &sender, Press::new()?);
         // Whatever it came to: helpers wait as long as more may come.
         drop(sender);

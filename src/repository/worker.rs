@@ -8,15 +8,17 @@ pub(super) const BEHIND: i32 = 10;
 pub(super) const LAST: i32 = 15;
 
 /// Runs `work` on a thread of its own at `nice`; threads that it starts are as nice. Not one of tokio's, since a priority
-/// that was lowered cannot be raised again. The receiver hears nothing where `work` panicked.
+/// that was lowered cannot be raised again. The receiver hears nothing where `work` panicked, or no thread could be had.
 pub(super) fn spawn<T: Send + 'static>(nice: i32, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
     let (done, ended) = oneshot::channel();
-    std::thread::spawn(move || {
+    let started = std::thread::Builder::new().spawn(move || {
         // Refused to nobody; and if it were, the work would only be in the way.
         let _ = rustix::process::nice(nice);
         // Nobody waits any more where the whole run was given up.
         drop(done.send(work()));
     });
+    // `done` went with the work that could not begin.
+    drop(started);
     ended
 }
 
