@@ -18,7 +18,7 @@ fn main() {
         std::path::Path::new("/usr/bin/pgbackrest").exists(),
         "there is nothing to compare with: apt-get install pgbackrest"
     );
-    // `cargo bench --bench pitr -- base` and `-- wal` run one of the two.
+    // `cargo bench --profile fast --bench pitr -- base` and `-- wal` run one of the two.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
     if is_wanted("wal") {

@@ -11,13 +11,12 @@ use crate::support::{as_postgres, output, run};
 
 /// Segments of 16 MiB: enough that one slow sync does not decide.
 const SEGMENTS: usize = 24;
+const SIDES: usize = 5;
 const SEGMENT_BYTES: f64 = 16.0 * 1024.0 * 1024.0;
 const ZSTD: [(&str, &str); 2] = [("compress-type", "zst"), ("compress-level", "1")];
 
 /// One way to push and get, and what came of it.
 struct Side {
-    /// In the table.
-    place: usize,
     what: &'static str,
     push: Vec<String>,
     get: Vec<String>,
@@ -36,6 +35,23 @@ struct Side {
     has_helper: bool,
 }
 
+impl Side {
+    fn new(what: &'static str, push: Vec<String>, get: Vec<String>, stored: PathBuf) -> Self {
+        Self {
+            what,
+            push,
+            get,
+            server: None,
+            stored,
+            pushed: Vec::new(),
+            got: Duration::ZERO,
+            cpu_ms: (0.0, 0.0),
+            is_for_gets: false,
+            has_helper: false,
+        }
+    }
+}
+
 pub(crate) fn compare() {
     let cluster = Cluster::new();
     let names = fill(&cluster);
@@ -44,19 +60,18 @@ pub(crate) fn compare() {
     let mut sides = [
         through(&cluster, server.pid()),
         alone(&cluster),
-        theirs(2, "pgBackRest, zstd 1, encrypted", &cluster, &ZSTD),
-        theirs(3, "pgBackRest, its defaults, encrypted", &cluster, &[]),
+        theirs("pgBackRest, zstd 1, encrypted", &cluster, &ZSTD),
+        theirs("pgBackRest, its defaults, encrypted", &cluster, &[]),
         theirs_ahead(&cluster),
     ];
     // In turn, since segments differ and so does what else the machine does; and not always the same one first, who finds the
     // segment furthest from the cores.
-    for name in &names {
-        for side in &mut sides {
+    for (at, name) in names.iter().enumerate() {
+        let (later, first) = sides.split_at_mut(at % SIDES);
+        for side in first.iter_mut().chain(later) {
             push(&cluster, side, name);
         }
-        sides.rotate_left(1);
     }
-    sides.sort_by_key(|side| side.place);
     for side in &mut sides {
         get_all(&cluster, side, &names);
     }
@@ -98,14 +113,7 @@ fn finished(cluster: &Cluster) -> Vec<String> {
     names
 }
 
-fn ours(
-    place: usize,
-    what: &'static str,
-    cluster: &Cluster,
-    flags: &str,
-    server: Option<u32>,
-    stored: PathBuf,
-) -> Side {
+fn ours(what: &'static str, cluster: &Cluster, flags: &str, server: Option<u32>, stored: PathBuf) -> Side {
     let words = |verb: &str| -> Vec<String> {
         let flags = flags.split(' ').map(str::to_owned);
         [cluster.binary(), "wal".to_owned(), verb.to_owned()]
@@ -114,24 +122,14 @@ fn ours(
             .collect()
     };
     Side {
-        place,
-        what,
-        push: words("push"),
-        get: words("get"),
         server,
-        stored,
-        pushed: Vec::new(),
-        got: Duration::ZERO,
-        cpu_ms: (0.0, 0.0),
-        is_for_gets: false,
-        has_helper: false,
+        ..Side::new(what, words("push"), words("get"), stored)
     }
 }
 
 fn through(cluster: &Cluster, server: u32) -> Side {
     let flags = format!("--socket {}", socket(cluster));
     ours(
-        0,
         "foregate, through the server",
         cluster,
         &flags,
@@ -151,7 +149,7 @@ fn alone(cluster: &Cluster) -> Side {
     );
     Side {
         has_helper: true,
-        ..ours(1, "foregate, without the server", cluster, &flags, None, repository)
+        ..ours("foregate, without the server", cluster, &flags, None, repository)
     }
 }
 
@@ -263,27 +261,16 @@ pub(crate) fn verb(words: &[String], verb: &str) -> Vec<String> {
     words
 }
 
-fn theirs(place: usize, what: &'static str, cluster: &Cluster, more: &[(&str, &str)]) -> Side {
+fn theirs(what: &'static str, cluster: &Cluster, more: &[(&str, &str)]) -> Side {
     let name = what.replace([' ', ','], "-");
     let words = pgbackrest(cluster, &name, more);
-    Side {
-        place,
-        what,
-        push: verb(&words, "archive-push"),
-        get: verb(&words, "archive-get"),
-        server: None,
-        stored: cluster.root().join(&name).join("repo"),
-        pushed: Vec::new(),
-        got: Duration::ZERO,
-        cpu_ms: (0.0, 0.0),
-        is_for_gets: false,
-        has_helper: false,
-    }
+    let [push, get] = ["archive-push", "archive-get"].map(|act| verb(&words, act));
+    Side::new(what, push, get, cluster.root().join(&name).join("repo"))
 }
 
 /// With its own fetching ahead; what is to be fetched is pushed at once.
 fn theirs_ahead(cluster: &Cluster) -> Side {
-    let side = theirs(4, "pgBackRest, zstd 1, encrypted, archive-async", cluster, &ZSTD);
+    let side = theirs("pgBackRest, zstd 1, encrypted, archive-async", cluster, &ZSTD);
     let ahead = ["--archive-async", "--archive-get-queue-max=128MB", "--process-max=2"];
     let get = side.get.into_iter().chain(ahead.map(str::to_owned)).collect();
     Side {
@@ -307,7 +294,7 @@ fn median(sorted: &[Duration]) -> Duration {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-fn print(sides: &[Side; 5], fsync: Duration) {
+fn print(sides: &[Side; SIDES], fsync: Duration) {
     let mut text = format!(
         "{SEGMENTS} segments of pgbench, 16 MiB each; writing and syncing what one is stored as: {:.1} ms\n\n\
          | | push, fastest ms | push, median ms | median less that write, ms | get, MiB/s | CPU ms per push | per get | stored |\n|---|---|---|---|---|---|---|---|\n",

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use sha2::Digest as _;
@@ -26,7 +25,6 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 pub(crate) fn compare(cluster: &Cluster) {
     let gate = Gate::start(cluster);
     let pause = || super::pause_at_least(QUIET);
-    epoch();
     drop(measure(gate.port, || {}));
     let mut quiet = measure(gate.port, pause);
     let before = super::peak_kib(gate.process.id());
@@ -69,12 +67,11 @@ fn percentile(latencies: impl Iterator<Item = Duration>, thousandths: usize) -> 
 
 /// The median of what each second by itself gives: the few in which the machine was elsewhere decide nothing.
 fn p99_of_a_second(asked: &[Asked]) -> Duration {
-    let mut seconds: BTreeMap<Duration, Vec<Duration>> = BTreeMap::new();
+    let begun = asked.iter().map(|(due, _)| *due).min().expect("something was asked");
+    let mut seconds: BTreeMap<u64, Vec<Duration>> = BTreeMap::new();
     for (due, took) in asked {
-        seconds
-            .entry(Duration::from_secs(due.as_secs()))
-            .or_default()
-            .push(*took);
+        let second = due.duration_since(begun).as_secs();
+        seconds.entry(second).or_default().push(*took);
     }
     // One that was cut off has too few.
     let whole = seconds
@@ -189,8 +186,8 @@ fn serve(mut stream: TcpStream) {
     }
 }
 
-/// When a request was due, by a clock that all share, and how long after that its answer had come.
-type Asked = (Duration, Duration);
+/// When a request was due, and how long after that its answer had come.
+type Asked = (Instant, Duration);
 
 /// Asks at an even pace while `meanwhile` runs. Time counts from when a request was due, so that a stall is not left out.
 fn measure(port: u16, meanwhile: impl FnOnce()) -> Vec<Asked> {
@@ -223,7 +220,7 @@ fn ask(port: u16, stop: &std::sync::atomic::AtomicBool) -> Vec<Asked> {
             assert!(read > 0, "the gate hung up");
             filled += read;
         }
-        latencies.push((due.duration_since(epoch()), due.elapsed()));
+        latencies.push((due, due.elapsed()));
         if stop.load(std::sync::atomic::Ordering::Relaxed) {
             return latencies;
         }
@@ -233,9 +230,4 @@ fn ask(port: u16, stop: &std::sync::atomic::AtomicBool) -> Vec<Asked> {
 /// Clients and app stand for other machines: what is measured is the gate's wait for a core, not theirs.
 fn come_first() {
     rustix::process::nice(-15).expect("root may");
-}
-
-fn epoch() -> Instant {
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-    *EPOCH.get_or_init(Instant::now)
 }

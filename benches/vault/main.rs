@@ -53,7 +53,7 @@ fn main() {
     };
     let cluster = Cluster::new(number("VAULT_MIB", 2048));
     println!("database: {} MiB\n", cluster.megabytes());
-    // `cargo bench --bench vault -- latency` runs one part.
+    // `cargo bench --profile fast --bench vault -- latency` runs one part.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
     if is_wanted("beside") {

@@ -181,7 +181,6 @@ struct Missed {
     error: Error,
 }
 
-/// The stored bytes are to blame.
 /// Whether the backup is to blame, rather than our keys, programs or network.
 pub(super) fn is_damage(error: &Error) -> bool {
     match error {

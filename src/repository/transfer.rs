@@ -273,8 +273,8 @@ impl Repository {
     }
 
     /// One request for a whole dump would outlast any time-out while a slow restore reads it: each range has its own, and
-    /// its own retries. (And the whole of a file comes in pieces of 8 KiB, each by way of another thread.) Returns the bytes
-    /// that were handed on.
+    /// its own retries. A file likewise: asked for as a whole it comes in pieces of 8 KiB, each by way of another thread.
+    /// Returns the bytes that were handed on.
     async fn fetch_in_ranges(&self, key: &str, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<u64, Error> {
         let path = self.path(key);
         let size = within("reading", key, self.store.head(&path)).await?.size;

@@ -17,11 +17,8 @@ use super::beat::{self, Beat};
 use super::name::{self, File};
 use super::{header, history};
 use crate::repository::layout::{self, Cluster};
-use crate::repository::seal::Compression;
 use crate::repository::{self, Keys, Repository, Stored};
 
-/// Of long segments; the others are sealed in frames.
-const COMPRESSION: Compression = Compression { level: 1, threads: 0 };
 /// An hour of beats every second.
 const BEATS_BYTES_MAX: u64 = 1024 * 1024;
 /// A history has a line per promotion.

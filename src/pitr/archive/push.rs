@@ -6,13 +6,16 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Archive, COMPRESSION, Error, Pushed};
+use super::{Archive, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
-use crate::repository::{frames, seal};
+use crate::repository::frames;
+use crate::repository::seal::{self, Compression};
 
 /// A file up to this size is sealed in memory. A longer one is read twice.
 const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
+/// Of a file that is too long for frames.
+const COMPRESSION: Compression = Compression { level: 1, threads: 0 };
 /// Of a history or a label.
 const SMALL_BYTES_MAX: u64 = 1024 * 1024;
 

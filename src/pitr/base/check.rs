@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::backup_manifest::{self, BackupManifest, File};
 use crate::pitr::tar::{Entry, Kind, Visitor, invalid};
+use crate::repository;
 
 /// Small files that are read as well as hashed.
 const CONTROL_BYTES_MAX: usize = 64 * 1024;
@@ -76,9 +77,22 @@ impl Visitor for Checker {
     }
 }
 
+/// Reads `written`, the `backup_manifest` of the base backup in `folder`, and compares it with the files that were `seen`.
+///
+/// # Errors
+/// It cannot be read, or names other files: the backup is damaged.
+pub fn prove(folder: &str, written: &[u8], seen: &HashMap<String, File>) -> Result<BackupManifest, repository::Error> {
+    let damaged = |what| repository::Error::damaged(folder, what);
+    let manifest = BackupManifest::parse(written).map_err(damaged)?;
+    match difference(&manifest, seen) {
+        Some(difference) => Err(damaged(difference)),
+        None => Ok(manifest),
+    }
+}
+
 /// The first difference between what was sent and what the server says that it sent. `None`: they agree.
 #[must_use]
-pub fn difference(manifest: &BackupManifest, seen: &HashMap<String, File>) -> Option<String> {
+fn difference(manifest: &BackupManifest, seen: &HashMap<String, File>) -> Option<String> {
     for (path, file) in &manifest.files {
         match seen.get(path) {
             Some(found) if found == file => {}

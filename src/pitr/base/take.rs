@@ -196,11 +196,7 @@ impl Bases {
             checker,
             stopped_at,
         } = copied;
-        let damaged = |what: String| Error::Repository(repository::Error::damaged(folder, what));
-        let manifest = BackupManifest::parse(&checker.manifest).map_err(damaged)?;
-        if let Some(difference) = check::difference(&manifest, &checker.seen) {
-            return Err(damaged(difference));
-        }
+        let manifest = check::prove(folder, &checker.manifest, &checker.seen)?;
         for part in &parts {
             let key = format!("{folder}/{}", part.object);
             let progress = self.step("verify");

@@ -20,7 +20,7 @@ pub use self::look::{Shown, Table};
 pub use self::run::Running;
 pub use self::unpack::Place;
 use self::unpack::{Unpacker, write_file};
-use super::base::backup_manifest::{BackupManifest, File};
+use super::base::backup_manifest::File;
 use super::base::{Base, check};
 use super::name::Lsn;
 use super::plan::{Plan, Refusal};
@@ -137,12 +137,8 @@ impl Recovery {
         }
         place.link(&oids(base)).map_err(local("linking the tablespaces"))?;
         let manifest = self.unpack_manifest(base, place).await?;
-        let damaged = |what: String| repository::Error::damaged(&base.folder, what);
-        let manifest = BackupManifest::parse(&manifest).map_err(damaged)?;
-        match check::difference(&manifest, &seen) {
-            Some(difference) => Err(damaged(difference).into()),
-            None => Ok(()),
-        }
+        check::prove(&base.folder, &manifest, &seen)?;
+        Ok(())
     }
 
     /// One tar into its directory. Returns the files that were written, with their hashes.
