@@ -172,11 +172,7 @@ async fn client_that_probes_is_blocked_without_an_order() {
     let gate = Gate::start(&config).await;
     let probe = client::get(gate.address, "/.env", "x-forwarded-for: 192.0.2.1\r\n").await;
     assert_eq!(probe.status, 404);
-    wait::until("the block", async || {
-        let answer = client::get(gate.address, "/", "x-forwarded-for: 192.0.2.1\r\n").await;
-        (answer.status == 403).then_some(())
-    })
-    .await;
+    client::until_status(gate.address, "192.0.2.1", 403).await;
     assert_eq!(
         client::get(gate.address, "/", "x-forwarded-for: 192.0.2.2\r\n")
             .await

@@ -37,11 +37,7 @@ async fn two_instances_share_a_block_and_keep_it_while_postgres_is_down() {
     let (first, second) = (Gate::start(&config).await, Gate::start(&config).await);
     let made = first.admin("POST", &format!("{BLOCK}198.51.100.7"), "").await;
     assert!((200..300).contains(&made.status), "{made:?}");
-    wait::until("the block at the other instance", async || {
-        let answer = client::get(second.address, "/", "x-forwarded-for: 198.51.100.7\r\n").await;
-        (answer.status == 403).then_some(())
-    })
-    .await;
+    client::until_status(second.address, "198.51.100.7", 403).await;
     // The last known blocks are saved once a second.
     wait::until("the snapshot on the second's disk", async || {
         let saved = std::fs::read_to_string(second.path("state/blocks-snapshot.jsonl")).ok()?;
@@ -99,10 +95,7 @@ async fn acknowledged_block_is_in_force_at_the_other_instance_within_a_second() 
             let acknowledged = here.admin("POST", &path, "").await;
             assert_eq!(acknowledged.json()["durability"], "stored", "{acknowledged:?}");
             let begin = Instant::now();
-            wait::until("the change at the other instance", async || {
-                (status(there, &client).await == wanted).then_some(())
-            })
-            .await;
+            client::until_status(there.address, &client, wanted).await;
             taken.push(begin.elapsed());
         }
     }

@@ -232,13 +232,30 @@ pub(crate) async fn get(address: SocketAddr, path: &str, headers: &str) -> Answe
 }
 
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    requested(address, method, path, headers, body).await.answer().await
+}
+
+/// Asks for `/` through a trusted proxy until this client's answer has the status. A block that comes into force ends what is under
+/// way, so that a request of that moment may find its connection ended.
+pub(crate) async fn until_status(address: SocketAddr, client: &str, wanted: u16) {
+    let header = format!("x-forwarded-for: {client}\r\n");
+    wait::until(&format!("the answer {wanted} to {client}"), async || {
+        let mut raw = requested(address, "GET", "/", &header, "").await;
+        let answer = wait::within("an answer or the end", raw.try_answer()).await?;
+        (answer.status == wanted).then_some(())
+    })
+    .await;
+}
+
+/// A connection of its own with this request sent.
+async fn requested(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Raw {
     let length = body.len();
     let mut raw = Raw::plain(address).await;
     raw.send(format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     ))
     .await;
-    raw.answer().await
+    raw
 }
 
 /// A connection of plain HTTP/2 whose settings have come, so that it may ask for extended CONNECT (RFC 8441): an answer of the
