@@ -9,7 +9,7 @@
 //! 2. edges: [`proxy`] (data plane), [`admin`] (control plane); they never import each other
 //! 3. domain: [`guard`], [`backup`], [`pitr`]
 //! 4. mechanisms: [`store`], [`repository`], [`postgres`]
-//! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`libpq`], [`secret`]
+//! 5. foundation: [`tasks`], [`telemetry`], [`clock`], [`libpq`], [`priority`], [`secret`]
 //!
 //! # Invariants
 //! - No request waits for PostgreSQL, disk or the control plane: `proxy` cannot import `store`. What a
@@ -37,6 +37,7 @@ pub mod guard;
 pub mod libpq;
 pub mod pitr;
 pub mod postgres;
+pub mod priority;
 pub mod proxy;
 pub mod repository;
 pub mod secret;

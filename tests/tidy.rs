@@ -34,6 +34,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("app", "postgres"),
     ("app", "proxy"),
     ("app", "repository"),
+    ("app", "priority"),
     ("app", "secret"),
     ("app", "store"),
     ("app", "tasks"),
@@ -84,7 +85,9 @@ const ARROWS: &[(&str, &str)] = &[
     ("pitr", "telemetry"),
     // mechanisms
     ("postgres", "libpq"),
+    ("postgres", "priority"),
     ("postgres", "secret"),
+    ("repository", "priority"),
     ("repository", "secret"),
     ("store", "clock"),
     ("store", "libpq"),
@@ -100,7 +103,7 @@ const ARROWS: &[(&str, &str)] = &[
 ];
 
 const STOREYS: &[&[&str]] = &[
-    &["tasks", "telemetry", "clock", "libpq", "secret"],
+    &["tasks", "telemetry", "clock", "libpq", "priority", "secret"],
     &["store", "repository", "postgres"],
     &["guard", "backup", "pitr"],
     &["proxy", "admin"],

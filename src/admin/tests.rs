@@ -126,6 +126,7 @@ fn vault(state_dir: &std::path::Path, board: &Board, registry: &prometheus::Regi
         board: board.clone(),
         registry: registry.clone(),
         hold: crate::backup::Hold::nothing(),
+        runtime: tokio::runtime::Handle::current(),
     };
     crate::backup::Service::new(settings, parts).unwrap()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use ipnet::IpNet;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +46,7 @@ pub(super) struct Running {
     pub(super) stop_vault: CancellationToken,
 }
 
-pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow::Result<Running> {
+pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &Handle) -> anyhow::Result<Running> {
     let config = &loaded.config;
     let clock = Clock::system();
     let registry = registry()?;
@@ -75,6 +76,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited) -> anyhow:
         board: board.clone(),
         registry: registry.clone(),
         hold: hold(gate.holder()),
+        runtime: behind.clone(),
     };
     let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
     let stop_vault = CancellationToken::new();

@@ -13,11 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, Overrides};
+use crate::priority;
 use crate::proxy::Sockets;
 use crate::telemetry::health::Condition;
 use crate::telemetry::logging::{self, Log};
@@ -26,6 +28,8 @@ use handover::{Door, Inherited, Listening};
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
 const CONTROL_THREADS: usize = 2;
+/// The vault's threads.
+const VAULT_THREADS: usize = 2;
 /// How long the control plane gets to write what is queued once the gate has drained.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a swap of databases that is under way gets to finish, or else to be undone.
@@ -52,8 +56,11 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the control runtime cannot be started")?;
-    let served = runtime.block_on(serve(origin, loaded, &log));
+    // Apart, since its threads wait while the gate's want a core: a piece of a backup is long to write, even to memory.
+    let vault = priority::runtime_behind("vault", VAULT_THREADS).context("the vault's runtime cannot be started")?;
+    let served = runtime.block_on(serve(origin, loaded, &log, vault.handle()));
     // A disk that does not answer must not hold the end up.
+    vault.shutdown_timeout(FLUSH_TIMEOUT);
     runtime.shutdown_timeout(FLUSH_TIMEOUT);
     served
 }
@@ -69,11 +76,11 @@ pub fn faults(loaded: &Loaded) -> Vec<String> {
     all.map(|error| format!("{error:#}")).collect()
 }
 
-async fn serve(origin: Origin, loaded: &Loaded, log: &Log) -> anyhow::Result<()> {
+async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start is not lost.
     let mut signals = Signals::new()?;
     let mut inherited = Inherited::take(&loaded.config.state_dir);
-    let running = build::start(loaded, &mut inherited).await?;
+    let running = build::start(loaded, &mut inherited, behind).await?;
     log.register(&running.registry)
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
@@ -84,7 +91,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log) -> anyhow::Result<()>
     let stop_pitr = CancellationToken::new();
     let mut pitr = start_pitr(&running, &stop_pitr);
     if let Some(routine) = &running.recovery {
-        let mut tasks = routine.start(&stop_pitr);
+        let mut tasks = routine.start(&stop_pitr, behind);
         pitr.spawn(async move { while tasks.join_next().await.is_some() {} });
     }
     announce::ready(&running)?;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::secrets::PrivateDirectory;
 use super::{Error, Target};
+use crate::priority;
 
 /// More of a program's complaint than a person reads.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
@@ -177,37 +178,35 @@ impl Command {
 /// (Between fork and exec the same calls would need `unsafe`.)
 #[expect(clippy::disallowed_methods, reason = "the one place where children are started")]
 fn wrapped(program: &Path, user: Option<User>, pace: Pace) -> tokio::process::Command {
-    static CHAINS: [OnceLock<Vec<OsString>>; 2] = [OnceLock::new(), OnceLock::new()];
-    let [lowered, full] = &CHAINS;
-    let (cell, wanted) = match pace {
-        Pace::Lowered => (lowered, 3),
-        Pace::Full => (full, 1),
+    static FOUND: OnceLock<[Option<PathBuf>; 3]> = OnceLock::new();
+    let [setpriv, nice, ionice] = FOUND.get_or_init(|| ["setpriv", "nice", "ionice"].map(found));
+    let mut chain: Vec<OsString> = Vec::new();
+    let mut add = |tool: &Option<PathBuf>, args: &[&str]| {
+        if let Some(path) = tool {
+            chain.push(path.into());
+            chain.extend(args.iter().map(OsString::from));
+        }
     };
-    let mut chain = cell
-        .get_or_init(|| {
-            let mut chain: Vec<OsString> = Vec::new();
-            for (name, args) in [
-                ("setpriv", &["--pdeathsig", "KILL"][..]),
-                ("nice", &["-n", "10"]),
-                ("ionice", &["-c", "2", "-n", "7"]),
-            ]
-            .into_iter()
-            .take(wanted)
-            {
-                if let Some(path) = found(name) {
-                    chain.push(path.into());
-                    chain.extend(args.iter().map(OsString::from));
-                }
-            }
-            chain
-        })
-        .clone();
-    if let Some(user) = user {
+    add(setpriv, &["--pdeathsig", "KILL"]);
+    if pace == Pace::Lowered {
+        // `nice` adds to what the thread hands down.
+        let further = (priority::BEHIND - priority::behind()).max(0);
+        add(nice, &["-n", &further.to_string()]);
+        add(ionice, &["-c", "2", "-n", "7"]);
+    }
+    if let Some(User { uid, gid }) = user {
         // Behind the others, since a change of user clears the death signal: hence a second one.
-        let args = ["--pdeathsig", "KILL", "--clear-groups", "--reuid"].map(OsString::from);
-        chain.extend(found("setpriv").map(OsString::from));
-        chain.extend(args);
-        chain.extend([user.uid.to_string(), "--regid".to_owned(), user.gid.to_string()].map(OsString::from));
+        let (uid, gid) = (uid.to_string(), gid.to_string());
+        let change = [
+            "--pdeathsig",
+            "KILL",
+            "--clear-groups",
+            "--reuid",
+            &uid,
+            "--regid",
+            &gid,
+        ];
+        add(setpriv, &change);
     }
     match chain.split_first() {
         None => tokio::process::Command::new(program),

@@ -10,6 +10,7 @@ use super::manifest::Part;
 use super::pipe;
 use super::seal::{self, Compression, Keys, Measured};
 use super::{Error, Repository, worker};
+use crate::priority;
 
 /// Writes on their way to the opener, of 64 KiB as age makes them. What is stored may be 32 MiB ahead of its proof: a server
 /// that is done sending waits for a second or more until its log is archived, and the proof catches up meanwhile.
@@ -75,7 +76,7 @@ fn open_behind<W: Write + Send + 'static>(
     mut sink: W,
     keys: Arc<Keys>,
 ) -> oneshot::Receiver<io::Result<(Measured, W)>> {
-    worker::spawn(worker::LAST, move || {
+    worker::spawn(priority::LAST, move || {
         let opened = seal::open(stored, &mut sink, &keys, keys.encrypts(), |_| {})?;
         Ok((opened, sink))
     })

@@ -17,6 +17,7 @@ use super::seal::{self, Compression, Hashed, Keys, Measured, Sealed};
 use super::stages;
 use super::storage::{Repository, within};
 use super::worker;
+use crate::priority;
 
 /// A part of an upload; S3 wants at least 5 MiB. All but the last are of one size: R2 takes no others.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
@@ -76,7 +77,7 @@ impl Repository {
         write: impl FnOnce(&mut ChunkWriter) -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, receiver) = mpsc::channel(1);
-        let worker = worker::spawn(worker::BEHIND, move || {
+        let worker = worker::spawn(priority::BEHIND, move || {
             let mut writer = ChunkWriter {
                 sender,
                 chunk: BytesMut::with_capacity(CHUNK_BYTES),
@@ -204,7 +205,7 @@ impl Repository {
         read: impl FnOnce(ChunkReader) -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, receiver) = mpsc::channel(2);
-        let worker = worker::spawn(worker::BEHIND, move || {
+        let worker = worker::spawn(priority::BEHIND, move || {
             read(ChunkReader {
                 receiver,
                 chunk: Bytes::new(),

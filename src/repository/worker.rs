@@ -2,18 +2,15 @@
 
 use tokio::sync::oneshot;
 
-/// As the programs that feed us or are fed by us.
-pub(super) const BEHIND: i32 = 10;
-/// Behind those as well.
-pub(super) const LAST: i32 = 15;
+use crate::priority;
 
-/// Runs `work` on a thread of its own at `nice`; threads that it starts are as nice. Not one of tokio's, since a priority
-/// that was lowered cannot be raised again. The receiver hears nothing where `work` panicked, or no thread could be had.
-pub(super) fn spawn<T: Send + 'static>(nice: i32, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+/// Runs `work` on a thread of its own, this far behind the gate's; so are threads that it starts. Not one of tokio's, since a
+/// priority that was lowered cannot be raised again. The receiver hears nothing where `work` panicked, or no thread could be
+/// had.
+pub(super) fn spawn<T: Send + 'static>(behind: i32, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
     let (done, ended) = oneshot::channel();
     let started = std::thread::Builder::new().spawn(move || {
-        // Refused to nobody; and if it were, the work would only be in the way.
-        let _ = rustix::process::nice(nice);
+        priority::fall_behind(behind);
         // Nobody waits any more where the whole run was given up.
         drop(done.send(work()));
     });
@@ -26,16 +23,10 @@ pub(super) fn spawn<T: Send + 'static>(nice: i32, work: impl FnOnce() -> T + Sen
 mod tests {
     use super::*;
 
-    fn own_nice() -> i32 {
-        rustix::process::nice(0).expect("asked")
-    }
-
     #[tokio::test]
-    async fn work_and_its_threads_are_nice_and_nobody_else() {
-        let before = own_nice();
-        let both = spawn(3, || (own_nice(), std::thread::spawn(own_nice).join().expect("asked")));
-        assert_eq!(both.await, Ok((before + 3, before + 3)));
-        assert_eq!(own_nice(), before);
+    async fn work_is_behind_and_nobody_else() {
+        assert_eq!(spawn(3, priority::behind).await, Ok(3));
+        assert_eq!(priority::behind(), 0);
     }
 
     #[tokio::test]

@@ -23,6 +23,7 @@ mod lingering;
 mod load;
 mod memory;
 mod observe;
+mod priority;
 mod proxy_h1;
 mod proxy_h2;
 mod proxy_protocol;

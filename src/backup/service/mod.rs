@@ -53,6 +53,8 @@ pub struct Parts {
     pub board: Board,
     pub registry: Registry,
     pub hold: Hold,
+    /// Where runs are at work: behind the gate.
+    pub runtime: tokio::runtime::Handle,
 }
 
 /// Why a request was not taken up.
@@ -305,14 +307,15 @@ impl Service {
         let working = Arc::clone(&run);
         let mut tasks = lock(&self.shared.tasks);
         while tasks.try_join_next().is_some() {}
-        drop(tasks.spawn(async move {
+        let at_work = async move {
             let ending = Ending {
                 service: service.clone(),
                 run: Arc::clone(&working),
             };
             let result = work(vault, service, working).await;
             ending.end(result);
-        }));
+        };
+        drop(tasks.spawn_on(at_work, &self.shared.parts.runtime));
         Ok(run)
     }
 

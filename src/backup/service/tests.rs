@@ -67,6 +67,7 @@ impl Bed {
             board: Board::default(),
             registry,
             hold: Hold::nothing(),
+            runtime: tokio::runtime::Handle::current(),
         };
         let settings = Settings {
             database: Some(postgres::Config { url: Secret::new("") }),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use prometheus::Registry;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -128,18 +129,20 @@ impl Routine {
         }))
     }
 
-    /// Begins to work, until `stop` is cancelled; what runs then is ended with its programs.
+    /// Begins to work, until `stop` is cancelled; what runs then is ended with its programs. Base backups run on `behind`;
+    /// drills do not, since a recovery whose time they measure would not either.
     #[must_use]
-    pub fn start(self: &Arc<Self>, stop: &CancellationToken) -> JoinSet<()> {
+    pub fn start(self: &Arc<Self>, stop: &CancellationToken, behind: &Handle) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        for name in [BASE, DRILL] {
+        for (name, runtime) in [(BASE, behind), (DRILL, &Handle::current())] {
             let (routine, stop) = (Arc::clone(self), stop.clone());
-            tasks.spawn(async move {
+            let serving = async move {
                 // `None`: it was cancelled.
                 stop.run_until_cancelled(Box::pin(routine.serve(name)))
                     .await
                     .unwrap_or_default();
-            });
+            };
+            tasks.spawn_on(serving, runtime);
         }
         let (routine, stop) = (Arc::clone(self), stop.clone());
         tasks.spawn(async move {
