@@ -30,5 +30,8 @@ async fn threads_of_the_vault_are_behind_those_of_the_gate() {
     let (workers, vault) = (nice_of("worker-"), nice_of("vault"));
     assert!(!workers.is_empty() && !vault.is_empty(), "{threads:?}");
     let least = vault.iter().min();
-    assert!(workers.iter().max().map(|nice| (nice + 10).min(19)).as_ref() == least, "{threads:?}");
+    assert!(
+        workers.iter().max().map(|nice| (nice + 10).min(19)).as_ref() == least,
+        "{threads:?}"
+    );
 }
