@@ -6,28 +6,20 @@
 pub const BEHIND: i32 = 10;
 /// Behind that as well.
 pub const LAST: i32 = 15;
-/// The largest nice value.
-const NICE_MAX: i32 = 19;
 
 /// Puts the calling thread `by` behind the process's first. Refused to nobody; and if it were, it would only be in the way.
 pub fn fall_behind(by: i32) {
-    if by > behind() {
-        let first = first().unwrap_or_default();
-        let _ = rustix::process::setpriority_process(None, (first + by).min(NICE_MAX));
-    }
+    let _ = rustix::process::nice(further(by));
 }
 
-/// How far the calling thread is behind the process's first.
+/// What the calling thread's nice value lacks to be `by` behind the process's first.
 #[must_use]
-pub fn behind() -> i32 {
+pub fn further(by: i32) -> i32 {
     let own = rustix::process::getpriority_process(None).ok();
-    let difference = own.zip(first()).map(|(own, first)| own - first);
-    difference.unwrap_or_default().max(0)
-}
-
-fn first() -> Option<i32> {
     // The first thread has the process's number.
-    rustix::process::getpriority_process(Some(rustix::process::getpid())).ok()
+    let first = rustix::process::getpriority_process(Some(rustix::process::getpid())).ok();
+    let behind = own.zip(first).map(|(own, first)| own - first);
+    (by - behind.unwrap_or_default()).max(0)
 }
 
 /// A runtime with all its threads [`BEHIND`], those for blocking calls too.
@@ -46,6 +38,10 @@ pub fn runtime_behind(name: &str, threads: usize) -> std::io::Result<tokio::runt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn behind() -> i32 {
+        100 - further(100)
+    }
 
     #[test]
     fn thread_falls_behind_as_far_as_it_is_told_and_no_further() {

@@ -190,8 +190,7 @@ fn wrapped(program: &Path, user: Option<User>, pace: Pace) -> tokio::process::Co
     add(setpriv, &["--pdeathsig", "KILL"]);
     if pace == Pace::Lowered {
         // `nice` adds to what the thread hands down.
-        let further = (priority::BEHIND - priority::behind()).max(0);
-        add(nice, &["-n", &further.to_string()]);
+        add(nice, &["-n", &priority::further(priority::BEHIND).to_string()]);
         add(ionice, &["-c", "2", "-n", "7"]);
     }
     if let Some(User { uid, gid }) = user {

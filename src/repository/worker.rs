@@ -25,8 +25,8 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_behind_and_nobody_else() {
-        assert_eq!(spawn(3, priority::behind).await, Ok(3));
-        assert_eq!(priority::behind(), 0);
+        assert_eq!(spawn(3, || priority::further(5)).await, Ok(2));
+        assert_eq!(priority::further(5), 5);
     }
 
     #[tokio::test]

@@ -1,19 +1,19 @@
 //! Who comes first when there are not enough cores for all.
 
+use rustix::process::{Pid, getpriority_process};
+
 use crate::support::origin::Origin;
 use crate::support::process::{Config, Gate};
 
-/// The name and the nice value of each thread of the gate (proc(5), `/proc/pid/stat`).
+/// The name and the nice value of each thread of the gate.
 fn threads(gate: &Gate) -> Vec<(String, i32)> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", gate.pid())).expect("Linux tells");
-    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
-    stats
-        .map(|stat| {
-            let (before, after) = stat.rsplit_once(')').expect("a name in parentheses");
-            let (_, name) = before.split_once('(').expect("a name in parentheses");
-            // The nineteenth field; the third follows the name.
-            let nice = after.split_whitespace().nth(16).and_then(|field| field.parse().ok());
-            (name.to_owned(), nice.expect("a nice value"))
+    tasks
+        .filter_map(|task| {
+            let task = task.ok()?;
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            let thread = Pid::from_raw(task.file_name().to_str()?.parse().ok()?);
+            Some((name, getpriority_process(thread).ok()?))
         })
         .collect()
 }
