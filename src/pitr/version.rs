@@ -47,3 +47,10 @@ pub fn quiet(major: u32) -> Vec<(&'static str, String)> {
 pub fn has_amcheck(major: u32) -> bool {
     major >= 14
 }
+
+/// Whether each commit wakes every walsender, one that waits for its log to be archived among them. From 16 on it wakes
+/// those alone that send log.
+#[must_use]
+pub fn commits_wake_senders(major: u32) -> bool {
+    major < 16
+}

@@ -107,3 +107,20 @@ fn a_prepared_transaction_is_a_target_by_its_own_number() {
         "1 7"
     );
 }
+
+#[test]
+fn idle_server_is_woken_by_commits_while_a_base_backup_waits_for_its_log() {
+    let bed = Bed::new();
+    let number = |sql: &str| bed.sql("postgres", sql).parse::<u64>().expect("a number");
+    let archive = bed.sql("postgres", "SHOW archive_command");
+    let slowly = format!("ALTER SYSTEM SET archive_command = 'sleep 1; {archive}'");
+    bed.sql("postgres", &slowly);
+    bed.sql("postgres", "SELECT pg_reload_conf()");
+    let transactions = || number("SELECT pg_snapshot_xmax(pg_current_snapshot())::text");
+    let before = transactions();
+    bed.ok(&["base-backup"]);
+    let commits = transactions() - before;
+    // From 16 on a commit wakes nobody who does not send log, so that none is made.
+    let wakes = number("SHOW server_version_num") < 160_000;
+    assert_eq!(commits > 1, wakes, "{commits} commits");
+}

@@ -6,6 +6,7 @@ mod catalogue;
 pub mod check;
 mod prune;
 mod take;
+mod waiting;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use ulid::Ulid;
 
 use super::backup_manifest::BackupManifest;
 use super::check::{self, Checker};
-use super::{Bases, Error};
+use super::{Bases, Error, waiting};
 use crate::pitr::chain::{self, Index};
 use crate::pitr::history::Leg;
 use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
@@ -32,12 +32,6 @@ use crate::repository::{self, Keys};
 
 /// "foregate" and "base" as a number: one base backup of a server at a time, wherever it is asked for.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
-/// The server sent nothing for this long: its archiving is broken, and it waits for that.
-const STALL: Duration = Duration::from_secs(600);
-/// The archiver tries thrice, a second apart, before it rests for a minute.
-const ARCHIVER_PATIENCE: Duration = Duration::from_secs(10);
-const STALL_POLL: Duration = Duration::from_secs(2);
-
 /// The log comes by its own way, and may come later than the copy.
 const LOG_LIMIT: Duration = Duration::from_secs(120);
 const LOG_POLL: Duration = Duration::from_millis(200);
@@ -133,7 +127,7 @@ impl Bases {
         let command = basebackup(server, id).target(&self.target, application)?;
         let proven = if server.tablespaces.is_empty() {
             let command = command.arg("--pgdata=-").stdout_piped();
-            self.stream(admin, folder, command, &keys).await?
+            self.stream(admin, server, folder, command, &keys).await?
         } else {
             self.spool(admin, server, folder, command, &keys).await?
         };
@@ -178,8 +172,15 @@ impl Bases {
     }
 
     /// The one tar, from the program's output into the repository, proven as it streams past.
-    async fn stream(&self, admin: &Admin, folder: &str, command: Command, keys: &Arc<Keys>) -> Result<Proven, Error> {
-        let (part, checker) = self.store(admin, folder, "base", command, keys).await?;
+    async fn stream(
+        &self,
+        admin: &Admin,
+        server: &Server,
+        folder: &str,
+        command: Command,
+        keys: &Arc<Keys>,
+    ) -> Result<Proven, Error> {
+        let (part, checker) = self.store(admin, server, folder, "base", command, keys).await?;
         let stopped_at = server_time(admin).await?;
         let copied = Copied {
             parts: vec![part],
@@ -248,6 +249,7 @@ impl Bases {
     async fn store(
         &self,
         admin: &Admin,
+        server: &Server,
         folder: &str,
         name: &str,
         command: Command,
@@ -271,7 +273,8 @@ impl Bases {
         let finish = async {
             let done = tokio::select! {
                 done = child.finish(self.step_timeout) => done.map_err(Error::from),
-                stalled = self.stalled(admin, &seen) => Err(stalled),
+                stalled = waiting::stalled(admin, &seen) => Err(stalled),
+                never = waiting::hasten(admin, server.version, &seen) => match never {},
             };
             if done.is_ok() {
                 // The receiver is gone only when sealing failed already, which `put` reports.
@@ -292,36 +295,6 @@ impl Bases {
             },
         };
         Ok((Part::of_tar(name, &key, measured), checker))
-    }
-
-    /// Returns when the server sends nothing any more and is not going to: its archiver fails, or too long a silence.
-    async fn stalled(&self, admin: &Admin, seen: &AtomicU64) -> Error {
-        let (mut last, mut quiet) = (0, Duration::ZERO);
-        loop {
-            tokio::time::sleep(STALL_POLL).await;
-            let now = seen.load(Ordering::Relaxed);
-            quiet = if now == last {
-                quiet.saturating_add(STALL_POLL)
-            } else {
-                Duration::ZERO
-            };
-            last = now;
-            if quiet >= STALL {
-                return Error::Stalled {
-                    minutes: STALL.as_secs() / 60,
-                };
-            }
-            if quiet >= ARCHIVER_PATIENCE {
-                let failing = "SELECT CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') \
-                    AND last_failed_time > now() - interval '90 s' THEN last_failed_wal END FROM pg_stat_archiver";
-                let failing = admin
-                    .value::<Option<String>>("asking for the archiver", failing, &[])
-                    .await;
-                if let Ok(Some(segment)) = failing {
-                    return Error::Archiver { segment };
-                }
-            }
-        }
     }
 
     /// Several tablespaces: the program writes its tars into a private directory, whence they are sealed one by one.
