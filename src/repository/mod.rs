@@ -11,6 +11,7 @@ pub mod frames;
 pub mod layout;
 mod listing;
 pub mod manifest;
+pub mod naming;
 mod pipe;
 mod proof;
 pub mod seal;

@@ -9,7 +9,7 @@ fn assert_archived(cluster: &Cluster, name: &str) {
     let objects = cluster.objects(name);
     assert_eq!(objects.len(), 1, "{name}: {objects:?}");
     let object = objects.first().expect("one").display().to_string();
-    let command = format!("age -d -i {} {object} | zstd -d | sha256sum", cluster.key());
+    let command = format!("age -d -i {} {object} | zstd -d | b3sum", cluster.key());
     let hash = run("bash", &["-o", "pipefail", "-c", &command]);
     let hash = hash.split(' ').next().expect("a hash");
     assert!(object.contains(hash), "{object} holds {hash}");

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Archive, Archived, Error, Found};
 use crate::pitr::name::File;
-use crate::repository::seal::{self, Sealed};
-use crate::repository::{self, layout};
+use crate::repository::naming::Named;
+use crate::repository::{self, layout, seal};
 
 /// Longer objects are opened as they arrive.
 const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
@@ -57,14 +57,16 @@ impl Archive {
     /// # Errors
     /// Of the repository or the sink, or content that is not what the name says.
     pub async fn fetch<W: Write + Send + 'static>(&self, archived: &Archived, sink: W) -> Result<W, Error> {
-        let (sealed, sink) = match archived.stored_bytes {
-            0..=IN_MEMORY_MAX => self.fetch_whole(archived, sink).await?,
+        let named = Named::new(sink);
+        let named = match archived.stored_bytes {
+            0..=IN_MEMORY_MAX => self.fetch_whole(archived, named).await?,
             _ => {
                 let keys = Arc::clone(&self.keys);
-                self.repository.get_sealed(&archived.key, sink, keys, |_| ()).await?
+                self.repository.get_opened(&archived.key, named, keys, |_| ()).await?.1
             }
         };
-        if sealed.plain_sha256 != archived.sha256() {
+        let (sink, name) = named.finish();
+        if name != archived.hash() {
             return Err(Error::Damaged {
                 key: archived.key.clone(),
             });
@@ -73,11 +75,7 @@ impl Archive {
     }
 
     /// Read at once and opened on one thread: handing a few MiB on in small pieces would cost more than opening them.
-    async fn fetch_whole<W: Write + Send + 'static>(
-        &self,
-        archived: &Archived,
-        mut sink: W,
-    ) -> Result<(Sealed, W), Error> {
+    async fn fetch_whole<W: Write + Send + 'static>(&self, archived: &Archived, mut sink: W) -> Result<W, Error> {
         let key = archived.key.clone();
         let is_encrypted = key.ends_with(".age");
         if is_encrypted && !self.keys.decrypts() {
@@ -87,8 +85,8 @@ impl Archive {
         let stored = stored.ok_or_else(|| Error::Vanished { key: key.clone() })?;
         let keys = Arc::clone(&self.keys);
         let opened = tokio::task::spawn_blocking(move || {
-            let opened = seal::unseal(&stored[..], &mut sink, &keys, is_encrypted, |_| ());
-            opened.map(|sealed| (sealed, sink))
+            let opened = seal::open(&stored[..], &mut sink, &keys, is_encrypted, |_| ());
+            opened.map(|_| sink)
         });
         let opened = opened.await.map_err(|_| Error::Worker)?;
         opened.map_err(|source| repository::Error::Unseal { key, source }.into())

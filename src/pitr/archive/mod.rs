@@ -1,6 +1,6 @@
 //! The log in the repository: one sealed object per file, written once, named by what it holds.
 //!
-//! `<cluster>/wal/<timeline>/<log>/<name>-<sha256>.zst.age`. The plaintext's hash in the name lets a file that
+//! `<cluster>/wal/<timeline>/<log>/<name>-<blake3>.zst.age`. The plaintext's hash in the name lets a file that
 //! PostgreSQL sends again be compared without a key (what age writes differs each time), and lets every reader prove
 //! what it got.
 
@@ -133,9 +133,9 @@ impl Archive {
         }
     }
 
-    fn key(&self, file: &File, sha256: &str) -> String {
+    fn key(&self, file: &File, hash: &str) -> String {
         let ending = if self.keys.encrypts() { ".zst.age" } else { ".zst" };
-        format!("{}/{file}-{sha256}{ending}", self.folder(file))
+        format!("{}/{file}-{hash}{ending}", self.folder(file))
     }
 
     /// Every archived file, in no order. Objects that are none of ours are passed over.
@@ -160,7 +160,7 @@ impl Archive {
             .collect();
         // One that was stored in the clear and again encrypted is the same file.
         found.sort_by(|a, b| a.key.cmp(&b.key));
-        found.dedup_by(|a, b| a.sha256() == b.sha256());
+        found.dedup_by(|a, b| a.hash() == b.hash());
         Ok(found)
     }
 
@@ -232,9 +232,9 @@ impl Archived {
         })
     }
 
-    /// Of what it holds, in hexadecimal.
+    /// Of what it holds, in hexadecimal: see [`crate::repository::naming`].
     #[must_use]
-    pub fn sha256(&self) -> &str {
+    pub fn hash(&self) -> &str {
         let name = self.key.rsplit('/').next().unwrap_or_default();
         let hash = name.split_once('-').map_or("", |(_, rest)| rest);
         hash.split('.').next().unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Into the archive. The rule is that of PostgreSQL's own `basic_archive`: a file appears whole and durable or not at
 //! all, the identical one sent again is welcome, a different one is refused and changes nothing.
 
-use std::io::{Read as _, Seek as _};
+use std::io::{self, Read as _, Seek as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use super::{Archive, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
 use crate::repository::frames;
-use crate::repository::seal::{self, Compression};
+use crate::repository::naming::Named;
+use crate::repository::seal::Compression;
 
 /// A file up to this size is sealed in memory. A longer one is read twice.
 const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
@@ -54,7 +55,7 @@ impl Archive {
                 wanted: bytes,
             });
         }
-        let hash = sealed.plain_sha256;
+        let hash = sealed.name;
         if self.is_there(file, &hash, &there?).await? {
             return Ok(Pushed::Already);
         }
@@ -65,25 +66,28 @@ impl Archive {
         self.settle(file, &hash, &key).await
     }
 
-    /// A segment of a cluster with very long ones: hashed first, then sealed as it is uploaded.
+    /// A segment of a cluster with very long ones: named first, then sealed as it is uploaded, and opened again meanwhile, since
+    /// what is read a second time may be something else.
     async fn push_long(&self, file: File, source: std::fs::File) -> Result<Pushed, Error> {
-        let again = source.try_clone().map_err(|source| Error::Read { file, source })?;
-        let hashing = tokio::task::spawn_blocking(move || seal::hash(source, |_| {}));
-        let (_, hash) = hashing
-            .await
-            .map_err(|_| Error::Worker)?
-            .map_err(|source| Error::Read { file, source })?;
+        let unread = |source| Error::Read { file, source };
+        let mut again = source.try_clone().map_err(unread)?;
+        let naming = tokio::task::spawn_blocking(move || {
+            let mut named = Named::new(io::sink());
+            io::copy(&mut &source, &mut named).map(|_| named.finish().1)
+        });
+        let hash = naming.await.map_err(|_| Error::Worker)?.map_err(unread)?;
         if self.is_there(file, &hash, &self.find(&file).await?).await? {
             return Ok(Pushed::Already);
         }
-        (&again).rewind().map_err(|source| Error::Read { file, source })?;
+        again.rewind().map_err(unread)?;
         let key = self.key(&file, &hash);
-        let keys = Arc::clone(&self.keys);
-        let sealed = self
+        let keys = Arc::new(self.keys.with_witness());
+        let sink = Named::new(io::sink());
+        let (_, stored) = self
             .repository
-            .put_sealed(&key, again, keys, COMPRESSION, || Ok(()), |_| ())
+            .put_proven(&key, again, keys, COMPRESSION, || Ok(()), |_| (), sink)
             .await?;
-        if sealed.plain_sha256 != hash {
+        if stored.finish().1 != hash {
             self.repository.delete(&key).await?;
             return Err(Error::Damaged { key });
         }
@@ -94,7 +98,7 @@ impl Archive {
     async fn is_there(&self, file: File, hash: &str, there: &[super::Archived]) -> Result<bool, Error> {
         match there {
             [] => Ok(false),
-            [one] if one.sha256() == hash => {
+            [one] if one.hash() == hash => {
                 self.repository.make_durable(&one.key).await?;
                 Ok(true)
             }
@@ -106,7 +110,7 @@ impl Archive {
     /// Whoever sees the other's takes its own back, so that never both are told that theirs is archived.
     async fn settle(&self, file: File, hash: &str, key: &str) -> Result<Pushed, Error> {
         let there = self.find(&file).await?;
-        if there.iter().all(|archived| archived.sha256() == hash) {
+        if there.iter().all(|archived| archived.hash() == hash) {
             return Ok(Pushed::New);
         }
         self.repository.delete(key).await?;

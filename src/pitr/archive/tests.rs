@@ -94,8 +94,8 @@ async fn what_goes_in_comes_out_and_is_listed() {
     assert_eq!(bed.get("000000010000000000000002").await.expect("asked"), None);
     let listed = bed.archive.list().await.expect("a list");
     assert_eq!(listed[0].file, FIRST.parse().expect("a name"));
-    assert_eq!(listed[0].sha256().len(), 64);
-    let key = format!("7711-15/wal/00000001/00000000/{FIRST}-{}.zst.age", listed[0].sha256());
+    assert_eq!(listed[0].hash().len(), 64);
+    let key = format!("7711-15/wal/00000001/00000000/{FIRST}-{}.zst.age", listed[0].hash());
     assert_eq!(listed[0].key, key);
 }
 
@@ -154,7 +154,7 @@ async fn an_object_under_anothers_name_is_found_out() {
     let object = bed.only_object().await;
     let name = object
         .to_string_lossy()
-        .replace(bed.archive.list().await.expect("a list")[0].sha256(), &"0".repeat(64));
+        .replace(bed.archive.list().await.expect("a list")[0].hash(), &"0".repeat(64));
     std::fs::rename(&object, name).expect("renamed");
     assert!(matches!(bed.get(FIRST).await, Err(Error::Damaged { .. })));
 }
