@@ -15,9 +15,9 @@ use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::postgres::{self, Admin};
 use crate::repository::Keys;
+use crate::repository::frames::Compression;
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Content, Level, Manifest, Part};
-use crate::repository::seal::Compression;
 
 /// Tables of extensions are left out, as pg_dump does; so are temporary ones.
 const TABLES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

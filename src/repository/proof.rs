@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::frames::Compression;
 use super::manifest::Part;
 use super::pipe;
-use super::seal::{self, Compression, Keys, Measured};
+use super::seal::{self, Keys, Measured};
 use super::{Error, Repository, worker};
 use crate::priority;
 

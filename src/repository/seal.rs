@@ -6,9 +6,12 @@ use std::io::{self, BufReader, Read, Write};
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
+use super::frames::{self, Compression};
 use crate::secret::Secret;
 
 const BUFFER_BYTES: usize = 256 * 1024;
+/// Room at first for what is sealed into memory: a segment of 16 MiB seldom needs more, and room that grows is copied.
+const WHOLE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Who can open what is sealed, and what we can open.
 pub struct Keys {
@@ -84,19 +87,6 @@ pub struct Sealed {
     pub stored_sha256: String,
 }
 
-/// How to compress.
-#[derive(Debug, Clone, Copy)]
-pub struct Compression {
-    pub level: i32,
-    pub threads: u32,
-}
-
-impl Compression {
-    /// On 2 GiB of pgbench tables and wide JSON rows this stored two fifths less than `pg_dump -Fc` with its gzip; other
-    /// levels have not been compared yet.
-    pub const DEFAULT: Self = Self { level: 2, threads: 2 };
-}
-
 /// Counts and hashes what passes.
 #[derive(Default)]
 pub(super) struct Tally {
@@ -159,13 +149,13 @@ impl<R: Read> Read for TallyReader<'_, R> {
     }
 }
 
-pub(super) enum Cipher<W: Write> {
+enum Cipher<W: Write> {
     Clear(W),
     Age(Box<age::stream::StreamWriter<W>>),
 }
 
 impl<W: Write> Cipher<W> {
-    pub(super) fn new(inner: W, keys: &Keys) -> io::Result<Self> {
+    fn new(inner: W, keys: &Keys) -> io::Result<Self> {
         if !keys.encrypts() {
             return Ok(Self::Clear(inner));
         }
@@ -174,7 +164,7 @@ impl<W: Write> Cipher<W> {
         Ok(Self::Age(Box::new(encryptor.wrap_output(inner)?)))
     }
 
-    pub(super) fn finish(self) -> io::Result<W> {
+    fn finish(self) -> io::Result<W> {
         match self {
             Self::Clear(inner) => Ok(inner),
             Self::Age(writer) => writer.finish(),
@@ -251,12 +241,10 @@ pub fn close(
     confirm: impl FnOnce() -> io::Result<()>,
     progress: impl Fn(u64),
 ) -> io::Result<Measured> {
-    let mut encoder = zstd::stream::write::Encoder::new(Cipher::new(Hashed::new(sink), keys)?, compression.level)?;
-    encoder.include_checksum(true)?;
-    encoder.multithread(compression.threads)?;
-    let plain_bytes = drain(source, progress, |bytes| encoder.write_all(bytes))?;
+    let mut cipher = Cipher::new(Hashed::new(sink), keys)?;
+    let plain_bytes = frames::compress(source, &mut cipher, compression, progress)?;
     confirm()?;
-    let mut stored = encoder.finish()?.finish()?;
+    let mut stored = cipher.finish()?;
     stored.flush()?;
     let (stored_bytes, stored_sha256) = stored.tally.finish();
     Ok(Measured {
@@ -264,6 +252,16 @@ pub fn close(
         stored_bytes,
         stored_sha256,
     })
+}
+
+/// Seals `source` into memory: the caller knows that it is not too long for that. What is stored is not hashed.
+///
+/// # Errors
+/// As [`seal`].
+pub fn seal_whole(source: &mut impl Read, keys: &Keys, compression: Compression) -> io::Result<Vec<u8>> {
+    let mut cipher = Cipher::new(Vec::with_capacity(WHOLE_BYTES), keys)?;
+    frames::compress(source, &mut cipher, compression, |_| {})?;
+    cipher.finish()
 }
 
 /// Opens what [`seal`] made: hashes both sides on the way, so that one read serves every check.

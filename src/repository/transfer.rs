@@ -13,7 +13,8 @@ use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::seal::{self, Compression, Hashed, Keys, Measured, Sealed};
+use super::frames::Compression;
+use super::seal::{self, Hashed, Keys, Measured, Sealed};
 use super::stages;
 use super::storage::{Repository, within};
 use super::worker;

@@ -24,8 +24,8 @@ use self::names::Names;
 use super::journal::local;
 use super::verify::Draining;
 use super::{Error, Vault};
+use crate::repository::frames::Compression;
 use crate::repository::manifest::{Content, Manifest, Part};
-use crate::repository::seal::Compression;
 use crate::repository::{self, Keys, layout};
 
 pub use self::restore::FilesRestored;

@@ -65,8 +65,8 @@ impl Archive {
                 self.repository.get_opened(&archived.key, named, keys, |_| ()).await?.1
             }
         };
-        let (sink, name) = named.finish();
-        if name != archived.hash() {
+        let (sink, content) = named.finish();
+        if content.name != archived.hash() {
             return Err(Error::Damaged {
                 key: archived.key.clone(),
             });

@@ -9,14 +9,12 @@ use std::sync::Arc;
 use super::{Archive, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
-use crate::repository::frames;
+use crate::repository::frames::Compression;
 use crate::repository::naming::Named;
-use crate::repository::seal::Compression;
+use crate::repository::seal;
 
 /// A file up to this size is sealed in memory. A longer one is read twice.
 const IN_MEMORY_MAX: u64 = 64 * 1024 * 1024;
-/// Of a file that is too long for frames.
-const COMPRESSION: Compression = Compression { level: 1, threads: 0 };
 /// Of a history or a label.
 const SMALL_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -42,25 +40,28 @@ impl Archive {
         }
         let keys = Arc::clone(&self.keys);
         // One byte more tells that it grew.
-        let source = source.take(bytes.saturating_add(1));
-        let sealing = tokio::task::spawn_blocking(move || frames::seal(source, &keys));
+        let mut source = Named::new(source.take(bytes.saturating_add(1)));
+        let sealing = tokio::task::spawn_blocking(move || {
+            let stored = seal::seal_whole(&mut source, &keys, Compression::LOG)?;
+            Ok((stored, source.finish().1))
+        });
         let (sealed, there) = tokio::join!(sealing, self.find(&file));
-        let sealed = sealed
+        let (stored, content) = sealed
             .map_err(|_| Error::Worker)?
             .map_err(|source| Error::Read { file, source })?;
-        if sealed.plain_bytes != bytes {
+        if content.bytes != bytes {
             return Err(Error::Length {
                 file,
-                found: sealed.plain_bytes,
+                found: content.bytes,
                 wanted: bytes,
             });
         }
-        let hash = sealed.name;
+        let hash = content.name;
         if self.is_there(file, &hash, &there?).await? {
             return Ok(Pushed::Already);
         }
         let key = self.key(&file, &hash);
-        if !self.repository.create(&key, sealed.stored).await? {
+        if !self.repository.create(&key, stored).await? {
             self.repository.make_durable(&key).await?;
         }
         self.settle(file, &hash, &key).await
@@ -73,7 +74,7 @@ impl Archive {
         let mut again = source.try_clone().map_err(unread)?;
         let naming = tokio::task::spawn_blocking(move || {
             let mut named = Named::new(io::sink());
-            io::copy(&mut &source, &mut named).map(|_| named.finish().1)
+            io::copy(&mut &source, &mut named).map(|_| named.finish().1.name)
         });
         let hash = naming.await.map_err(|_| Error::Worker)?.map_err(unread)?;
         if self.is_there(file, &hash, &self.find(&file).await?).await? {
@@ -85,9 +86,9 @@ impl Archive {
         let sink = Named::new(io::sink());
         let (_, stored) = self
             .repository
-            .put_proven(&key, again, keys, COMPRESSION, || Ok(()), |_| (), sink)
+            .put_proven(&key, again, keys, Compression::LOG, || Ok(()), |_| (), sink)
             .await?;
-        if stored.finish().1 != hash {
+        if stored.finish().1.name != hash {
             self.repository.delete(&key).await?;
             return Err(Error::Damaged { key });
         }

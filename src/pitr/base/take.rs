@@ -25,9 +25,10 @@ use crate::postgres::Admin;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::postgres::secrets::PrivateDirectory;
+use crate::repository::frames::Compression;
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Content, Level, Manifest, Part, Tablespace};
-use crate::repository::seal::{Compression, Measured};
+use crate::repository::seal::Measured;
 use crate::repository::{self, Keys};
 
 /// "foregate" and "base" as a number: one base backup of a server at a time, wherever it is asked for.
@@ -238,7 +239,7 @@ impl Bases {
         let keys = Arc::clone(keys);
         let put = self
             .repository
-            .put_proven(key, source, keys, Compression::DEFAULT, confirm, progress, reader);
+            .put_proven(key, source, keys, Compression::PROVEN, confirm, progress, reader);
         let (measured, reader) = put.await?;
         let damaged = |error: io::Error| repository::Error::damaged(key, error.to_string());
         let checker = reader.finish().map_err(damaged)?;
