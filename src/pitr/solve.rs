@@ -289,7 +289,7 @@ fn checks(base: &Base, timeline: Timeline, stop: &Stop, count: u64, demands: Dem
         },
         Check {
             what: "log",
-            found: format!("{count} segments without a gap, each read and its SHA-256 compared"),
+            found: format!("{count} segments without a gap, each read and its hash compared"),
         },
         Check {
             what: "stop",

@@ -48,9 +48,9 @@ pub fn has_amcheck(major: u32) -> bool {
     major >= 14
 }
 
-/// Whether each commit wakes every walsender, one that waits for its log to be archived among them. From 16 on it wakes
-/// those alone that send log.
+/// Whether a commit wakes a walsender that waits for its log to be archived. Up to 14 it sleeps for whole seconds
+/// (`do_pg_stop_backup`), and from 16 on a commit wakes those alone that send log.
 #[must_use]
 pub fn commits_wake_senders(major: u32) -> bool {
-    major < 16
+    major == 15
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, TrySendError, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -20,7 +21,7 @@ const EARLY_MAX: usize = 8;
 #[derive(Debug, Clone, Copy)]
 pub struct Compression {
     pub level: i32,
-    /// Of the plain bytes. What is longer than zstd's window is not compressed better.
+    /// Of the plain bytes: nothing is found again across its border.
     pub frame_bytes: usize,
     pub parameters: &'static [CParameter],
     /// Of the plain bytes in each frame, for whoever opens them by hand.
@@ -71,69 +72,99 @@ pub(super) fn compress(
     progress: impl Fn(u64),
 ) -> io::Result<u64> {
     let helpers = thread::available_parallelism().map_or(1, usize::from).min(CORES_MAX) - 1;
+    compress_with(helpers, source, sink, how, progress)
+}
+
+fn compress_with(
+    helpers: usize,
+    source: &mut impl Read,
+    sink: &mut impl Write,
+    how: Compression,
+    progress: impl Fn(u64),
+) -> io::Result<u64> {
     let (pieces, queue) = sync_channel(AHEAD);
     let (made, frames) = channel();
     let queue = Mutex::new(queue);
     let mut press = Press::new(how)?;
     let mut row = Row::new(sink, frames);
+    let mut source = Counted {
+        source,
+        bytes: 0,
+        progress,
+    };
     thread::scope(|scope| {
-        // Without a helper, where no thread can be had, it only takes longer.
-        let start = |_| {
+        for _ in 0..helpers {
             let (queue, made) = (&queue, made.clone());
-            let help = move || help(how, queue, &made);
-            thread::Builder::new().spawn_scoped(scope, help).ok()
-        };
-        let helping: Vec<_> = (0..helpers).filter_map(start).collect();
+            let work = move || {
+                // Whoever cannot begin leaves its share to the others.
+                if let Ok(mut press) = Press::new(how) {
+                    help(queue, &made, |piece| press.compress(piece));
+                }
+            };
+            // Without a helper, where no thread can be had, it only takes longer.
+            drop(thread::Builder::new().spawn_scoped(scope, work));
+        }
         drop(made);
-        let read = read(source, how, &progress, |piece| {
-            // A piece that does not fit, or that nobody takes, comes back.
-            if let Err(error) = pieces.try_send(piece) {
-                let (TrySendError::Full((number, piece)) | TrySendError::Disconnected((number, piece))) = error;
+        let read = read(&mut source, how.frame_bytes, |piece| {
+            // A piece for which there is no room comes back.
+            if let Err(TrySendError::Full((number, piece)) | TrySendError::Disconnected((number, piece))) =
+                pieces.try_send(piece)
+            {
                 row.put((number, press.compress(&piece)))?;
             }
             row.advance(&queue, &mut press)
         });
         // Whatever it came to: helpers wait as long as more may come.
         drop(pieces);
-        let (count, plain_bytes) = read?;
+        let count = read?;
         while let Some((number, piece)) = next(&queue) {
             row.put((number, press.compress(&piece)))?;
         }
         row.wait_for_rest()?;
-        for helper in helping {
-            helper.join().map_err(|_| lost())?;
-        }
-        (row.next == count).then_some(plain_bytes).ok_or_else(lost)
-    })
+        if row.next == count { Ok(()) } else { Err(lost()) }
+    })?;
+    Ok(source.bytes)
 }
 
-/// Cuts `source` into numbered pieces. An empty source is one piece as well. Returns how many there were, and their bytes.
+/// Tells how far it is with every read: whoever watches for life must not wait for a whole piece.
+struct Counted<R, P> {
+    source: R,
+    bytes: u64,
+    progress: P,
+}
+
+impl<R: Read, P: Fn(u64)> Read for Counted<R, P> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.bytes = self.bytes.saturating_add(read as u64);
+        (self.progress)(self.bytes);
+        Ok(read)
+    }
+}
+
+/// Cuts `source` into numbered pieces. An empty source is one piece as well. Returns how many there were.
 fn read(
     source: &mut impl Read,
-    how: Compression,
-    progress: &impl Fn(u64),
+    piece_bytes: usize,
     mut take: impl FnMut(Numbered<Vec<u8>>) -> io::Result<()>,
-) -> io::Result<(usize, u64)> {
-    let mut plain_bytes = 0;
+) -> io::Result<usize> {
     for number in 0.. {
-        let mut piece = Vec::with_capacity(how.frame_bytes);
-        let read = source.by_ref().take(how.frame_bytes as u64).read_to_end(&mut piece)?;
+        let mut piece = Vec::with_capacity(piece_bytes);
+        let read = source.by_ref().take(piece_bytes as u64).read_to_end(&mut piece)?;
         if read == 0 && number > 0 {
-            return Ok((number, plain_bytes));
+            return Ok(number);
         }
-        plain_bytes += read as u64;
-        progress(plain_bytes);
         take((number, piece))?;
     }
     Err(lost())
 }
 
-/// Compresses what comes until nothing comes any more, or nobody waits for it.
-fn help(how: Compression, queue: &Queue, made: &Sender<Frame>) {
-    // Whoever cannot begin leaves its share to the others.
-    let Ok(mut press) = Press::new(how) else { return };
+/// Compresses what comes until nothing comes any more.
+fn help(queue: &Queue, made: &Sender<Frame>, mut compress: impl FnMut(&[u8]) -> io::Result<Vec<u8>>) {
     while let Some((number, piece)) = next(queue) {
-        if made.send((number, press.compress(&piece))).is_err() {
+        // A frame that never comes would be waited for.
+        let frame = catch_unwind(AssertUnwindSafe(|| compress(&piece))).unwrap_or_else(|_| Err(lost()));
+        if made.send((number, frame)).is_err() {
             return;
         }
     }
@@ -204,7 +235,7 @@ impl<'s, W: Write> Row<'s, W> {
             self.put(frame)?;
         }
         while self.early.len() >= EARLY_MAX {
-            // Whoever holds it waits for a piece: then none is queued.
+            // A helper that holds it waits for a piece, since none is queued, or takes this one.
             let queued = queue.try_lock().ok().and_then(|queue| queue.try_recv().ok());
             let frame = match queued {
                 Some((number, piece)) => (number, press.compress(&piece)),
@@ -246,9 +277,9 @@ mod tests {
             9 * FRAME_BYTES + 77,
         ] {
             let plain = numbers(length);
-            for how in [Compression::LOG, Compression::PROVEN] {
+            for (how, helpers) in [(Compression::LOG, 0), (Compression::LOG, 1), (Compression::PROVEN, 3)] {
                 let mut stored = Vec::new();
-                let found = compress(&mut &plain[..], &mut stored, how, |_| {}).expect("compressed");
+                let found = compress_with(helpers, &mut &plain[..], &mut stored, how, |_| {}).expect("compressed");
                 assert_eq!(found, length as u64);
                 assert!(zstd::decode_all(&stored[..]).expect("opened") == plain, "{length}");
             }
@@ -315,6 +346,32 @@ mod tests {
         row.advance(&queue, &mut press).expect("made");
         assert_eq!((row.next, row.early.len()), (EARLY_MAX + 1, 0));
         assert_eq!(zstd::decode_all(&sink[..]).expect("a frame"), [7]);
+    }
+
+    #[test]
+    fn helper_that_panics_owes_a_fault_and_goes_on() {
+        let mut sink = Vec::new();
+        let (queue, _) = unhelped(0..2, &mut sink);
+        let (made, frames) = channel();
+        let mut is_first = true;
+        help(&queue, &made, |piece| {
+            if std::mem::take(&mut is_first) {
+                std::panic::resume_unwind(Box::new("for a test"));
+            }
+            Ok(piece.to_vec())
+        });
+        drop(made);
+        let outcomes: Vec<_> = frames.iter().map(|(number, frame)| (number, frame.is_ok())).collect();
+        assert_eq!(outcomes, [(0, false), (1, true)]);
+    }
+
+    #[test]
+    fn progress_is_told_before_a_piece_is_whole() {
+        let told = Mutex::new(Vec::new());
+        let mut source = (&[1; 10][..]).chain(&[2; 10][..]);
+        let note = |bytes| told.lock().expect("one thread").push(bytes);
+        compress(&mut source, &mut io::sink(), Compression::LOG, note).expect("compressed");
+        assert!(told.lock().expect("one thread").contains(&10));
     }
 
     #[test]

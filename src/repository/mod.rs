@@ -6,12 +6,12 @@
 mod behind;
 #[cfg(feature = "object-store-cloud")]
 mod bucket;
+pub mod fingerprint;
 mod folders;
 pub mod frames;
 pub mod layout;
 mod listing;
 pub mod manifest;
-pub mod naming;
 mod pipe;
 mod proof;
 pub mod seal;

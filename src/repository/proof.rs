@@ -14,7 +14,8 @@ use super::{Error, Repository, worker};
 use crate::priority;
 
 /// Writes on their way to the opener, of 64 KiB as age makes them. What is stored may be 32 MiB ahead of its proof: a server
-/// that is done sending waits for a second or more until its log is archived, and the proof catches up meanwhile.
+/// that is done sending waits for a second or more until its log is archived, and the proof catches up
+/// meanwhile, but for the last pieces.
 const AHEAD: usize = 512;
 
 impl Repository {

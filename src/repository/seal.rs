@@ -207,8 +207,9 @@ impl Measured {
     }
 }
 
-/// Seals `source` into `sink`. `confirm` is asked once the source has ended and before the last bytes are written:
-/// only the exit status of the program tells an end from a death, and an unfinished age file cannot be mistaken.
+/// Seals `source` into `sink`. `confirm` is asked once the source has ended and before the sealing does: only the exit status
+/// of the program tells an end from a death. A sink must not count as whole before this returns; without encryption it holds
+/// a complete stream by then.
 ///
 /// # Errors
 /// Of the source, the sink, or `confirm`.
@@ -264,26 +265,10 @@ pub fn seal_whole(source: &mut impl Read, keys: &Keys, compression: Compression)
     cipher.finish()
 }
 
-/// Opens what [`seal`] made: hashes both sides on the way, so that one read serves every check.
+/// Opens what [`seal`] made into a sink that proves what it gets by itself: the plain bytes are not hashed.
 ///
 /// # Errors
 /// Of either side; `InvalidData` where the bytes are not what `seal` wrote or the keys do not fit.
-pub fn unseal(
-    stored: impl Read,
-    sink: &mut impl Write,
-    keys: &Keys,
-    encrypted: bool,
-    progress: impl Fn(u64),
-) -> io::Result<Sealed> {
-    let mut plain = Hashed::new(sink);
-    let opened = open(stored, &mut plain, keys, encrypted, progress)?;
-    Ok(plain.sealed(opened).0)
-}
-
-/// As [`unseal`], for a sink that proves what it gets by itself: the plain bytes are not hashed a second time.
-///
-/// # Errors
-/// As [`unseal`].
 pub fn open(
     stored: impl Read,
     sink: &mut impl Write,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Archive, Archived, Error, Found};
 use crate::pitr::name::File;
-use crate::repository::naming::Named;
+use crate::repository::fingerprint::Fingerprinted;
 use crate::repository::{self, layout, seal};
 
 /// Longer objects are opened as they arrive.
@@ -57,21 +57,20 @@ impl Archive {
     /// # Errors
     /// Of the repository or the sink, or content that is not what the name says.
     pub async fn fetch<W: Write + Send + 'static>(&self, archived: &Archived, sink: W) -> Result<W, Error> {
-        let named = Named::new(sink);
-        let named = match archived.stored_bytes {
-            0..=IN_MEMORY_MAX => self.fetch_whole(archived, named).await?,
+        let sink = Fingerprinted::new(sink);
+        let sink = match archived.stored_bytes {
+            0..=IN_MEMORY_MAX => self.fetch_whole(archived, sink).await?,
             _ => {
                 let keys = Arc::clone(&self.keys);
-                self.repository.get_opened(&archived.key, named, keys, |_| ()).await?.1
+                self.repository.get_opened(&archived.key, sink, keys, |_| ()).await?.1
             }
         };
-        let (sink, content) = named.finish();
-        if content.name != archived.hash() {
+        if sink.fingerprint().blake3 != archived.hash() {
             return Err(Error::Damaged {
                 key: archived.key.clone(),
             });
         }
-        Ok(sink)
+        Ok(sink.into_inner())
     }
 
     /// Read at once and opened on one thread: handing a few MiB on in small pieces would cost more than opening them.

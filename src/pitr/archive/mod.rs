@@ -232,7 +232,7 @@ impl Archived {
         })
     }
 
-    /// Of what it holds, in hexadecimal: see [`crate::repository::naming`].
+    /// Of what it holds, in hexadecimal: see [`crate::repository::fingerprint`].
     #[must_use]
     pub fn hash(&self) -> &str {
         let name = self.key.rsplit('/').next().unwrap_or_default();

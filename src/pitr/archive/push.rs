@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::{Archive, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
+use crate::repository::fingerprint::{Fingerprinted, Unchanged};
 use crate::repository::frames::Compression;
-use crate::repository::naming::Named;
 use crate::repository::seal;
 
 /// A file up to this size is sealed in memory. A longer one is read twice.
@@ -40,23 +40,23 @@ impl Archive {
         }
         let keys = Arc::clone(&self.keys);
         // One byte more tells that it grew.
-        let mut source = Named::new(source.take(bytes.saturating_add(1)));
+        let mut source = Fingerprinted::new(source.take(bytes.saturating_add(1)));
         let sealing = tokio::task::spawn_blocking(move || {
             let stored = seal::seal_whole(&mut source, &keys, Compression::LOG)?;
-            Ok((stored, source.finish().1))
+            Ok((stored, source.fingerprint()))
         });
         let (sealed, there) = tokio::join!(sealing, self.find(&file));
-        let (stored, content) = sealed
+        let (stored, found) = sealed
             .map_err(|_| Error::Worker)?
             .map_err(|source| Error::Read { file, source })?;
-        if content.bytes != bytes {
+        if found.bytes != bytes {
             return Err(Error::Length {
                 file,
-                found: content.bytes,
+                found: found.bytes,
                 wanted: bytes,
             });
         }
-        let hash = content.name;
+        let hash = found.blake3;
         if self.is_there(file, &hash, &there?).await? {
             return Ok(Pushed::Already);
         }
@@ -67,31 +67,26 @@ impl Archive {
         self.settle(file, &hash, &key).await
     }
 
-    /// A segment of a cluster with very long ones: named first, then sealed as it is uploaded, and opened again meanwhile, since
-    /// what is read a second time may be something else.
+    /// A segment of a cluster with very long ones: read for its name, and read again while it is uploaded. What is something
+    /// else by then leaves no object.
     async fn push_long(&self, file: File, source: std::fs::File) -> Result<Pushed, Error> {
         let unread = |source| Error::Read { file, source };
         let mut again = source.try_clone().map_err(unread)?;
-        let naming = tokio::task::spawn_blocking(move || {
-            let mut named = Named::new(io::sink());
-            io::copy(&mut &source, &mut named).map(|_| named.finish().1.name)
+        let first = tokio::task::spawn_blocking(move || {
+            let mut sink = Fingerprinted::new(io::sink());
+            io::copy(&mut &source, &mut sink).map(|_| sink.fingerprint())
         });
-        let hash = naming.await.map_err(|_| Error::Worker)?.map_err(unread)?;
+        let fingerprint = first.await.map_err(|_| Error::Worker)?.map_err(unread)?;
+        let hash = fingerprint.blake3.clone();
         if self.is_there(file, &hash, &self.find(&file).await?).await? {
             return Ok(Pushed::Already);
         }
         again.rewind().map_err(unread)?;
         let key = self.key(&file, &hash);
-        let keys = Arc::new(self.keys.with_witness());
-        let sink = Named::new(io::sink());
-        let (_, stored) = self
-            .repository
-            .put_proven(&key, again, keys, Compression::LOG, || Ok(()), |_| (), sink)
+        let (source, keys) = (Unchanged::new(again, fingerprint), Arc::clone(&self.keys));
+        self.repository
+            .put_sealed(&key, source, keys, Compression::LOG, || Ok(()), |_| ())
             .await?;
-        if stored.finish().1.name != hash {
-            self.repository.delete(&key).await?;
-            return Err(Error::Damaged { key });
-        }
         self.settle(file, &hash, &key).await
     }
 

@@ -36,17 +36,22 @@ fn bed() -> Bed {
 /// A segment of 1 MiB as PostgreSQL 15 would begin it.
 fn segment(number: u64, filling: u8) -> Vec<u8> {
     let mut bytes = vec![filling; 1 << 20];
+    let head = header(number, 1 << 20);
+    bytes[..head.len()].copy_from_slice(&head);
+    bytes
+}
+
+fn header(number: u64, segment_bytes: u32) -> Vec<u8> {
     let mut head = Vec::new();
     head.extend(0xD110_u16.to_ne_bytes());
     head.extend(0x0003_u16.to_ne_bytes());
     head.extend(1_u32.to_ne_bytes());
-    head.extend((number << 20).to_ne_bytes());
+    head.extend((number * u64::from(segment_bytes)).to_ne_bytes());
     head.extend([0; 8]);
     head.extend(7711_u64.to_ne_bytes());
-    head.extend((1_u32 << 20).to_ne_bytes());
+    head.extend(segment_bytes.to_ne_bytes());
     head.extend(8192_u32.to_ne_bytes());
-    bytes[..head.len()].copy_from_slice(&head);
-    bytes
+    head
 }
 
 impl Bed {
@@ -237,4 +242,20 @@ async fn beats_are_kept_beside_the_log() {
     bed.archive.put_beats(&[beat(0), beat(15)]).await.expect("kept");
     let since = bed.archive.beats(beat(15).at).await.expect("read");
     assert_eq!(since, [beat(15), beat(30), beat(45)]);
+}
+
+#[tokio::test]
+async fn segment_that_is_too_long_for_memory_goes_the_same_way() {
+    const BYTES: u32 = 128 << 20;
+    let bed = bed();
+    let path = bed.write(&header(1, BYTES));
+    let file = std::fs::File::options().write(true).open(&path).expect("opened");
+    file.set_len(u64::from(BYTES)).expect("longer");
+    let push = || bed.archive.push(FIRST, &path);
+    assert_eq!(push().await.expect("pushed"), Pushed::New);
+    assert_eq!(push().await.expect("pushed"), Pushed::Already);
+    let found = bed.get(FIRST).await.expect("asked").expect("archived");
+    assert!(found == std::fs::read(&path).expect("read"));
+    std::os::unix::fs::FileExt::write_at(&file, &[1], 1 << 20).expect("written");
+    assert!(matches!(push().await, Err(Error::Different { .. })));
 }

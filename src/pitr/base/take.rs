@@ -128,7 +128,7 @@ impl Bases {
         let command = basebackup(server, id).target(&self.target, application)?;
         let proven = if server.tablespaces.is_empty() {
             let command = command.arg("--pgdata=-").stdout_piped();
-            self.stream(admin, server, folder, command, &keys).await?
+            self.stream(admin, server, folder, application, command, &keys).await?
         } else {
             self.spool(admin, server, folder, command, &keys).await?
         };
@@ -178,10 +178,11 @@ impl Bases {
         admin: &Admin,
         server: &Server,
         folder: &str,
+        application: &str,
         command: Command,
         keys: &Arc<Keys>,
     ) -> Result<Proven, Error> {
-        let (part, checker) = self.store(admin, server, folder, "base", command, keys).await?;
+        let (part, checker) = self.store(admin, server, folder, application, command, keys).await?;
         let stopped_at = server_time(admin).await?;
         let copied = Copied {
             parts: vec![part],
@@ -252,7 +253,7 @@ impl Bases {
         admin: &Admin,
         server: &Server,
         folder: &str,
-        name: &str,
+        application: &str,
         command: Command,
         keys: &Arc<Keys>,
     ) -> Result<(Part, Checker), Error> {
@@ -263,7 +264,7 @@ impl Bases {
             let died = |_| io::Error::other("the program failed");
             confirm.blocking_recv().map_err(died)
         };
-        let key = layout::part(folder, &format!("{name}.tar"), keys.encrypts());
+        let key = layout::part(folder, "base.tar", keys.encrypts());
         let seen = Arc::new(AtomicU64::new(0));
         let (progress, counted) = (self.step("base backup"), Arc::clone(&seen));
         let progress = move |bytes| {
@@ -275,7 +276,7 @@ impl Bases {
             let done = tokio::select! {
                 done = child.finish(self.step_timeout) => done.map_err(Error::from),
                 stalled = waiting::stalled(admin, &seen) => Err(stalled),
-                never = waiting::hasten(admin, server.version, &seen) => match never {},
+                never = waiting::hasten(&self.target, application, server.version, &seen) => match never {},
             };
             if done.is_ok() {
                 // The receiver is gone only when sealing failed already, which `put` reports.
@@ -295,7 +296,7 @@ impl Bases {
                 Err(error) => return Err(error.into()),
             },
         };
-        Ok((Part::of_tar(name, &key, measured), checker))
+        Ok((Part::of_tar("base", &key, measured), checker))
     }
 
     /// Several tablespaces: the program writes its tars into a private directory, whence they are sealed one by one.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Error;
 use crate::pitr::version;
-use crate::postgres::Admin;
+use crate::postgres::{self, Admin, Target};
 
 /// The server sent nothing for this long: its archiving is broken, and it waits for that.
 const STALL: Duration = Duration::from_secs(600);
@@ -15,6 +15,8 @@ const ARCHIVER_PATIENCE: Duration = Duration::from_secs(10);
 const STALL_POLL: Duration = Duration::from_secs(2);
 /// An archived segment takes some hundredths of a second.
 const HASTE: Duration = Duration::from_millis(100);
+/// A server that is woken sixty times warns that archiving has taken a minute.
+const COMMITS_MAX: usize = 30;
 
 /// Returns when the server sends nothing any more and is not going to: its archiver fails, or too long a silence.
 pub(super) async fn stalled(admin: &Admin, seen: &AtomicU64) -> Error {
@@ -46,25 +48,36 @@ pub(super) async fn stalled(admin: &Admin, seen: &AtomicU64) -> Error {
     }
 }
 
-/// Once the server has sent something and then falls silent, commits next to nothing every tenth of a second, so that it
-/// looks that often whether its log is archived, as it does on a busy database; on an idle one it looks once a second. Never
-/// returns; where it may not commit, it does nothing.
-pub(super) async fn hasten(admin: &Admin, server_version: u32, seen: &AtomicU64) -> Infallible {
+/// While the server waits for its log to be archived, commits next to nothing every tenth of a second, so that it looks that
+/// often, as it does on a busy database; on an idle one it looks once a second. `application` is whom the server waits with.
+/// By a connection of its own, since a commit may hang where a question would not. Never returns; where it may not commit, it
+/// does nothing.
+pub(super) async fn hasten(target: &Target, application: &str, server_version: u32, seen: &AtomicU64) -> Infallible {
     if version::commits_wake_senders(server_version / 10_000) {
-        // A commit must not wait for a standby that is away: others ask on this connection as well.
-        let begun = admin
-            .batch("hastening the server", "SET synchronous_commit = local")
-            .await;
-        let commit = "SELECT pg_logical_emit_message(true, 'foregate', 'base backup')";
-        let (mut is_welcome, mut last) = (begun.is_ok(), 0);
-        while is_welcome {
-            tokio::time::sleep(HASTE).await;
-            let now = seen.load(Ordering::Relaxed);
-            if now > 0 && now == last {
-                is_welcome = admin.query("hastening the server", commit, &[]).await.is_ok();
-            }
-            last = now;
+        if let Err(error) = commit_while_it_waits(target, application, seen).await {
+            tracing::debug!(%error, "the server is not hastened");
         }
     }
     std::future::pending().await
+}
+
+async fn commit_while_it_waits(target: &Target, application: &str, seen: &AtomicU64) -> Result<(), postgres::Error> {
+    let act = "hastening the server";
+    let admin = Admin::connect(target, target.database(), "foregate hastens").await?;
+    // It must not wait for a standby that is away.
+    admin.batch(act, "SET synchronous_commit = local").await?;
+    let commit = "SELECT pg_logical_emit_message(true, 'foregate', 'base backup') \
+        FROM pg_stat_progress_basebackup JOIN pg_stat_activity USING (pid) \
+        WHERE application_name = $1 AND phase = 'waiting for wal archiving to finish'";
+    let (mut last, mut commits) = (0, 0);
+    while commits < COMMITS_MAX {
+        tokio::time::sleep(HASTE).await;
+        let now = seen.load(Ordering::Relaxed);
+        // What does not come may be waited for by us, not by the server: that one knows.
+        if now > 0 && now == last {
+            commits += admin.query(act, commit, &[&application]).await?.len();
+        }
+        last = now;
+    }
+    Ok(())
 }
