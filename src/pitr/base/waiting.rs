@@ -53,10 +53,10 @@ pub(super) async fn stalled(admin: &Admin, seen: &AtomicU64) -> Error {
 /// By a connection of its own, since a commit may hang where a question would not. Never returns; where it may not commit, it
 /// does nothing.
 pub(super) async fn hasten(target: &Target, application: &str, server_version: u32, seen: &AtomicU64) -> Infallible {
-    if version::commits_wake_senders(server_version / 10_000) {
-        if let Err(error) = commit_while_it_waits(target, application, seen).await {
-            tracing::debug!(%error, "the server is not hastened");
-        }
+    if version::commits_wake_senders(server_version / 10_000)
+        && let Err(error) = commit_while_it_waits(target, application, seen).await
+    {
+        tracing::debug!(%error, "the server is not hastened");
     }
     std::future::pending().await
 }
