@@ -8,8 +8,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,11 @@ impl Bed {
         let root = directory.path().display().to_string();
         run("chown", &["postgres", &root]);
         run("chmod", &["755", &root]);
+        // The checkout may lie where the user `postgres` may not go.
+        let (ours, program) = (env!("CARGO_BIN_EXE_foregate"), directory.path().join("foregate"));
+        if std::fs::hard_link(ours, &program).is_err() {
+            std::fs::copy(ours, &program).expect("the program is copied");
+        }
         let key = format!("{root}/key");
         run("age-keygen", &["-o", &key]);
         run("chown", &["postgres", &key]);
@@ -61,7 +66,7 @@ impl Bed {
         let root = self.directory.path().display();
         let archive = format!(
             "{} wal push %p --repository {} --recipient {}",
-            foregate(),
+            self.program(),
             self.repository_url(),
             self.recipient
         );
@@ -146,7 +151,7 @@ impl Bed {
         let mut command = Command::new("setpriv");
         command
             .args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups"])
-            .arg(foregate())
+            .arg(self.program())
             .arg("pitr")
             .args(args)
             .args([
@@ -205,9 +210,8 @@ impl Bed {
         command.spawn().expect("foregate starts")
     }
 
-    #[expect(clippy::unused_self, reason = "reads as the others do")]
-    pub(crate) fn program(&self) -> &'static str {
-        foregate()
+    pub(crate) fn program(&self) -> String {
+        self.path("foregate").display().to_string()
     }
 
     /// Whether the server takes questions again.
@@ -388,19 +392,6 @@ fn sql_at(socket: &Path, port: &str, database: &str, sql: &str) -> String {
         sql,
     ];
     run("psql", &args).trim().to_owned()
-}
-
-/// Our program where the server's account can reach it.
-fn foregate() -> &'static str {
-    static PROGRAM: OnceLock<String> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let directory = std::env::temp_dir().join("foregate-test-program");
-        std::fs::create_dir_all(&directory).expect("a directory");
-        run("chmod", &["755", &directory.display().to_string()]);
-        let program = directory.join(format!("foregate-{}", std::process::id()));
-        std::fs::copy(env!("CARGO_BIN_EXE_foregate"), &program).expect("a copy");
-        program.display().to_string()
-    })
 }
 
 pub(crate) fn bin(program: &str) -> String {
