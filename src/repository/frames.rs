@@ -324,37 +324,40 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WriteZero);
     }
 
-    /// A queue that holds the pieces of these numbers, and a row without helpers.
-    fn unhelped(queued: std::ops::Range<usize>, sink: &mut Vec<u8>) -> (Queue, Row<'_, Vec<u8>>) {
+    fn queue_of(numbers: std::ops::Range<usize>) -> Queue {
         let (pieces, queue) = channel();
-        for number in queued {
+        for number in numbers {
             pieces.send((number, vec![7])).expect("room");
         }
+        Mutex::new(queue)
+    }
+
+    /// A row without helpers, in which as many frames as may wait for the first one.
+    fn crowded(sink: &mut Vec<u8>) -> Row<'_, Vec<u8>> {
         let (_, frames) = channel();
-        (Mutex::new(queue), Row::new(sink, frames))
+        let mut row = Row::new(sink, frames);
+        for number in 1..=EARLY_MAX {
+            row.put((number, Ok(Vec::new()))).expect("kept");
+        }
+        row
     }
 
     #[test]
     fn frame_that_many_wait_for_is_made_here_where_nobody_else_makes_it() {
         let mut sink = Vec::new();
-        let (queue, mut row) = unhelped(0..1, &mut sink);
-        let mut press = Press::new(Compression::LOG).expect("a press");
-        for number in 1..=EARLY_MAX {
-            row.put((number, Ok(Vec::new()))).expect("kept");
-        }
+        let mut row = crowded(&mut sink);
         assert_eq!(row.next, 0);
-        row.advance(&queue, &mut press).expect("made");
+        let mut press = Press::new(Compression::LOG).expect("a press");
+        row.advance(&queue_of(0..1), &mut press).expect("made");
         assert_eq!((row.next, row.early.len()), (EARLY_MAX + 1, 0));
         assert_eq!(zstd::decode_all(&sink[..]).expect("a frame"), [7]);
     }
 
     #[test]
     fn helper_that_panics_owes_a_fault_and_goes_on() {
-        let mut sink = Vec::new();
-        let (queue, _) = unhelped(0..2, &mut sink);
         let (made, frames) = channel();
         let mut is_first = true;
-        help(&queue, &made, |piece| {
+        help(&queue_of(0..2), &made, |piece| {
             if std::mem::take(&mut is_first) {
                 std::panic::resume_unwind(Box::new("for a test"));
             }
@@ -377,11 +380,8 @@ mod tests {
     #[test]
     fn frame_that_was_lost_with_its_helper_is_an_error_and_not_waited_for() {
         let mut sink = Vec::new();
-        let (queue, mut row) = unhelped(0..0, &mut sink);
         let mut press = Press::new(Compression::LOG).expect("a press");
-        for number in 1..=EARLY_MAX {
-            row.put((number, Ok(Vec::new()))).expect("kept");
-        }
-        row.advance(&queue, &mut press).expect_err("nobody makes it");
+        let advanced = crowded(&mut sink).advance(&queue_of(0..0), &mut press);
+        advanced.expect_err("nobody makes it");
     }
 }

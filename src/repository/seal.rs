@@ -106,7 +106,7 @@ impl Tally {
     }
 }
 
-/// Counts and hashes what is written.
+/// Counts and hashes what is written or read through it.
 pub(super) struct Hashed<W> {
     inner: W,
     tally: Tally,
@@ -118,7 +118,7 @@ impl<W> Hashed<W> {
         Self { inner, tally }
     }
 
-    /// What was opened, together with the hash of what was in it, and the sink.
+    /// What was opened or closed, together with the hash of what was in it, and what was wrapped.
     pub(super) fn sealed(self, opened: Measured) -> (Sealed, W) {
         (opened.sealed(self.tally), self.inner)
     }
@@ -136,12 +136,7 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-struct TallyReader<'a, R> {
-    inner: &'a mut R,
-    tally: &'a mut Tally,
-}
-
-impl<R: Read> Read for TallyReader<'_, R> {
+impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.tally.add(buffer.get(..read).unwrap_or_default());
@@ -214,20 +209,16 @@ impl Measured {
 /// # Errors
 /// Of the source, the sink, or `confirm`.
 pub fn seal(
-    mut source: impl Read,
+    source: impl Read,
     sink: impl Write,
     keys: &Keys,
     compression: Compression,
     confirm: impl FnOnce() -> io::Result<()>,
     progress: impl Fn(u64),
 ) -> io::Result<Sealed> {
-    let mut plain = Tally::default();
-    let mut hashed = TallyReader {
-        inner: &mut source,
-        tally: &mut plain,
-    };
-    let closed = close(&mut hashed, sink, keys, compression, confirm, progress)?;
-    Ok(closed.sealed(plain))
+    let mut plain = Hashed::new(source);
+    let closed = close(&mut plain, sink, keys, compression, confirm, progress)?;
+    Ok(plain.sealed(closed).0)
 }
 
 /// As [`seal`], for whoever proves the content by other means: the plain bytes are not hashed.
@@ -301,16 +292,12 @@ pub(super) fn decrypt(
 
 /// Hashes `stored` to its end while `read` reads what is in it.
 fn through<T>(
-    mut stored: impl Read,
+    stored: impl Read,
     keys: &Keys,
     encrypted: bool,
     read: impl FnOnce(&mut dyn Read) -> io::Result<T>,
 ) -> io::Result<(T, Tally)> {
-    let mut tally = Tally::default();
-    let mut hashed = TallyReader {
-        inner: &mut stored,
-        tally: &mut tally,
-    };
+    let mut hashed = Hashed::new(stored);
     let done = if encrypted {
         let buffered = BufReader::with_capacity(BUFFER_BYTES, &mut hashed);
         let decryptor = age::Decryptor::new_buffered(buffered).map_err(invalid)?;
@@ -321,7 +308,7 @@ fn through<T>(
     };
     // What stands behind the end is part of the stored hash as well.
     io::copy(&mut hashed, &mut io::sink())?;
-    Ok((done, tally))
+    Ok((done, hashed.tally))
 }
 
 /// The second half of [`open`]. Returns how much came out.

@@ -126,12 +126,13 @@ impl Bases {
         let started_at = self.clock.wall();
         let keys = Arc::new(self.keys.with_witness());
         let command = basebackup(server, id).target(&self.target, application)?;
-        let proven = if server.tablespaces.is_empty() {
+        let copied = if server.tablespaces.is_empty() {
             let command = command.arg("--pgdata=-").stdout_piped();
             self.stream(admin, server, folder, application, command, &keys).await?
         } else {
             self.spool(admin, server, folder, command, &keys).await?
         };
+        let proven = self.settle(folder, copied, &keys).await?;
         let (first, last) = proven.manifest.span().ok_or_else(|| Error::Unproven {
             id,
             reason: "backup_manifest names no log".to_owned(),
@@ -170,26 +171,6 @@ impl Bases {
             return Err(Error::Vanished { id });
         }
         Ok(manifest)
-    }
-
-    /// The one tar, from the program's output into the repository, proven as it streams past.
-    async fn stream(
-        &self,
-        admin: &Admin,
-        server: &Server,
-        folder: &str,
-        application: &str,
-        command: Command,
-        keys: &Arc<Keys>,
-    ) -> Result<Proven, Error> {
-        let (part, checker) = self.store(admin, server, folder, application, command, keys).await?;
-        let stopped_at = server_time(admin).await?;
-        let copied = Copied {
-            parts: vec![part],
-            checker,
-            stopped_at,
-        };
-        self.settle(folder, copied, keys).await
     }
 
     /// Compares what was opened with `backup_manifest`, reads the stored bytes back, and stores the manifest beside them.
@@ -247,8 +228,9 @@ impl Bases {
         Ok((measured, checker))
     }
 
-    /// The program's output into the repository; its death, or a server that falls silent, leaves no object.
-    async fn store(
+    /// The one tar, from the program's output into the repository, proven as it streams past. The program's death, or a server
+    /// that falls silent, leaves no object.
+    async fn stream(
         &self,
         admin: &Admin,
         server: &Server,
@@ -256,7 +238,7 @@ impl Bases {
         application: &str,
         command: Command,
         keys: &Arc<Keys>,
-    ) -> Result<(Part, Checker), Error> {
+    ) -> Result<Copied, Error> {
         let mut child = command.start()?;
         let source = child.take_stdout()?;
         let (exited, confirm) = oneshot::channel::<()>();
@@ -296,7 +278,11 @@ impl Bases {
                 Err(error) => return Err(error.into()),
             },
         };
-        Ok((Part::of_tar("base", &key, measured), checker))
+        Ok(Copied {
+            parts: vec![Part::of_tar("base", &key, measured)],
+            checker,
+            stopped_at: server_time(admin).await?,
+        })
     }
 
     /// Several tablespaces: the program writes its tars into a private directory, whence they are sealed one by one.
@@ -307,7 +293,7 @@ impl Bases {
         folder: &str,
         command: Command,
         keys: &Arc<Keys>,
-    ) -> Result<Proven, Error> {
+    ) -> Result<Copied, Error> {
         let local = |act| move |source| Error::Local { act, source };
         super::room(&self.scratch, server.bytes)?;
         let scratch = PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
@@ -330,12 +316,11 @@ impl Bases {
             parts.push(part);
         }
         whole.manifest = manifest;
-        let copied = Copied {
+        Ok(Copied {
             parts,
             checker: whole,
             stopped_at,
-        };
-        self.settle(folder, copied, keys).await
+        })
     }
 
     async fn store_file(
