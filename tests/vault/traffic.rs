@@ -55,7 +55,7 @@ fn requests_in_a_slow_swap_are_held_and_answered_by_the_new_database_or_told_to_
     let (hook, app) = (Hook::start(), start_app(bed.socket().display().to_string()));
     let pause = Pause::at("Emptied", &bed);
     let server = Server::before(&bed, &hook, app, &pause.environment());
-    until("the first backup", || server.good().len() == 1);
+    server.settle();
     let id = server.good()[0]["id"].clone();
     bed.sql("app", "DELETE FROM app.t WHERE id > 5");
     assert!(read_message(&mut send(server.gate)).ends_with("\r\n\r\n5"));
