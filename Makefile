@@ -6,6 +6,8 @@ SHELL := bash
 
 CARGO ?= cargo
 UPSTREAM ?=
+# Most tests wait for processes and disks: twice the cores end in two thirds of the time.
+TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +18,7 @@ run: ## build the release binary and start the demo; UPSTREAM=http://127.0.0.1:3
 
 test: deps lint doc ## install what tests need, then fmt, clippy, docs, unit and black-box tests
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  echo '+ cargo nextest run'; $(CARGO) nextest run --locked --no-fail-fast; \
+	  echo '+ cargo nextest run'; $(CARGO) nextest run --locked --no-fail-fast --test-threads $(TEST_THREADS); \
 	else \
 	  echo '+ cargo test'; $(CARGO) test --locked --no-fail-fast --lib --bins --tests; \
 	fi
