@@ -35,6 +35,21 @@ async fn handshake_that_is_never_finished_is_closed() {
 }
 
 #[tokio::test]
+async fn without_tls_the_first_byte_may_come_as_late_as_a_head() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&hasty(&origin).set("server.timeouts.request_header", r#""10m""#)).await;
+    let mut silent = Raw::plain(gate.address).await;
+    let mut idle = Raw::plain(gate.address).await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    idle.send(request).await;
+    assert_eq!(idle.answer().await.status, 200);
+    // The look at the deadlines that ends it finds the silent one older.
+    idle.closed().await;
+    silent.send(request).await;
+    assert_eq!(silent.answer().await.status, 200);
+}
+
+#[tokio::test]
 async fn head_that_never_ends_is_closed() {
     let origin = Origin::answering("x").await;
     let gate = Gate::start(&hasty(&origin)).await;

@@ -30,7 +30,7 @@ use super::worker::Worker;
 /// What a connection is doing; the sweeper's deadlines follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// TLS, and the PROXY protocol before it; accepted at this tick.
+    /// TLS; accepted at this tick, the PROXY protocol before it included.
     Handshake(Duration),
     /// A request's headers are awaited: the first ones, or some bytes of the next have come.
     Head(Duration),
@@ -116,6 +116,10 @@ pub(super) struct Registration {
 impl Registration {
     pub(super) fn new(worker: &Rc<Worker>, peer: IpAddr, kind: Kind, accepted: Duration, seat: Seat) -> Self {
         let peer = peer.to_canonical();
+        let state = match kind {
+            Kind::Tls => State::Handshake(accepted),
+            Kind::Plain | Kind::Redirect => State::Head(accepted),
+        };
         let connection = Rc::new(Connection {
             worker: Rc::clone(worker),
             peer,
@@ -126,7 +130,7 @@ impl Registration {
             is_last: Cell::new(false),
             server_name: RefCell::new(None),
             tunnel: RefCell::new(None),
-            state: Cell::new(State::Handshake(accepted)),
+            state: Cell::new(state),
             in_flight: Cell::new(0),
             served: Cell::new(false),
             heard: Cell::new(false),
