@@ -30,6 +30,7 @@ pub fn base(base: &Base) -> Value {
         "encrypted": base.encrypted,
         "tablespaces": base.tablespaces,
         "deletedAt": base.deleted_at,
+        "incomplete": base.incomplete,
     })
 }
 

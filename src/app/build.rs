@@ -84,7 +84,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
     drop(beside.spawn(alarms));
     let schedule = JoinSet::from_iter([vault.clone().run(stop_vault.clone())]);
     let pitr = pitr(config, clock, &board, &registry);
-    let recovery = recovery(config, clock, &board, &registry);
+    let recovery = recovery(config, clock, &board, &registry, pitr.as_deref());
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
@@ -165,7 +165,13 @@ fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Op
 }
 
 /// Base backups, window and drills, if point-in-time recovery is wanted; as above.
-fn recovery(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Routine>> {
+fn recovery(
+    config: &Config,
+    clock: Clock,
+    board: &Board,
+    registry: &Registry,
+    keeper: Option<&pitr::Keeper>,
+) -> Option<Arc<pitr::Routine>> {
     let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
     let parts = pitr::routine::Parts {
         config: config.pitr.clone(),
@@ -175,6 +181,7 @@ fn recovery(config: &Config, clock: Clock, board: &Board, registry: &Registry) -
         clock,
         board: board.clone(),
         registry: registry.clone(),
+        archiver: keeper.map(|keeper| Arc::clone(keeper.archiver())),
     };
     match pitr::Routine::open(parts) {
         Ok(routine) => Some(routine),

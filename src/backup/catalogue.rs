@@ -86,7 +86,7 @@ impl Vault {
             false => None,
         };
         Ok(Entry {
-            incomplete: self.incomplete(folder, &manifest, listed).await?,
+            incomplete: self.repository.incomplete(folder, &manifest.parts, listed).await?,
             is_ahead: manifest.started_at.duration_since(now)
                 > jiff::SignedDuration::try_from(AHEAD).unwrap_or_default(),
             folder: folder.to_owned(),
@@ -95,23 +95,6 @@ impl Vault {
             tombstone,
             leases,
         })
-    }
-
-    /// The first part that is not there in its size, in words. No byte is read for that.
-    async fn incomplete(&self, folder: &str, manifest: &Manifest, listed: &Listed) -> Result<Option<String>, Error> {
-        for part in &manifest.parts {
-            let key = format!("{folder}/{}", part.object);
-            if self.repository.listed_bytes(&key, listed) == Some(part.stored_bytes) {
-                continue;
-            }
-            // It may have been published while the listing was under way.
-            let stored = self.repository.stored_bytes(&key).await?;
-            if stored != Some(part.stored_bytes) {
-                let found = stored.map_or("is missing".to_owned(), |bytes| format!("holds {bytes} bytes"));
-                return Ok(Some(format!("{key} {found}; {} were written", part.stored_bytes)));
-            }
-        }
-        Ok(None)
     }
 
     pub(super) async fn note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {

@@ -300,6 +300,7 @@ mod tests {
             parts: vec![part],
             encrypted: true,
             deleted_at: None,
+            incomplete: None,
             leased_until: None,
         }
     }

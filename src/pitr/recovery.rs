@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::archiver::Archiver;
 use super::base::{self, Bases, Progress};
 use super::config::Check;
 use super::drill::Records;
@@ -40,6 +41,8 @@ pub struct Ground {
     pub target: Target,
     pub clock: Clock,
     pub progress: Progress,
+    /// In the server: who knows which cluster is the server's own.
+    pub archiver: Option<Arc<Archiver>>,
 }
 
 impl std::fmt::Debug for Ground {
@@ -57,6 +60,7 @@ pub struct Recovery {
     pub(super) bases: Bases,
     pub(super) marks: Marks,
     pub(super) records: Records,
+    archiver: Option<Arc<Archiver>>,
 }
 
 impl std::fmt::Debug for Recovery {
@@ -89,6 +93,7 @@ impl Recovery {
             bases,
             marks: Arc::default(),
             records: Arc::default(),
+            archiver: ground.archiver,
         })
     }
 
@@ -100,6 +105,11 @@ impl Recovery {
     #[must_use]
     pub fn bases(&self) -> &Bases {
         &self.bases
+    }
+
+    /// The cluster of the server itself, as far as that is known; nobody knows it on the command line.
+    pub(super) fn own_cluster(&self) -> Option<Cluster> {
+        self.archiver.as_ref()?.ours()
     }
 
     /// The application's database and the role we have there.
@@ -139,6 +149,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Whether only a key is missing: the log is encrypted, and this server holds no identity.
+    pub(super) fn lacks_identity(&self) -> bool {
+        match self {
+            Self::Archive(error) => error.lacks_identity(),
+            Self::Base(error) => matches!(&**error, base::Error::Archive(error) if error.lacks_identity()),
+            _ => false,
+        }
+    }
 }
 
 impl From<Refusal> for Error {

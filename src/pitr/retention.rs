@@ -1,9 +1,10 @@
 //! What recovery no longer needs. Pure: time is an argument.
 //!
-//! The anchor is the newest base backup that had ended before the window began: with its log it reaches every instant
-//! of the window. Later ones stay, earlier ones go unless they are pinned; a pinned one keeps the log of its own copying
-//! only, and can be restored as it is.
+//! The anchor of a timeline is the newest base backup on its path that had ended before the window began: with its log it
+//! reaches every instant of the window that lies on that timeline. Later ones stay, earlier ones go unless they are pinned; a
+//! pinned one keeps the log of its own copying only, and can be restored as it is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -58,7 +59,7 @@ fn stale_after(window: Duration, schedule: Option<Schedule>) -> Duration {
 /// Why nothing at all is deleted now; `None`: deletion goes on.
 #[must_use]
 pub fn frozen(bases: &[Base], policy: &Policy, now: Timestamp) -> Option<&'static str> {
-    let newest = bases.iter().max_by_key(|base| (base.stopped_at, base.id));
+    let newest = newest(bases);
     match newest {
         None => Some("there is no base backup"),
         Some(newest) if newest.stopped_at > now => {
@@ -81,24 +82,70 @@ pub struct Decision {
     pub reasons: Vec<String>,
 }
 
+/// Where the timelines of the log came from. `None`: of this one nobody can say.
+pub type Histories = BTreeMap<Timeline, Option<History>>;
+
+/// What is there in part stands for nothing.
+fn newest(bases: &[Base]) -> Option<&Base> {
+    let whole = bases.iter().filter(|base| base.incomplete.is_none());
+    whole.max_by_key(|base| (base.stopped_at, base.id))
+}
+
+/// When the window begins.
+fn begins(policy: &Policy, now: Timestamp) -> Timestamp {
+    let window = SignedDuration::try_from(policy.window).unwrap_or(SignedDuration::MAX);
+    now.saturating_sub(window).unwrap_or(Timestamp::MIN)
+}
+
+/// From which base backups the window begins: one for each timeline that has a part in it, that of the newest log included.
+/// A timeline that was left before the window began has none, since whatever it leads to is a timeline of its own.
+fn anchors(bases: &[Base], histories: &Histories, begins: Timestamp) -> BTreeSet<Ulid> {
+    let newest_of = |chosen: &dyn Fn(&&Base) -> bool| {
+        let whole = bases.iter().filter(|base| base.incomplete.is_none());
+        let before = whole.filter(|base| base.stopped_at <= begins);
+        // Marked ones count as well: where the window has grown, one of them may be the anchor again.
+        before.filter(chosen).max_by_key(|base| (base.stopped_at, base.id))
+    };
+    let overall = newest_of(&|_| true);
+    let within = bases.iter().filter(|base| base.stopped_at > begins);
+    let timelines: BTreeSet<Timeline> = within
+        .chain(overall)
+        .map(|base| base.timeline)
+        .chain(histories.keys().next_back().copied())
+        .collect();
+    let first = History::first();
+    let mut anchors: BTreeSet<Ulid> = overall.iter().map(|base| base.id).collect();
+    for timeline in timelines {
+        let history = match timeline {
+            Timeline(1) => Some(&first),
+            _ => histories.get(&timeline).and_then(Option::as_ref),
+        };
+        let Some(history) = history else {
+            let on_it = newest_of(&|base| base.timeline == timeline);
+            // What it came of may be any of the others.
+            let others = bases.iter().filter(|base| on_it.is_none() && base.timeline < timeline);
+            anchors.extend(others.chain(on_it).map(|base| base.id));
+            continue;
+        };
+        let on_path = newest_of(&|base| history.legs_from(base.timeline, base.start).is_some());
+        anchors.extend(on_path.map(|base| base.id));
+    }
+    anchors
+}
+
 /// Decides for every base backup of one cluster. The result is in the order of `bases`.
 #[must_use]
-pub fn plan(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Decision> {
-    let window = SignedDuration::try_from(policy.window).unwrap_or(SignedDuration::MAX);
-    let begins = now.saturating_sub(window).unwrap_or(Timestamp::MIN);
-    let newest = bases.iter().max_by_key(|base| (base.stopped_at, base.id));
-    // Marked ones count as well: where the window has grown, one of them may be the anchor again.
-    let anchor = bases
-        .iter()
-        .filter(|base| base.stopped_at <= begins)
-        .max_by_key(|base| (base.stopped_at, base.id));
+pub fn plan(bases: &[Base], histories: &Histories, policy: &Policy, now: Timestamp) -> Vec<Decision> {
+    let begins = begins(policy, now);
+    let newest = newest(bases);
+    let anchors = anchors(bases, histories, begins);
     let frozen = frozen(bases, policy, now);
     let decide = |base: &Base| {
         let mut reasons = Vec::new();
         if base.stopped_at > begins {
             reasons.push("it lies within the window".to_owned());
         }
-        if anchor.is_some_and(|anchor| anchor.id == base.id) {
+        if anchors.contains(&base.id) && base.stopped_at <= begins {
             reasons.push("the window begins from it".to_owned());
         }
         if newest.is_some_and(|newest| newest.id == base.id) {
@@ -137,17 +184,12 @@ pub struct Hold {
 
 /// The holds of the base backups that are still there, marked ones included: until they are gone they can be restored.
 #[must_use]
-pub fn holds(bases: &[Base], policy: &Policy, now: Timestamp) -> Vec<Hold> {
-    let window = SignedDuration::try_from(policy.window).unwrap_or(SignedDuration::MAX);
-    let begins = now.saturating_sub(window).unwrap_or(Timestamp::MIN);
-    let anchor = bases
-        .iter()
-        .filter(|base| base.stopped_at <= begins)
-        .max_by_key(|base| (base.stopped_at, base.id));
+pub fn holds(bases: &[Base], histories: &Histories, policy: &Policy, now: Timestamp) -> Vec<Hold> {
+    let begins = begins(policy, now);
+    let anchors = anchors(bases, histories, begins);
     let hold = |base: &Base| {
-        let is_island = base.labels.iter().any(|label| label == PINNED)
-            && !base.is_leased(now)
-            && anchor.is_some_and(|anchor| base.stopped_at < anchor.stopped_at);
+        let is_pinned = base.labels.iter().any(|label| label == PINNED);
+        let is_island = is_pinned && !base.is_leased(now) && base.stopped_at <= begins && !anchors.contains(&base.id);
         Hold {
             timeline: base.timeline,
             start: base.start,
@@ -200,13 +242,14 @@ mod tests {
             parts: Vec::new(),
             encrypted: true,
             deleted_at: None,
+            incomplete: None,
             leased_until: None,
         }
     }
 
     fn kept(bases: &[Base], day: i64) -> Vec<u64> {
         let now = Timestamp::from_second(day * DAY + 3600).expect("in range");
-        let decisions = plan(bases, &Policy::default(), now);
+        let decisions = plan(bases, &Histories::new(), &Policy::default(), now);
         decisions
             .iter()
             .filter(|decision| decision.keep)
@@ -223,6 +266,52 @@ mod tests {
             [15, 22],
             "on the 21st only the one of the 15th is older than a week"
         );
+    }
+
+    #[test]
+    fn what_a_timeline_in_the_window_came_of_stays_although_a_later_one_was_abandoned() {
+        // Daily, on timeline 1 until the 16th; then the server was recovered to just after the 10th, and is timeline 2.
+        let mut bases: Vec<_> = (8..17)
+            .map(|day| base(day, 1, u64::try_from(day).expect("positive"), &[]))
+            .collect();
+        let second = History::parse(Timeline(2), "1\t0/A800000\trecovered\n").expect("a history");
+        let known = Histories::from([(Timeline(1), Some(History::first())), (Timeline(2), Some(second))]);
+        let kept = |bases: &[Base], histories: &Histories, day: i64| -> Vec<u64> {
+            let now = Timestamp::from_second(day * DAY + 3600).expect("in range");
+            let taken: Vec<_> = bases.iter().filter(|base| base.stopped_at <= now).cloned().collect();
+            let decisions = plan(&taken, histories, &Policy::default(), now);
+            let kept = decisions.iter().filter(|decision| decision.keep);
+            kept.map(|decision| decision.id.timestamp_ms()).collect()
+        };
+        assert_eq!(
+            kept(&bases, &known, 18),
+            [10, 11, 12, 13, 14, 15, 16],
+            "no copy of timeline 2 yet"
+        );
+        bases.extend((17..25).map(|day| base(day, 2, 11, &[])));
+        assert_eq!(kept(&bases, &known, 18)[..2], [10, 11]);
+        let late: Vec<u64> = (17..25).collect();
+        assert_eq!(
+            kept(&bases, &known, 24),
+            late,
+            "timeline 1 has no part in the window any more"
+        );
+        let unknown = Histories::from([(Timeline(2), None)]);
+        assert_eq!(
+            kept(&bases, &unknown, 18)[..2],
+            [8, 9],
+            "nobody can say which of them it came of"
+        );
+        assert_eq!(kept(&bases, &unknown, 24), late);
+    }
+
+    #[test]
+    fn base_backup_of_which_a_part_is_missing_stands_for_no_other() {
+        let mut bases: Vec<_> = [1, 8, 15, 22].iter().map(|day| base(*day, 1, 1, &[])).collect();
+        bases[2].incomplete = Some("base.tar is missing".to_owned());
+        assert_eq!(kept(&bases, 23), [8, 22]);
+        bases[3].incomplete = Some("base.tar is missing".to_owned());
+        assert_eq!(kept(&bases, 23).len(), 4, "the newest that is whole is overdue");
     }
 
     #[test]
@@ -244,7 +333,7 @@ mod tests {
         }
         let now = Timestamp::from_second(23 * DAY).expect("in range");
         let policy = Policy::new(Duration::from_hours(24 * 12), None);
-        let lasting: Vec<bool> = plan(&bases, &policy, now)
+        let lasting: Vec<bool> = plan(&bases, &Histories::new(), &policy, now)
             .iter()
             .map(|decision| decision.lasting)
             .collect();
@@ -279,7 +368,7 @@ mod tests {
     fn the_log_goes_below_the_anchor_and_stays_around_a_pinned_copy() {
         let bases = [base(1, 1, 2, &[PINNED]), base(15, 1, 10, &[]), base(22, 1, 20, &[])];
         let now = Timestamp::from_second(23 * DAY).expect("in range");
-        let holds = holds(&bases, &Policy::default(), now);
+        let holds = holds(&bases, &Histories::new(), &Policy::default(), now);
         let first = History::first();
         let needed = |number| {
             let segment = SegmentName {

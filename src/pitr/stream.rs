@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::archive::{Archive, Error as ArchiveError, Pushed};
-use super::name::{File, Timeline};
+use super::name::{File, SegmentSize, Stem, Timeline};
 use crate::clock::Clock;
 use crate::postgres::child::{Child, Command};
 use crate::postgres::program::Programs;
@@ -59,26 +59,24 @@ impl Config {
         })
     }
 
-    /// Starts reading. Makes spool and slot where they are missing.
+    /// Starts reading. Makes spool and slot where they are missing. `is_drained`: all that is finished in the spool is archived.
     ///
     /// # Errors
     /// When that cannot be done.
-    pub async fn start(&self) -> Result<Child, Error> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let made = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.spool);
-        self.spooled(made)?;
+    pub async fn start(&self, is_drained: bool) -> Result<Child, Error> {
+        self.spooled(make_private(&self.spool))?;
         let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
         let major = admin.server_version().await? / 10_000;
         let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
         let is_there: bool = admin
             .value("looking for the replication slot", sql, &[&self.slot])
             .await?;
-        drop(admin);
         let programs = Programs::find(major)?;
         if !is_there {
+            // Nothing has held the log since the old slot went.
+            if is_drained {
+                self.set_aside_what_cannot_go_on(&admin).await?;
+            }
             let child = self
                 .command(&programs)?
                 .arg("--create-slot")
@@ -86,6 +84,7 @@ impl Config {
                 .start()?;
             child.finish(CREATE_TIMEOUT).await?;
         }
+        drop(admin);
         let child = self
             .command(&programs)?
             .arg("--directory")
@@ -95,6 +94,38 @@ impl Config {
             .arg("--no-loop")
             .start()?;
         Ok(child)
+    }
+
+    /// `pg_receivewal` resumes behind the newest file of the spool, whatever the slot says. Where the server does not have that
+    /// part of its log any more it would fail for ever: the spool is renamed then, and the stream begins where the new slot
+    /// does. The gap shows in the archive.
+    async fn set_aside_what_cannot_go_on(&self, admin: &Admin) -> Result<(), Error> {
+        let there = self.spooled(list(&self.spool))?;
+        let Some(newest) = newest(&there) else {
+            return Ok(());
+        };
+        let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'";
+        let size: i64 = admin.value("reading the segment size", sql, &[]).await?;
+        let size = SegmentSize::new(u64::try_from(size).unwrap_or(0)).map_err(ArchiveError::from)?;
+        let Some(resumes) = resumes_with(newest, size) else {
+            return Ok(());
+        };
+        let sql = "SELECT EXISTS (SELECT FROM pg_ls_waldir() WHERE name = $1)";
+        // A role that may not look there leaves it as it is.
+        let found = admin.value("looking for the log to go on with", sql, &[&resumes]).await;
+        if found.unwrap_or(true) {
+            return Ok(());
+        }
+        let aside = self.spool.with_extension("aside");
+        tracing::warn!(
+            segment = resumes,
+            "the server has lost log that was not streamed: the archive has a gap there; take a base backup"
+        );
+        match std::fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => self.spooled(Err(error))?,
+            _ => self.spooled(std::fs::rename(&self.spool, &aside))?,
+        }
+        self.spooled(make_private(&self.spool))
     }
 
     fn command(&self, programs: &Programs) -> Result<Command, postgres::Error> {
@@ -157,6 +188,27 @@ impl Config {
         };
         self.spooled(sum())
     }
+}
+
+fn make_private(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// The newest of the log in the spool, and by how many segments `pg_receivewal` resumes behind it.
+fn newest(there: &BTreeSet<File>) -> Option<(Stem, u64)> {
+    let log = there.iter().filter_map(|file| match file {
+        File::Segment(stem) => Some((*stem, 1)),
+        File::Partial(stem) => Some((*stem, 0)),
+        File::History(_) | File::Backup(..) => None,
+    });
+    log.max()
+}
+
+fn resumes_with((stem, step): (Stem, u64), size: SegmentSize) -> Option<String> {
+    let mut name = stem.name(size)?;
+    name.number = name.number.checked_add(step)?;
+    Some(name.file(size).to_string())
 }
 
 fn list(spool: &Path) -> io::Result<BTreeSet<File>> {

@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 
 use super::archive::{self, Archive, Archived};
+use super::archiver;
 use super::base::Base;
 use super::chain::{self, Chain, Gap, Index, Link};
 use super::history::{History, Leg};
@@ -22,6 +24,8 @@ use crate::repository::layout::Cluster;
 
 /// Segments read at the same time when many are read.
 const PARALLEL: usize = 3;
+/// A server that is gone may not answer at all.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// A year of a busy server's ends and gaps.
 const MARKS_MAX: usize = 100_000;
 
@@ -138,17 +142,24 @@ impl Survey {
 }
 
 impl Recovery {
-    /// The cluster meant: the one that was named, that of the server, or the one with the newest base backup.
+    /// The cluster meant: the one that was named, that of the server, or, where nobody can tell, the one with the newest
+    /// base backup.
     ///
     /// # Errors
     /// The repository holds none.
     pub async fn cluster(&self) -> Result<Cluster, Error> {
-        if let Some(cluster) = &self.config.cluster {
-            return Ok(cluster.clone());
+        if let Some(cluster) = self.config.cluster.clone().or_else(|| self.own_cluster()) {
+            return Ok(cluster);
         }
         let known = self.bases.clusters().await?;
         if let [only] = known.as_slice() {
             return Ok(only.clone());
+        }
+        // Several share the repository: what is done to one of them must not be done to another's.
+        if !known.is_empty()
+            && let Ok(Ok(cluster)) = tokio::time::timeout(ASK_LIMIT, archiver::identify(self.target())).await
+        {
+            return Ok(cluster);
         }
         let mut newest = None;
         for cluster in known {
@@ -160,7 +171,8 @@ impl Recovery {
 
     pub(super) async fn survey(&self) -> Result<Survey, Error> {
         let cluster = self.cluster().await?;
-        let bases = self.bases.list(&cluster).await?;
+        let mut bases = self.bases.list(&cluster).await?;
+        bases.retain(|base| base.incomplete.is_none());
         let archive = self.bases.archive(&cluster);
         let objects = archive.list().await?;
         let size = bases.last().map_or(SegmentSize::DEFAULT, |base| base.segment_size);

@@ -8,6 +8,9 @@ use tokio_postgres::{Client, Row};
 
 use super::{Error, Target};
 
+/// From the first packet to the session.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A connection; its driver ends with it.
 #[derive(Debug)]
 pub struct Admin {
@@ -26,8 +29,14 @@ impl Admin {
         }
         let mut config = target.address.config.clone();
         config.dbname(database).application_name(application);
-        let connecting = config.connect(target.address.connector()?).await;
-        let (client, connection) = connecting.map_err(|source| Error::Connect {
+        let connecting = config.connect(target.address.connector()?);
+        // The address's own limit is one for the socket: a server that is stopped takes connections all the same.
+        let connected = tokio::time::timeout(GREETING_TIMEOUT, connecting).await;
+        let connected = connected.map_err(|_| Error::Slow {
+            act: format!("connecting to database {database:?}"),
+            seconds: GREETING_TIMEOUT.as_secs(),
+        })?;
+        let (client, connection) = connected.map_err(|source| Error::Connect {
             database: database.to_owned(),
             source,
         })?;

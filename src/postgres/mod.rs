@@ -16,6 +16,8 @@ pub use self::admin::Admin;
 pub use self::child::Child;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that is silent for this long is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The `[database]` section, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +46,14 @@ impl Target {
         if config.get_hosts().is_empty() || config.get_user().is_none() || config.get_dbname().is_none() {
             return Err(libpq::Error::Address.into());
         }
-        config.connect_timeout(CONNECT_TIMEOUT);
+        config
+            .connect_timeout(CONNECT_TIMEOUT)
+            // A session waits for hours while pg_restore works; whatever lies between must not take it for dead, nor we the server
+            // for alive.
+            .keepalives_idle(KEEPALIVE)
+            .keepalives_interval(KEEPALIVE)
+            .keepalives_retries(3)
+            .tcp_user_timeout(KEEPALIVE * 4);
         Ok(Self { address })
     }
 

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use ulid::Ulid;
 
 /// Those that hold secrets; what else is named so has an owner who looks after it.
-const SWEPT: [&str; 2] = ["foregate-restore-", "foregate-pass-"];
+const SWEPT: [&str; 3] = ["foregate-restore-", "foregate-pass-", "foregate-base-"];
 /// Held locked by whoever made the directory: the system lets go when the process dies.
 const LOCK: &str = ".lock";
 const TRIES: usize = 5;
@@ -61,6 +61,14 @@ impl Drop for PrivateDirectory {
         // Nothing can be done here about a failure; the sweep at the next start tries again.
         drop(std::fs::remove_dir_all(&self.path));
     }
+}
+
+/// Makes the directory in which private ones are made, where it is missing.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_parent(parent: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)
 }
 
 /// The lock of `directory`, if nobody holds it and it is still there.

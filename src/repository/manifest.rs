@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use super::Error;
+use super::layout::Cluster;
 use super::seal::{Measured, Sealed};
 
 /// Raised when an old reader could misread a new manifest.
@@ -80,6 +81,29 @@ pub enum Content {
         /// Notes beyond those listed.
         more_notes: u64,
     },
+}
+
+impl Content {
+    /// The cluster that it is of; none has files.
+    #[must_use]
+    pub fn cluster(&self) -> Option<Cluster> {
+        match self {
+            Self::Files { .. } => None,
+            Self::Database {
+                system_identifier,
+                server_version,
+                ..
+            }
+            | Self::Base {
+                system_identifier,
+                server_version,
+                ..
+            } => Some(Cluster {
+                system_identifier: system_identifier.clone(),
+                major: server_version / 10_000,
+            }),
+        }
+    }
 }
 
 /// What belongs to a database itself rather than to anything in it: `pg_restore` into a database of another name leaves

@@ -13,10 +13,11 @@ use super::seal::{self, Keys, Measured};
 use super::{Error, Repository, worker};
 use crate::priority;
 
-/// Writes on their way to the opener, of 64 KiB as age makes them. What is stored may be 32 MiB ahead of its proof: a server
+/// Writes on their way to the opener, of 64 KiB at most. What is stored may be 32 MiB ahead of its proof: a server
 /// that is done sending waits for a second or more until its log is archived, and the proof catches up
 /// meanwhile, but for the last pieces.
 const AHEAD: usize = 512;
+const PIECE_BYTES_MAX: usize = 64 * 1024;
 
 impl Repository {
     /// As [`Repository::put_sealed`], and opens into `sink` what it stores, which has to prove the content: that is not
@@ -96,6 +97,8 @@ struct Tee<W> {
 
 impl<W: Write> Write for Tee<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // The pipe counts pieces: what is not encrypted comes in whole frames.
+        let bytes = bytes.get(..PIECE_BYTES_MAX).unwrap_or(bytes);
         self.store.write_all(bytes)?;
         self.copy.write_all(bytes)?;
         Ok(bytes.len())

@@ -245,9 +245,18 @@ pub(super) async fn within<T>(
     key: &str,
     call: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+    within_limit(CALL_TIMEOUT, act, key, call).await
+}
+
+pub(super) async fn within_limit<T>(
+    limit: Duration,
+    act: &'static str,
+    key: &str,
+    call: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limit, call).await {
         Ok(done) => done.map_err(|source| store_error(act, key, source)),
-        Err(_) => Err(slow(act, key)),
+        Err(_) => Err(slow(act, key, limit)),
     }
 }
 
@@ -259,11 +268,11 @@ pub(super) fn store_error(act: &'static str, key: &str, source: object_store::Er
     }
 }
 
-pub(super) fn slow(act: &'static str, key: &str) -> Error {
+pub(super) fn slow(act: &'static str, key: &str, limit: Duration) -> Error {
     Error::Slow {
         act,
         key: key.to_owned(),
-        seconds: CALL_TIMEOUT.as_secs(),
+        seconds: limit.as_secs(),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
@@ -14,9 +15,10 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::frames::Compression;
+use super::manifest::Part;
 use super::seal::{self, Hashed, Keys, Measured, Sealed};
 use super::stages;
-use super::storage::{Repository, within};
+use super::storage::{CALL_TIMEOUT, Repository, within, within_limit};
 use super::worker;
 use crate::priority;
 
@@ -24,6 +26,8 @@ use crate::priority;
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Read at once from a file, where no round trip has to be made up for.
 const RANGE_BYTES: u64 = 1024 * 1024;
+/// A directory syncs a whole file when it is completed: as much as memory holds may still have to be written then.
+const SYNC_TIMEOUT: Duration = Duration::from_hours(2);
 /// Parts of one upload; S3 takes 10,000.
 const PARTS_MAX: u64 = 9_000;
 /// What one object in a bucket holds; a stream goes on in the next one.
@@ -128,7 +132,7 @@ impl Repository {
                 continue;
             };
             if self.directory.is_none() && current.bytes >= self.piece_bytes {
-                stored.push(complete(current).await?);
+                stored.push(complete(current, CALL_TIMEOUT).await?);
                 current = self.begin(piece(key, stored.len())).await?;
             }
             current.bytes = current.bytes.saturating_add(chunk.len() as u64);
@@ -139,7 +143,8 @@ impl Repository {
             }
         }
         if ended {
-            stored.push(complete(current).await?);
+            let limit = self.directory.as_ref().map_or(CALL_TIMEOUT, |_| SYNC_TIMEOUT);
+            stored.push(complete(current, limit).await?);
         } else {
             abort(current).await;
         }
@@ -242,6 +247,31 @@ impl Repository {
         Some(sum)
     }
 
+    /// The first of `parts` that is not there in its size, in words. No byte is read for that.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn incomplete(
+        &self,
+        folder: &str,
+        parts: &[Part],
+        listed: &BTreeMap<String, u64>,
+    ) -> Result<Option<String>, Error> {
+        for part in parts {
+            let key = format!("{folder}/{}", part.object);
+            if self.listed_bytes(&key, listed) == Some(part.stored_bytes) {
+                continue;
+            }
+            // It may have been published while the listing was under way.
+            let stored = self.stored_bytes(&key).await?;
+            if stored != Some(part.stored_bytes) {
+                let found = stored.map_or("is missing".to_owned(), |bytes| format!("holds {bytes} bytes"));
+                return Ok(Some(format!("{key} {found}; {} were written", part.stored_bytes)));
+            }
+        }
+        Ok(None)
+    }
+
     /// As [`Repository::listed_bytes`], asked for by name.
     ///
     /// # Errors
@@ -298,8 +328,8 @@ impl Repository {
 }
 
 /// Returns the key. An upload that cannot be completed is taken back.
-async fn complete(mut piece: Piece) -> Result<String, Error> {
-    match within("completing", &piece.key, piece.upload.complete()).await {
+async fn complete(mut piece: Piece, limit: Duration) -> Result<String, Error> {
+    match within_limit(limit, "completing", &piece.key, piece.upload.complete()).await {
         Ok(_) => Ok(piece.key),
         Err(error) => {
             abort(piece).await;

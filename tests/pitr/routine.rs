@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use crate::support::cluster::Cluster;
-use crate::support::server::{Server, archive_through};
+use crate::support::server::{Server, archive_through, config};
 use crate::support::until;
 
 /// What was posted to it so far.
@@ -71,4 +71,70 @@ fn what_is_due_is_done_and_a_drill_that_fails_is_told_and_remembered() {
         Some(0.0),
         "the period has been served"
     );
+}
+
+const DAILY: &str = "base_backup = \"00:00\"";
+const TAKEN: &str = "foregate_pitr_base_backups_total{result=\"passed\"}";
+
+fn config_without_identity(cluster: &Cluster) -> String {
+    let text = config(cluster, DAILY);
+    text.lines()
+        .filter(|line| !line.starts_with("identity = "))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+fn manifests(cluster: &Cluster) -> usize {
+    let files = crate::support::run(
+        "find",
+        &[
+            &cluster.repository().display().to_string(),
+            "-path",
+            "*/bases/*/manifest.json",
+        ],
+    );
+    files.lines().count()
+}
+
+#[test]
+fn without_an_identity_one_base_backup_is_taken_a_period_and_the_window_is_said_to_be_unknown() {
+    let cluster = Cluster::new();
+    archive_through(&cluster);
+    // A second tablespace needs a place to unpack, which nothing has made yet.
+    let space = cluster.root().join("space").display().to_string();
+    crate::support::run("install", &["-d", "-o", "postgres", "-m", "700", &space]);
+    cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{space}'"));
+    let text = config_without_identity(&cluster);
+    for taken in [1.0, 0.0] {
+        let server = Server::start_configured(&cluster, &text, &[]);
+        until("the base backup that is due, at the first start", || {
+            server.metric(TAKEN) == Some(taken)
+        });
+        until("the window is said to be unknown", || {
+            let log = std::fs::read_to_string(cluster.root().join("stderr"));
+            log.is_ok_and(|log| log.contains("no age identity is configured"))
+        });
+        server.kill();
+    }
+    assert_eq!(manifests(&cluster), 1, "a period is served once");
+}
+
+#[test]
+fn server_that_shares_a_repository_takes_its_own_base_backup() {
+    let (first, second) = (Cluster::new(), Cluster::new());
+    let text = config(&second, DAILY)
+        .replace(
+            &format!("file://{}", second.repository().display()),
+            &format!("file://{}", first.repository().display()),
+        )
+        .replace(&second.recipient, &first.recipient)
+        .replace(&second.key(), &first.key());
+    for cluster in [&first, &second] {
+        archive_through(cluster);
+    }
+    let server = Server::start_with(&first, DAILY, &[]);
+    until("the base backup of the first", || server.metric(TAKEN) == Some(1.0));
+    let server = Server::start_configured(&second, &text, &[]);
+    until("the base backup of the second", || server.metric(TAKEN) == Some(1.0));
+    assert_eq!(manifests(&first), 2);
 }

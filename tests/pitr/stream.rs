@@ -67,4 +67,15 @@ fn a_slot_that_the_server_gave_up_is_told() {
         server.metric("foregate_pitr_slot_retained_bytes") == Some(-1.0)
     });
     assert!(server.get("/health").contains("degraded"));
+    // As the advice says. What lies in the spool cannot go on; the log does, from the new slot.
+    until("it is dropped", || {
+        cluster.sql("SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE NOT active")
+            == "1"
+    });
+    until("the new slot is read", || slot("active") == "t");
+    let next = cluster.finish_segment();
+    until("its log is archived", || cluster.objects(&next).len() == 1);
+    until("the gap is counted", || {
+        server.metric("foregate_pitr_gap_segments") > Some(0.0)
+    });
 }

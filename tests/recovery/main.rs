@@ -404,6 +404,9 @@ fn killed_base_backups_and_drills_leave_nothing_behind_that_counts() {
             .count(),
         1
     );
+    let unfinished = bed.objects("/bases/");
+    let unfinished = unfinished.iter().find(|path| path.display().to_string().contains('#'));
+    assert_eq!(unfinished, None, "uploads without an end");
     assert_eq!(bed.sql("postgres", walsenders), "0");
     bed.sql("app", "INSERT INTO ledger (writer) VALUES (2)");
     bed.sql("app", "INSERT INTO ledger (writer) VALUES (3)");

@@ -261,6 +261,7 @@ impl Place {
             target,
             clock: Clock::system(),
             progress: progress(self.json),
+            archiver: None,
             config: Config {
                 repository: stored,
                 cluster,

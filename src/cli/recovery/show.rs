@@ -62,8 +62,11 @@ pub(super) fn bases(bases: &[Base]) -> String {
             ByteSize(base.unpacked_bytes()).to_string(),
             ByteSize(base.stored_bytes()).to_string(),
             base.labels.join(" "),
-            base.deleted_at
-                .map_or_else(|| "good".to_owned(), |_| "to be deleted".to_owned()),
+            match (&base.incomplete, base.deleted_at) {
+                (Some(what), _) => format!("cannot be used: {what}"),
+                (None, Some(_)) => "to be deleted".to_owned(),
+                (None, None) => "good".to_owned(),
+            },
         ]);
     }
     table.to_string()

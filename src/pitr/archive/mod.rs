@@ -103,6 +103,13 @@ pub enum Error {
     Worker,
 }
 
+impl Error {
+    /// Whether only a key is missing: what is archived is encrypted, and no identity is configured.
+    pub(super) fn lacks_identity(&self) -> bool {
+        matches!(self, Self::Repository(repository::Error::NoIdentity { .. }))
+    }
+}
+
 impl Archive {
     #[must_use]
     pub fn open(repository: Repository, keys: Arc<Keys>, cluster: Cluster) -> Self {
@@ -215,6 +222,23 @@ impl Archive {
         beats.sort();
         beats.dedup();
         Ok(beats)
+    }
+
+    /// Deletes the beats of before `from`, which belong to no instant that can be reached any more. Returns how many objects
+    /// went.
+    ///
+    /// # Errors
+    /// Of the repository.
+    pub async fn delete_beats(&self, from: Timestamp) -> Result<usize, Error> {
+        let mut deleted = 0;
+        for stored in self.repository.list_folder(&layout::beats(&self.cluster)).await? {
+            let name = stored.key.rsplit('/').next().unwrap_or_default();
+            if beat::span_of_object(name).is_some_and(|(_, last)| last < from) {
+                self.repository.delete(&stored.key).await?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
     }
 }
 

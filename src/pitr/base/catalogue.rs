@@ -31,15 +31,22 @@ impl Bases {
     pub async fn list(&self, cluster: &Cluster) -> Result<Vec<Base>, Error> {
         let mut bases = Vec::new();
         let leases = self.leases().await?;
-        for (key, _) in self.repository.list(&layout::bases(cluster)).await? {
+        let listed: BTreeMap<String, u64> = self
+            .repository
+            .list(&layout::bases(cluster))
+            .await?
+            .into_iter()
+            .collect();
+        for key in listed.keys() {
             let Some(folder) = key.strip_suffix("/manifest.json") else {
                 continue;
             };
-            let Some(mut base) = self.read(&key, folder).await? else {
+            let Some(mut base) = self.read(key, folder).await? else {
                 continue;
             };
             let tombstone: Option<Tombstone> = self.note(&layout::base_tombstone(cluster, base.id)).await?;
             base.deleted_at = tombstone.map(|tombstone| tombstone.at);
+            base.incomplete = self.repository.incomplete(folder, &base.parts, &listed).await?;
             base.leased_until = leases.get(&base.id).copied();
             bases.push(base);
         }

@@ -70,6 +70,8 @@ pub struct Base {
     pub encrypted: bool,
     /// Marked for deletion at this instant.
     pub deleted_at: Option<Timestamp>,
+    /// What is missing of it, in words: it stands for nothing, and nobody recovers from it.
+    pub incomplete: Option<String>,
     /// In use until this instant.
     pub leased_until: Option<Timestamp>,
 }
@@ -198,6 +200,7 @@ impl Bases {
             parts: manifest.parts,
             encrypted: !manifest.recipients.is_empty(),
             deleted_at: None,
+            incomplete: None,
             leased_until: None,
         })
     }

@@ -1,12 +1,14 @@
 //! Deleting base backups and the log that no kept one needs: tombstone, grace, then the manifest, the data, the
 //! tombstone last; and only then the log. History files stay for ever: they are small, and explain the rest.
 
+use std::collections::BTreeSet;
+
 use ulid::Ulid;
 
 use super::{Base, Bases, Error};
-use crate::pitr::history::History;
+use crate::pitr::archive::{Archive, Archived};
 use crate::pitr::name::{File, Timeline};
-use crate::pitr::retention::{self, Decision, Policy};
+use crate::pitr::retention::{self, Decision, Histories, Policy};
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::Tombstone;
 
@@ -33,6 +35,26 @@ pub enum Mode {
     DryRun,
 }
 
+/// The archived log as it was found.
+struct Log {
+    files: Vec<Archived>,
+    histories: Histories,
+}
+
+/// Of every timeline in `log`; of one whose file is missing, or cannot be opened without a key, nobody can say.
+async fn histories(archive: &Archive, log: &[Archived]) -> Result<Histories, Error> {
+    let timelines: BTreeSet<Timeline> = log.iter().map(|archived| archived.file.timeline()).collect();
+    let mut histories = Histories::new();
+    for timeline in timelines {
+        let history = match archive.history(timeline).await {
+            Err(error) if error.lacks_identity() => None,
+            history => history?,
+        };
+        histories.insert(timeline, history);
+    }
+    Ok(histories)
+}
+
 impl Bases {
     /// Applies retention to the base backups and the log of `cluster`.
     ///
@@ -41,7 +63,10 @@ impl Bases {
     pub async fn prune(&self, cluster: &Cluster, policy: &Policy, mode: Mode) -> Result<Pruned, Error> {
         let now = self.clock.wall();
         let bases = self.list(cluster).await?;
-        let decisions = retention::plan(&bases, policy, now);
+        let archive = self.archive(cluster);
+        let log = archive.list().await?;
+        let histories = histories(&archive, &log).await?;
+        let decisions = retention::plan(&bases, &histories, policy, now);
         let mut pruned = Pruned {
             decisions,
             frozen: retention::frozen(&bases, policy, now),
@@ -85,14 +110,19 @@ impl Bases {
         }
         // Without any base backup the log is all there is; without a recent one it is all there is of late.
         if !remaining.is_empty() && pruned.frozen.is_none() {
-            self.prune_log(cluster, &remaining, policy, mode, &mut pruned).await?;
+            let log = Log { files: log, histories };
+            self.prune_log(log, &remaining, policy, mode, &mut pruned).await?;
+            let oldest = remaining.iter().map(|base| base.started_at).min();
+            if let (Mode::Act, Some(oldest)) = (mode, oldest) {
+                archive.delete_beats(oldest).await?;
+            }
         }
         Ok(pruned)
     }
 
     async fn prune_log(
         &self,
-        cluster: &Cluster,
+        log: Log,
         bases: &[Base],
         policy: &Policy,
         mode: Mode,
@@ -101,21 +131,12 @@ impl Bases {
         let Some(size) = bases.last().map(|base| base.segment_size) else {
             return Ok(());
         };
-        let holds = retention::holds(bases, policy, self.clock.wall());
-        let archive = self.archive(cluster);
-        let files = archive.list().await?;
-        let mut histories = std::collections::BTreeMap::<Timeline, Option<History>>::new();
-        for archived in &files {
-            let timeline = archived.file.timeline();
-            if let std::collections::btree_map::Entry::Vacant(vacant) = histories.entry(timeline) {
-                vacant.insert(archive.history(timeline).await?);
-            }
-        }
-        for archived in files {
+        let holds = retention::holds(bases, &log.histories, policy, self.clock.wall());
+        for archived in log.files {
             let (File::Segment(stem) | File::Partial(stem) | File::Backup(stem, _)) = archived.file else {
                 continue;
             };
-            let history = histories.get(&stem.timeline).and_then(Option::as_ref);
+            let history = log.histories.get(&stem.timeline).and_then(Option::as_ref);
             let goes = stem
                 .name(size)
                 .is_some_and(|name| !retention::is_needed(name, history, &holds, size));
@@ -141,10 +162,7 @@ impl Bases {
 
     /// The manifest goes first: a base backup without its parts must not be listed; the next one taken sweeps the rest.
     async fn erase(&self, cluster: &Cluster, base: &Base) -> Result<(), Error> {
-        self.repository.delete(&layout::manifest(&base.folder)).await?;
-        for (key, _) in self.repository.list(&base.folder).await? {
-            self.repository.delete(&key).await?;
-        }
+        self.repository.remove_folder(&base.folder).await?;
         Ok(self
             .repository
             .delete(&layout::base_tombstone(cluster, base.id))

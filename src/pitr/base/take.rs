@@ -4,6 +4,7 @@
 //! on an empty directory, so its tars are spooled, with the room checked first. It is told not to send the log
 //! (`--wal-method=none`): the log comes by the archive, and the server waits until what the copy needs is there.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,10 +22,10 @@ use crate::pitr::chain::{self, Index};
 use crate::pitr::history::Leg;
 use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
 use crate::pitr::tar::Reader;
-use crate::postgres::Admin;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
-use crate::postgres::secrets::PrivateDirectory;
+use crate::postgres::secrets::{self, PrivateDirectory};
+use crate::postgres::{self, Admin};
 use crate::repository::frames::Compression;
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Content, Level, Manifest, Part, Tablespace};
@@ -71,7 +72,15 @@ impl Bases {
     pub async fn take(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Manifest, Error> {
         let id = Ulid::generate();
         let application = format!("foregate base {id}");
-        let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
+        // Such a lock is one of its database, and the act is one of the whole server: two that guard different databases of it
+        // must meet.
+        let admin = match Admin::connect(&self.target, "postgres", &application).await {
+            // Not every server has that one, or lets us in.
+            Err(postgres::Error::Connect { .. }) => {
+                Admin::connect(&self.target, self.target.database(), &application).await?
+            }
+            admin => admin?,
+        };
         let locked: bool = admin
             .value("taking the lock", "SELECT pg_try_advisory_lock($1)", &[&ADVISORY_LOCK])
             .await?;
@@ -86,31 +95,32 @@ impl Bases {
             .make(&admin, &server, id, &folder, &application, labels, schedule_keys)
             .await;
         if made.is_err() {
-            self.erase_folder(&folder).await;
+            // What cannot be removed has lost its manifest, and the next run sweeps it.
+            drop(self.repository.remove_folder(&folder).await);
             // The cause is told below; what is left here, the next run ends.
             drop(end_sessions(&admin).await);
         }
         made
     }
 
-    /// Removes what killed runs left: parts without a manifest. The lock says that nobody is writing them.
+    /// Removes what killed runs left: parts without a manifest, uploads without an end, and tars in the clear. The lock says
+    /// that nobody is writing them.
     async fn sweep(&self, cluster: &Cluster) -> Result<(), Error> {
+        secrets::sweep(&self.scratch);
+        let now = self.clock.wall();
+        self.repository.sweep_unfinished(&layout::bases(cluster), now).await?;
         let keys = self.repository.list(&layout::bases(cluster)).await?;
-        for (key, _) in &keys {
-            let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
-            let manifest = layout::manifest(folder);
-            if !keys.iter().any(|(other, _)| *other == manifest) {
-                self.repository.delete(key).await?;
-            }
+        let mut folders = BTreeMap::<&str, bool>::new();
+        for (folder, name) in keys.iter().filter_map(|(key, _)| key.rsplit_once('/')) {
+            *folders.entry(folder).or_default() |= name == "manifest.json";
+        }
+        for folder in folders
+            .iter()
+            .filter_map(|(folder, is_whole)| (!is_whole).then_some(folder))
+        {
+            self.repository.remove_folder(folder).await?;
         }
         Ok(())
-    }
-
-    async fn erase_folder(&self, folder: &str) {
-        for (key, _) in self.repository.list(folder).await.unwrap_or_default() {
-            // What remains is no backup, since it has no manifest, and the next run sweeps it.
-            drop(self.repository.delete(&key).await);
-        }
     }
 
     async fn make(
@@ -295,6 +305,7 @@ impl Bases {
         keys: &Arc<Keys>,
     ) -> Result<Copied, Error> {
         let local = |act| move |source| Error::Local { act, source };
+        secrets::make_parent(&self.scratch).map_err(local("making the scratch directory"))?;
         super::room(&self.scratch, server.bytes)?;
         let scratch = PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
         let tars = scratch.path().join("tars");

@@ -128,6 +128,12 @@ impl Keeper {
         }))
     }
 
+    /// Who archives, and knows whose log it is.
+    #[must_use]
+    pub fn archiver(&self) -> &Arc<Archiver> {
+        &self.archiver
+    }
+
     /// Begins to work; ends, with what was heard written down, when `stop` is cancelled.
     ///
     /// # Errors

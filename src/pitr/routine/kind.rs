@@ -41,6 +41,8 @@ struct State {
     run: Run,
     /// What is wrong with it, and since when.
     trouble: Option<(Timestamp, String)>,
+    /// The period that was served last, by this process.
+    served: Option<String>,
 }
 
 impl Kind {
@@ -85,6 +87,17 @@ impl Kind {
             last: Some(Ended { at, failure }),
             ..Run::default()
         };
+    }
+
+    /// Whether a run of this process was for the period: the repository says so as well, once it can be read.
+    pub(super) fn has_served(&self, key: &str) -> bool {
+        self.lock().served.as_deref() == Some(key)
+    }
+
+    pub(super) fn note_served(&self, key: Option<String>) {
+        if key.is_some() {
+            self.lock().served = key;
+        }
     }
 
     /// A run that nobody has to hear of: another process does the work.

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::kind::Kind;
 pub use self::kind::{Ended, Run};
 use self::metrics::Metrics;
+use super::archiver::Archiver;
 use super::base::{Base, Mode};
 use super::drill::{self, Drill};
 use super::recovery::{self, Ground, Recovery};
@@ -31,6 +32,7 @@ use super::{Error, config};
 use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository;
+use crate::repository::layout::Cluster;
 use crate::telemetry::health::{Board, Condition};
 
 /// How often the window is looked at: what a look takes is at most this share of the time, within these bounds.
@@ -58,6 +60,7 @@ pub struct Parts {
     pub clock: Clock,
     pub board: Board,
     pub registry: Registry,
+    pub archiver: Option<Arc<Archiver>>,
 }
 
 /// What is known without asking anybody.
@@ -65,6 +68,8 @@ pub struct Parts {
 pub struct Known {
     pub window: Window,
     pub bases: Vec<Base>,
+    /// They are those of the server itself, not of whoever is in its repository.
+    pub are_own: bool,
     /// Newest first.
     pub drills: Vec<Drill>,
     /// When all this was read; `None`: not yet.
@@ -104,6 +109,7 @@ impl Routine {
             target: Target::parse(&parts.database)?,
             clock: parts.clock,
             progress: Arc::new(|_, _| {}),
+            archiver: parts.archiver,
             config: recovery::Config {
                 repository: parts.repository,
                 cluster: None,
@@ -225,14 +231,19 @@ impl Routine {
         }
     }
 
-    /// The period that is due. Nothing is, until the repository has been read.
+    /// The period that is due. Nothing is, until the repository has been read, and no base backup until it is known whose
+    /// it has: another server's serve no period of ours.
     fn due(&self, kind: &Kind) -> Option<String> {
         let known = self.lock();
         known.looked_at?;
         let now = self.clock.wall();
         let period = kind.schedule?.current(&self.time_zone, now)?;
         let served = match kind.name {
-            BASE => known.bases.iter().any(|base| base.schedule_keys.contains(&period.key)),
+            BASE if !known.are_own => true,
+            BASE => {
+                let serves = |base: &&Base| base.incomplete.is_none() && base.schedule_keys.contains(&period.key);
+                kind.has_served(&period.key) || known.bases.iter().any(|base| serves(&base))
+            }
             // Without a window there is nothing to rehearse.
             _ => known.window.latest().is_none() || known.drills.iter().any(|drill| drill.at >= period.begins),
         };
@@ -241,7 +252,7 @@ impl Routine {
 
     async fn take(&self, recovery: &Recovery, due: Option<String>) -> bool {
         let labels = vec![due.as_ref().map_or("manual", |_| "scheduled").to_owned()];
-        let taken = recovery.bases().take(labels, due.into_iter().collect()).await;
+        let taken = recovery.bases().take(labels, due.iter().cloned().collect()).await;
         if let Err(super::base::Error::Busy) = taken {
             tracing::info!("another base backup of this server is running");
             self.base.leave();
@@ -252,7 +263,10 @@ impl Routine {
             Ok(manifest) => {
                 tracing::info!(id = %manifest.id, bytes = manifest.stored_bytes(), "a base backup was taken and proven");
                 self.base.end(self.clock.wall(), None);
-                self.prune().await;
+                self.base.note_served(due);
+                if let Some(cluster) = manifest.content.cluster() {
+                    self.prune(&cluster).await;
+                }
                 true
             }
             Err(error) => {
@@ -264,13 +278,8 @@ impl Routine {
         }
     }
 
-    async fn prune(&self) {
-        let pruned = async {
-            let cluster = self.recovery.cluster().await?;
-            let pruned = self.recovery.bases().prune(&cluster, &self.policy, Mode::Act).await?;
-            Ok::<_, Error>(pruned)
-        };
-        match pruned.await {
+    async fn prune(&self, cluster: &Cluster) {
+        match self.recovery.bases().prune(cluster, &self.policy, Mode::Act).await {
             Ok(pruned) => tracing::info!(
                 marked = pruned.marked.len(),
                 deleted = pruned.deleted.len(),
@@ -279,7 +288,7 @@ impl Routine {
                 "retention was applied to base backups and log"
             ),
             Err(error) => {
-                let text = format!("retention could not be applied: {}", drill::chain(&error));
+                let text = format!("retention could not be applied: {}", drill::chain(&Error::from(error)));
                 self.base.trouble(self.clock.wall(), text.clone());
                 self.report(BASE, &text);
             }
@@ -309,50 +318,64 @@ impl Routine {
         passed
     }
 
-    /// Reads the repository anew.
+    /// Reads the repository anew. What is due depends on the base backups alone: whatever else cannot be read must neither
+    /// have one taken over and over, nor none at all.
     async fn look(&self) {
         let _one_at_a_time = self.looking.lock().await;
-        let looked = async {
-            let cluster = self.recovery.cluster().await?;
-            let bases = self.recovery.bases().list(&cluster).await?;
-            let window = self.recovery.window().await?;
-            let drills = self.recovery.drills().await?;
-            Ok::<_, Error>((window, bases, drills))
-        };
-        let looked = looked.await;
         let now = self.clock.wall();
-        match looked {
-            Ok((window, bases, drills)) => {
-                self.metrics.looked(&window, &bases, &drills);
-                let gap = window.ends_because.clone().filter(|_| !bases.is_empty());
-                self.board.set(
-                    WINDOW,
-                    gap.map_or(Condition::Healthy, |gap| {
-                        Condition::Degraded(format!("later instants cannot be reached: {gap}; take a base backup"))
-                    }),
-                );
-                let mut known = self.lock();
-                known.window = window;
-                known.bases = bases;
-                known.drills = drills;
-                known.looked_at = Some(now);
-                drop(known);
+        let looked = match self.look_at_bases(now).await {
+            Ok(()) => {
+                let looked = self.look_further().await;
                 self.judge(now);
+                looked
             }
             // A new repository: the first base backup is due.
-            Err(Error::Empty) => self.lock().looked_at = Some(now),
-            Err(error) => self.report(
-                WINDOW,
-                &format!("the repository cannot be read: {}", drill::chain(&error)),
-            ),
+            Err(Error::Empty) => {
+                let mut known = self.lock();
+                (known.looked_at, known.are_own) = (Some(now), true);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = looked {
+            self.report(WINDOW, &unseen(&error));
         }
         self.looked.notify_waiters();
+    }
+
+    async fn look_at_bases(&self, now: Timestamp) -> Result<(), Error> {
+        let cluster = self.recovery.cluster().await?;
+        let bases = self.recovery.bases().list(&cluster).await?;
+        let are_own = self.recovery.own_cluster().as_ref() == Some(&cluster);
+        let mut known = self.lock();
+        (known.bases, known.are_own, known.looked_at) = (bases, are_own, Some(now));
+        Ok(())
+    }
+
+    async fn look_further(&self) -> Result<(), Error> {
+        let window = self.recovery.window().await?;
+        let drills = self.recovery.drills().await?;
+        let mut known = self.lock();
+        self.metrics.looked(&window, &known.bases, &drills);
+        let gap = window.ends_because.clone().filter(|_| !known.bases.is_empty());
+        (known.window, known.drills) = (window, drills);
+        drop(known);
+        self.board.set(
+            WINDOW,
+            gap.map_or(Condition::Healthy, |gap| {
+                Condition::Degraded(format!("later instants cannot be reached: {gap}; take a base backup"))
+            }),
+        );
+        Ok(())
     }
 
     /// Puts on the board what went wrong last, and what is overdue.
     fn judge(&self, now: Timestamp) {
         let known = self.lock();
-        let last_base = known.bases.last().map(|base| base.stopped_at);
+        let whole = known.bases.iter().rfind(|base| base.incomplete.is_none());
+        let last_base = whole.map(|base| base.stopped_at);
+        let broken = known.bases.iter().find_map(|base| base.incomplete.clone());
+        let broken = broken.map(|what| format!("a base backup cannot be used: {what}; it is not counted on"));
         if let Some(last) = known.drills.first() {
             self.drill.heard(last.at, last.failure.as_deref().map(failed_drill));
         }
@@ -360,7 +383,8 @@ impl Routine {
         let last_drill = passed.or(known.window.earliest());
         drop(known);
         for (kind, last) in [(&self.base, last_base), (&self.drill, last_drill)] {
-            match kind.wrong(last, now) {
+            let broken = broken.clone().filter(|_| kind.name == BASE);
+            match kind.wrong(last, now).or(broken) {
                 Some(text) => self.board.set(kind.name, Condition::Degraded(text)),
                 // What has never been done is not called well.
                 None if last.is_none() => {}
@@ -381,6 +405,16 @@ impl Routine {
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why the window is not known, as a sentence.
+fn unseen(error: &Error) -> String {
+    if error.lacks_identity() {
+        return "the window is not known and no recovery can be rehearsed: the log is encrypted, and no age identity is \
+                configured; base backups and retention go on"
+            .to_owned();
+    }
+    format!("the repository cannot be read: {}", drill::chain(error))
 }
 
 fn failed_drill(failure: &str) -> String {

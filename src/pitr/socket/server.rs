@@ -19,6 +19,8 @@ use super::{Answer, LINE_BYTES_MAX, Request};
 
 /// PostgreSQL archives one file at a time and recovers one at a time.
 const CLIENTS_MAX: usize = 16;
+/// Those who may not ask, and are told so.
+const STRANGERS_MAX: usize = 2;
 /// A client sends its request in the first breath.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the system is out of descriptors: do not spin.
@@ -67,17 +69,22 @@ impl Listener {
     {
         let answer = Arc::new(answer);
         let permits = Arc::new(Semaphore::new(CLIENTS_MAX));
+        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
         let mut clients = JoinSet::new();
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return;
-            };
             while clients.try_join_next().is_some() {}
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (answer, user) = (Arc::clone(&answer), self.user);
+                    let stranger = stranger(&stream, self.user);
+                    let permit = match stranger {
+                        None => Arc::clone(&permits).acquire_owned().await.ok(),
+                        // They are told why; so many at a time that they are in nobody's way.
+                        Some(_) => Arc::clone(&strangers).try_acquire_owned().ok(),
+                    };
+                    let Some(permit) = permit else { continue };
+                    let answer = Arc::clone(&answer);
                     clients.spawn(async move {
-                        if let Err(error) = converse(stream, user, &*answer).await {
+                        if let Err(error) = converse(stream, stranger, &*answer).await {
                             tracing::warn!(%error, "a client of the archive's socket was not served");
                         }
                         drop(permit);
@@ -92,14 +99,19 @@ impl Listener {
     }
 }
 
-async fn converse<A, F>(stream: tokio::net::UnixStream, user: Option<u32>, answer: &A) -> io::Result<()>
+/// The peer's user id, if it may not use the socket. Whoever cannot be told is nobody.
+fn stranger(stream: &tokio::net::UnixStream, user: Option<u32>) -> Option<u32> {
+    let peer = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+    let own = rustix::process::getuid().as_raw();
+    let is_welcome = peer == own || peer == 0 || Some(peer) == user;
+    (!is_welcome).then_some(peer)
+}
+
+async fn converse<A, F>(stream: tokio::net::UnixStream, stranger: Option<u32>, answer: &A) -> io::Result<()>
 where
     A: Fn(Request, OpenFile) -> F,
     F: Future<Output = Answer>,
 {
-    let peer = stream.peer_cred()?.uid();
-    let own = rustix::process::getuid().as_raw();
-    let is_welcome = peer == own || peer == 0 || Some(peer) == user;
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
@@ -110,10 +122,10 @@ where
     })
     .await
     .map_err(io::Error::other)?;
-    let answer = match received {
-        Ok(_) if !is_welcome => Answer::Failed(format!("user id {peer} may not use this socket; see pitr.user")),
-        Ok((request, file)) => answer(request, file).await,
-        Err(error) => Answer::Failed(error.to_string()),
+    let answer = match (received, stranger) {
+        (Ok(_), Some(peer)) => Answer::Failed(format!("user id {peer} may not use this socket; see pitr.user")),
+        (Ok((request, file)), None) => answer(request, file).await,
+        (Err(error), _) => Answer::Failed(error.to_string()),
     };
     let line = answer.to_string();
     let told = tokio::task::spawn_blocking(move || (&stream).write_all(line.as_bytes()));

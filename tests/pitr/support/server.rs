@@ -83,8 +83,12 @@ impl Server {
 
     /// `before`: a program and arguments that replace themselves by the server.
     pub(crate) fn start_with(cluster: &Cluster, more: &str, before: &[&str]) -> Self {
+        Self::start_configured(cluster, &config(cluster, more), before)
+    }
+
+    pub(crate) fn start_configured(cluster: &Cluster, config: &str, before: &[&str]) -> Self {
         let file = cluster.root().join("config.toml");
-        std::fs::write(&file, config(cluster, more)).expect("the configuration is written");
+        std::fs::write(&file, config).expect("the configuration is written");
         let addresses = cluster.root().join("addresses.json");
         drop(std::fs::remove_file(&addresses));
         let log = |name: &str| std::fs::File::create(cluster.root().join(name)).expect("a log file");
