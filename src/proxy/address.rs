@@ -54,13 +54,17 @@ pub fn origin(peer: IpAddr, trusted: &[IpNet], told_by: ForwardedHeader, headers
         ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
         ForwardedHeader::Forwarded => FORWARDED,
     };
-    let read = |element| match told_by {
-        ForwardedHeader::XForwardedFor => parse_node(element),
-        ForwardedHeader::Forwarded => forwarded_for(element),
+    let lines = headers.get_all(name).iter().rev().map(http::HeaderValue::as_bytes);
+    let _all_trusted = match told_by {
+        ForwardedHeader::XForwardedFor => {
+            let nodes = lines.flat_map(|line| line.rsplit(|&byte| byte == b','));
+            nodes.take(HOPS_MAX).all(|node| step(parse_node(node)))
+        }
+        ForwardedHeader::Forwarded => {
+            let elements = lines.flat_map(|line| elements(line).into_iter().rev());
+            elements.take(HOPS_MAX).all(|element| step(forwarded_for(element)))
+        }
     };
-    let lines = headers.get_all(name).iter().rev();
-    let elements = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
-    let _all_trusted = elements.take(HOPS_MAX).all(|element| step(read(element)));
     hops.reverse();
     Origin {
         client,
@@ -73,9 +77,32 @@ pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
+/// The elements of one line of `Forwarded`. They may hold strings in quotes (RFC 7239 section 4), in which a comma is part of a
+/// value: a client can put one into a host name. A line whose quotes do not end is one that nobody can read.
+fn elements(line: &[u8]) -> Vec<&[u8]> {
+    split_unquoted(line, b',').unwrap_or_else(|| vec![b""])
+}
+
+/// Splits at `separator` outside of quoted strings. `None`: a string does not end.
+fn split_unquoted(text: &[u8], separator: u8) -> Option<Vec<&[u8]>> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let parts = text.split(|&byte| {
+        let separates = byte == separator && !is_quoted;
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        separates
+    });
+    let parts: Vec<&[u8]> = parts.collect();
+    (!is_quoted).then_some(parts)
+}
+
 /// The `for` parameter of one element of `Forwarded`.
 fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
-    element.split(|&byte| byte == b';').find_map(|pair| {
+    split_unquoted(element, b';')?.into_iter().find_map(|pair| {
         let pair = pair.trim_ascii();
         let (name, value) = pair.split_at_checked(4)?;
         name.eq_ignore_ascii_case(b"for=").then(|| parse_node(value)).flatten()
@@ -166,6 +193,19 @@ mod tests {
             (&[("forwarded", "for=_hidden")], "10.0.0.1"),
             (&[("forwarded", "for=9.9.9.9, for=10.2.3.4")], "9.9.9.9"),
             (&[("forwarded", "by=9.9.9.9")], "10.0.0.1"),
+            // What a client wrote into its host name is no address.
+            (
+                &[("forwarded", "for=198.51.100.1;proto=https;host=\"a,for=6.6.6.6;x=b\"")],
+                "198.51.100.1",
+            ),
+            (
+                &[(
+                    "forwarded",
+                    "host=\"a\\\";for=6.6.6.6,for=7.7.7.7;x=\";for=198.51.100.1",
+                )],
+                "198.51.100.1",
+            ),
+            (&[("forwarded", "for=9.9.9.9;host=\"a,for=6.6.6.6")], "10.0.0.1"),
         ];
         for (lines, wanted) in cases {
             assert_eq!(client("10.0.0.1", Forwarded, lines), *wanted, "{lines:?}");

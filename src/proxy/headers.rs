@@ -185,18 +185,15 @@ fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
+/// What the gate says itself, and what only somebody before the app may say: whatever is called forwarded comes from the gate alone.
 fn is_removed_from_requests(name: &str) -> bool {
     is_hop_by_hop(name)
+        || name.starts_with("x-forwarded-")
         || matches!(
             name,
             "proxy-authorization"
                 | "proxy"
                 | "forwarded"
-                | "x-forwarded-for"
-                | "x-forwarded-proto"
-                | "x-forwarded-host"
-                | "x-forwarded-port"
-                | "x-forwarded-server"
                 | "x-real-ip"
                 | "x-request-id"
                 | "expect"
@@ -214,7 +211,7 @@ fn is_removed_from_responses(name: &str) -> bool {
 
 /// CGI-like apps read `X_Real_IP` and `X.Real.IP` as `X-Real-IP`.
 fn is_alias(name: &str, is_removed: fn(&str) -> bool) -> bool {
-    const LONGEST: usize = 32;
+    const LONGEST: usize = 64;
     if name.len() > LONGEST || !name.bytes().any(|byte| byte == b'_' || byte == b'.') {
         return false;
     }

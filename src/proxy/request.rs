@@ -220,7 +220,9 @@ pub(super) fn take_upgrade(worker: &Worker, parts: &mut Parts) -> Option<Upgrade
             let is_wanted = headers::has_token(&parts.headers, &CONNECTION, "upgrade");
             let protocol = parts.headers.get(UPGRADE).filter(|_| is_wanted)?;
             // RFC 9113 section 3.1: HTTP/2 over TCP by Upgrade is obsolete.
-            (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| Upgrade::Switch(protocol.clone()))
+            let mut wished = protocol.as_bytes().split(|&byte| byte == b',');
+            let is_h2c = wished.any(|one| one.trim_ascii().eq_ignore_ascii_case(b"h2c"));
+            (!is_h2c).then(|| Upgrade::Switch(protocol.clone()))
         }
         Version::HTTP_2 if parts.method == Method::CONNECT => {
             let protocol = parts.extensions.get::<hyper::ext::Protocol>()?;

@@ -10,7 +10,6 @@ use axum::extract::{Path, Query};
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use ipnet::IpNet;
-use tokio_util::task::TaskTracker;
 
 use super::super::State;
 use super::super::auth::Caller;
@@ -62,25 +61,9 @@ pub(super) async fn block(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Error> {
     let text = text(ip)?;
-    let changed = whole(state.tasks.clone(), async move {
-        let done = try_block(&state, &caller, &text, body).await;
-        record(&state, &caller, "block", &quoted(&text), &outcome(&done)).await;
-        done
-    });
-    Ok((StatusCode::CREATED, Json(changed.await?)).into_response())
-}
-
-/// Runs a change to its end, its audit entry included, also when the caller hangs up meanwhile.
-async fn whole<T: Send + 'static>(
-    tasks: TaskTracker,
-    change: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tasks.spawn(change).await;
-    done.unwrap_or_else(|_| {
-        Err(Error::Unavailable(
-            "interrupted; look whether the change is in force".to_owned(),
-        ))
-    })
+    let done = try_block(&state, &caller, &text, body).await;
+    record(&state, &caller, "block", &quoted(&text), &outcome(&done)).await;
+    Ok((StatusCode::CREATED, Json(done?)).into_response())
 }
 
 /// What the audit trail says of a change.
@@ -133,12 +116,9 @@ pub(super) async fn unblock(
     ip: Ip,
 ) -> Result<Json<Changed>, Error> {
     let text = text(ip)?;
-    let changed = whole(state.tasks.clone(), async move {
-        let done = try_unblock(&state, &caller, &text).await;
-        record(&state, &caller, "unblock", &quoted(&text), &outcome(&done)).await;
-        done
-    });
-    Ok(Json(changed.await?))
+    let done = try_unblock(&state, &caller, &text).await;
+    record(&state, &caller, "unblock", &quoted(&text), &outcome(&done)).await;
+    Ok(Json(done?))
 }
 
 async fn try_unblock(state: &State, caller: &Caller, text: &str) -> Result<Changed, Error> {

@@ -26,6 +26,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
+use tokio_util::task::TaskTracker;
 
 use super::auth::{Access, Caller, authorize};
 use super::problem::Error;
@@ -177,7 +178,14 @@ impl Table {
         let state = Arc::clone(&self.state);
         let check = from_fn(move |request: Request, next: Next| {
             let state = Arc::clone(&state);
-            async move { admit(&state, access, request, next).await }
+            let tasks = (name != "GET").then(|| state.tasks.clone());
+            let handled = async move { admit(&state, access, request, next).await };
+            async move {
+                match tasks {
+                    None => handled.await,
+                    Some(tasks) => to_its_end(&tasks, handled).await,
+                }
+            }
         });
         let route: MethodRouter<Arc<State>> = on(filter, handler).layer(check);
         match self.paths.iter_mut().find(|(known, _)| *known == path) {
@@ -254,6 +262,13 @@ fn order<T: Default + serde::de::DeserializeOwned>(body: Result<Bytes, BytesReje
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Error::Invalid(ddos::quoted(&error.to_string())),
         _ => Error::NotJson,
+    })
+}
+
+/// Runs a change to its end, its audit entry included, also when the caller hangs up meanwhile.
+async fn to_its_end(tasks: &TaskTracker, handled: impl Future<Output = Response> + Send + 'static) -> Response {
+    tasks.spawn(handled).await.unwrap_or_else(|_| {
+        Error::Unavailable("interrupted; look whether the change is in force".to_owned()).into_response()
     })
 }
 

@@ -183,6 +183,16 @@ const HOPS: &[Case] = &[
         Passes(&[], &["upgrade", "h2c", "http2-settings"]),
     ),
     (
+        "Upgrade to h2c in a list",
+        "GET /c HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket, h2c,\r\n\r\n",
+        Passes(&[], &["upgrade", "h2c"]),
+    ),
+    (
+        "Forwarding fields of any other name",
+        "GET /c HTTP/1.1\r\nHost: a\r\nX-Forwarded-Prefix: /forged\r\nX-Forwarded-User: forged\r\nX_Forwarded_Ssl: forged\r\n\r\n",
+        Passes(&[], &["forged"]),
+    ),
+    (
         "Expect of something unknown",
         "POST /c HTTP/1.1\r\nHost: a\r\nExpect: tea\r\nContent-Length: 0\r\n\r\n",
         Answered(417),
