@@ -72,6 +72,7 @@ impl Vault {
         if made.is_err() {
             self.sweep(&folder).await;
         }
+        admin.give_back(ADVISORY_LOCK).await;
         made
     }
 

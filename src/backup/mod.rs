@@ -11,6 +11,7 @@ pub mod files;
 mod globals;
 mod journal;
 mod milestone;
+mod own;
 mod places;
 mod preflight;
 mod prune;

@@ -165,6 +165,7 @@ impl Vault {
         };
         let done = self.carry_out(&work, &spool, &mut notes).await;
         drop(work);
+        admin.give_back(ADVISORY_LOCK).await;
         drop(admin);
         // The note decides what holds, as after a crash: an answer that was lost is no answer.
         let recovered = self.recover_locked(lock).await?;
@@ -258,6 +259,11 @@ impl Vault {
                 Err(error) => notes.push(format!("{statement} failed: {}", chain(&error))),
                 Ok(()) => {}
             }
+        }
+        if work.intent.replaces() && work.intent.live_oid > 0 {
+            let names = (work.intent.live.as_str(), new.as_str());
+            let scratch = spool.parent().unwrap_or(spool);
+            self.carry_own(work.ground, &application, names, scratch, notes).await;
         }
         reached(Step::Carried).await;
         Ok(rows)

@@ -10,6 +10,7 @@ use super::{Error, Target};
 
 /// From the first packet to the session.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection; its driver ends with it.
 #[derive(Debug)]
@@ -62,6 +63,16 @@ impl Admin {
             act: act.to_owned(),
             source,
         })
+    }
+
+    /// Gives an advisory lock back. The server would, once it notices that we are gone, which may be after the next run has asked.
+    pub async fn give_back(&self, lock: i64) {
+        let asked = async {
+            let sql = "SELECT pg_advisory_unlock($1)";
+            self.value::<bool>("giving the lock back", sql, &[&lock]).await
+        };
+        // It ends with the session at the latest.
+        drop(tokio::time::timeout(GIVE_BACK_TIMEOUT, asked).await);
     }
 
     /// One value of one row.

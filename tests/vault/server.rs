@@ -119,10 +119,15 @@ impl<'a> Server<'a> {
         let (addresses, config) = (directory.join("addresses.json"), directory.join("config.toml"));
         drop(std::fs::remove_file(&addresses));
         let hash = hex::encode(Sha256::digest("test"));
+        // The blocklist beside the app's tables, where a test wants it.
+        let store = match environment.iter().any(|(name, _)| *name == "SHARED") {
+            true => "store.postgres = { env = \"DATABASE_URL\" }\n",
+            false => "",
+        };
         let text = format!(
             "state_dir = {state:?}\nserver.listen = [\"127.0.0.1:0\"]\ntls.mode = \"off\"\n\
              limits.requests_per_minute = 0\nlimits.requests_per_hour = 0\nupstream.servers = [\"http://{app}\"]\n\
-             database.url = {{ env = \"DATABASE_URL\" }}\nalerts.webhook = {{ env = \"HOOK\" }}\nalerts.ping = {{ env = \"PING\" }}\n\
+             {store}database.url = {{ env = \"DATABASE_URL\" }}\nalerts.webhook = {{ env = \"HOOK\" }}\nalerts.ping = {{ env = \"PING\" }}\n\
              [admin]\nlisten = \"127.0.0.1:0\"\ntokens = [{{ name = \"test\", role = \"admin\", sha256 = \"{hash}\" }}]\n\
              [backup]\nrepository = \"file://{repository}\"\nrecipients = [{recipient:?}]\nidentity = {{ file = {key:?} }}\n",
             state = directory.join("state").display().to_string(),
@@ -341,6 +346,30 @@ fn restore_by_path_swaps_while_traffic_waits_and_none_fails() {
         "3",
         "the old one is kept"
     );
+}
+
+#[test]
+fn restore_leaves_blocks_and_audit_trail_as_they_are() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::before(&bed, &hook, hook.address, &[("SHARED", "yes".to_owned())]);
+    server.settle();
+    let id = server.good()[0]["id"].clone();
+    drop(bed.sql("app", "DELETE FROM app.t WHERE id > 3"));
+    let (status, made) = server.post("/api/infrastructure/ddos/block/198.51.100.7", &Value::Null);
+    assert_eq!(status, 201, "{made}");
+    let stored = "SELECT count(*) FROM foregate.blocks WHERE network = '198.51.100.7'";
+    until("the block is stored", || bed.sql("app", stored) == "1");
+    let run = server.done(&format!("{BACKUPS}/restore"), &json!({"id": id}));
+    assert_eq!(run["state"], "succeeded", "{run}");
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    assert_eq!(bed.sql("app", stored), "1", "who was blocked since stays blocked");
+    let told = "SELECT count(*) FROM foregate.audit WHERE action = 'block'";
+    assert_eq!(bed.sql("app", told), "1", "what was done stays written down");
+    let aside = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'foregate%'";
+    assert_eq!(bed.sql("app", aside), "1");
+    let (status, lifted) = server.post("/api/infrastructure/ddos/unblock/198.51.100.7", &Value::Null);
+    assert_eq!(status, 200, "{lifted}");
+    until("the lift is stored", || bed.sql("app", stored) == "0");
 }
 
 #[test]

@@ -100,6 +100,7 @@ impl Bases {
             // The cause is told below; what is left here, the next run ends.
             drop(end_sessions(&admin).await);
         }
+        admin.give_back(ADVISORY_LOCK).await;
         made
     }
 

@@ -60,11 +60,14 @@ impl std::fmt::Debug for Postgres {
 }
 
 /// A connection for one call.
-struct Lease(Option<Object>);
+struct Lease {
+    object: Option<Object>,
+    migrated: Arc<Mutex<bool>>,
+}
 
 impl Lease {
     fn client(&mut self) -> Result<&mut Client, Error> {
-        let object = self.0.as_mut();
+        let object = self.object.as_mut();
         object
             .map(|object| &mut ***object)
             .ok_or_else(|| Error::Unreachable("the connection was given back".into()))
@@ -72,14 +75,18 @@ impl Lease {
 
     /// The call has ended well: the connection may serve another one.
     fn give_back(mut self) {
-        drop(self.0.take());
+        drop(self.object.take());
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
+        if let Some(object) = self.object.take() {
             drop(Object::take(object));
+            // The database may be another one by now, restored or made anew: the next call looks.
+            if let Ok(mut migrated) = self.migrated.try_lock() {
+                *migrated = false;
+            }
         }
     }
 }
@@ -141,7 +148,10 @@ impl Postgres {
 
     /// A connection to a migrated database; the caller's deadline bounds it.
     async fn lease(&self) -> Result<Lease, Error> {
-        let mut lease = Lease(Some(self.pool.get().await.map_err(unreachable)?));
+        let mut lease = Lease {
+            object: Some(self.pool.get().await.map_err(unreachable)?),
+            migrated: Arc::clone(&self.migrated),
+        };
         let mut migrated = self.migrated.lock().await;
         if !*migrated {
             migrate(lease.client()?).await?;
