@@ -44,7 +44,10 @@ impl Metrics {
                 "foregate_store_journal_failures_total",
                 "Writes of the local journal or snapshot that failed.",
             )?,
-            dropped: IntCounter::new("foregate_blocklist_dropped_orders_total", "Automatic blocks not taken.")?,
+            dropped: IntCounter::new(
+                "foregate_blocklist_dropped_orders_total",
+                "Automatic blocks not taken, or not written down because too many wait for the store.",
+            )?,
             changes,
         })
     }

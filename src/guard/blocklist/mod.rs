@@ -34,6 +34,8 @@ pub struct Entry {
     pub block: Block,
     /// Requests that were told why they are refused; after ten, connections are closed at accept.
     pub told: AtomicU32,
+    /// Connections that were let in nevertheless, to be told.
+    pub met: AtomicU32,
 }
 
 /// What somebody asks for; the blocklist adds reference and times.

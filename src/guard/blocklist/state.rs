@@ -17,6 +17,9 @@ use crate::clock::Clock;
 use crate::guard::client::Networks;
 use crate::store::Change;
 
+/// So many blocks are in force at most, of which some are not written down.
+const UNKEPT_MAX: usize = 100_000;
+
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) table: ArcSwap<Table>,
@@ -151,11 +154,7 @@ impl Shared {
         let mut changed = false;
         let outcomes = orders
             .into_iter()
-            .map(|order| {
-                let outcome = self.order_one(&order, &mut table, &before, &mut waiting);
-                changed |= matches!(outcome, Ok((_, Some(_))));
-                outcome
-            })
+            .map(|order| self.order_one(&order, &mut table, &before, &mut waiting, &mut changed))
             .collect();
         if changed {
             self.swap(table, &waiting);
@@ -165,10 +164,22 @@ impl Shared {
         outcomes
     }
 
-    fn order_one(&self, order: &Order, table: &mut Table, before: &Table, waiting: &mut Waiting) -> Ordered {
+    fn order_one(
+        &self,
+        order: &Order,
+        table: &mut Table,
+        before: &Table,
+        waiting: &mut Waiting,
+        changed: &mut bool,
+    ) -> Ordered {
         let network = normal(order.network);
         self.refuse_protected(network)?;
-        waiting.room_for(network)?;
+        let is_kept = match waiting.room_for(network) {
+            Ok(()) => true,
+            // Who attacks while the store is away is shut out all the same, here and until it has been read again.
+            Err(Error::QueueFull { .. }) if order.source == Source::Automatic && table.len() < UNKEPT_MAX => false,
+            Err(error) => return Err(error),
+        };
         let now = self.clock.wall();
         let old = table.get(network);
         // An order is newer than what it is to replace, whatever the clock of the instance that made that one said.
@@ -194,8 +205,12 @@ impl Shared {
         }
         table.insert(block.clone(), before);
         self.metrics.blocked.inc();
-        let taken = waiting.push(Change::Block(block.clone()), now);
-        Ok((block, Some(taken)))
+        *changed = true;
+        let taken = is_kept.then(|| waiting.push(Change::Block(block.clone()), now));
+        if taken.is_none() {
+            self.metrics.dropped.inc();
+        }
+        Ok((block, taken))
     }
 
     pub(super) fn take_orders(&self, orders: Vec<Order>) {

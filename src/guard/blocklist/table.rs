@@ -235,6 +235,7 @@ impl Table {
             _ => Arc::new(Entry {
                 block,
                 told: AtomicU32::new(0),
+                met: AtomicU32::new(0),
             }),
         };
         drop(self.set(entry.block.network, Some(entry)));

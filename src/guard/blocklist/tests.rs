@@ -417,6 +417,24 @@ fn full_queue_takes_changes_of_networks_that_wait_already_and_no_others() {
     waiting.room_for(lift(0).network()).expect("it has a place");
 }
 
+#[test]
+fn automatic_block_that_cannot_wait_for_the_store_is_in_force_nevertheless() {
+    let shared = Shared::default();
+    let of = |number: usize| format!("10.{}.{}.0/24", number / 250, number % 250);
+    let many = (0..MAX_WAITING).map(|number| order(&of(number), Source::Manual, Some(60)));
+    assert!(shared.order(many.collect()).iter().all(Result::is_ok));
+    let refused = shared.order(vec![order("192.0.2.1/32", Source::Manual, Some(60))]);
+    assert!(
+        matches!(refused[..], [Err(Error::QueueFull { .. })]),
+        "who asks is told"
+    );
+    shared.take_orders(vec![order("192.0.2.2/32", Source::Automatic, Some(60))]);
+    let network = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
+    let table = shared.table.load();
+    assert!(table.get(network("192.0.2.1/32")).is_none() && table.get(network("192.0.2.2/32")).is_some());
+    assert_eq!(shared.metrics.dropped.get(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn network_inside_a_protected_one_is_refused_and_a_wider_one_is_not() {
     let state = tempfile::tempdir().expect("a directory");

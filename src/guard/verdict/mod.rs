@@ -24,6 +24,8 @@ use crate::clock::Now;
 
 /// Requests of a block that are told why; after them the client's connections are closed at accept.
 const TOLD_REQUESTS: u32 = 10;
+/// Of a block, connections that are let in so that they can be told.
+const MET_CONNECTIONS: u32 = 2 * TOLD_REQUESTS;
 
 /// A request as far as the guard cares.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +170,7 @@ impl Guard {
     pub fn refuses_connection(&self, peer: IpAddr, now: Now) -> bool {
         let refused = self
             .block_on(&self.policy.load(), peer, now)
-            .is_some_and(|entry| has_been_told(&entry));
+            .is_some_and(|entry| has_been_told(&entry) || is_met_too_often(&entry));
         if refused {
             self.tally.count(Act::RefusedConnection, now.tick);
         }
@@ -325,6 +327,15 @@ fn tell(entry: &Entry) {
 
 fn is_beyond_telling(entry: &Entry) -> bool {
     entry.told.load(Ordering::Relaxed) > TOLD_REQUESTS
+}
+
+/// Counts a connection of a blocked peer: one that shakes hands for ever and asks for nothing is never told.
+fn is_met_too_often(entry: &Entry) -> bool {
+    let met = entry.met.load(Ordering::Relaxed);
+    if met < MET_CONNECTIONS {
+        entry.met.fetch_add(1, Ordering::Relaxed);
+    }
+    met >= MET_CONNECTIONS
 }
 
 fn has_been_told(entry: &Entry) -> bool {

@@ -214,6 +214,7 @@ fn ten_requests_of_a_block_are_told_why() {
             expires_at: None,
         },
         told: AtomicU32::new(0),
+        met: AtomicU32::new(0),
     };
     for nth in 0..10 {
         assert!(!has_been_told(&entry), "request {nth}");
@@ -224,6 +225,25 @@ fn ten_requests_of_a_block_are_told_why() {
         tell(&entry);
     }
     assert_eq!(entry.told.load(Ordering::Relaxed), 11, "no writes once cut off");
+}
+
+#[test]
+fn blocked_client_that_never_asks_is_refused_at_accept_as_well() {
+    let entry = Entry {
+        block: Block {
+            reference: ulid::Ulid::nil(),
+            network: "192.0.2.66/32".parse().expect("a network"),
+            reason: "a test".to_owned(),
+            source: Source::Manual,
+            created_by: "ops".to_owned(),
+            created_at: at(0).wall,
+            expires_at: None,
+        },
+        told: AtomicU32::new(0),
+        met: AtomicU32::new(0),
+    };
+    let let_in = (0..100).filter(|_| !is_met_too_often(&entry)).count();
+    assert_eq!(let_in, 20, "a handshake costs more than a request");
 }
 
 #[test]
