@@ -203,8 +203,8 @@ impl Journal {
             self.file.set_len(self.good)?;
         }
         self.file.write_all(&bytes)?;
-        // A mark that a power cut takes away costs one more write to the store, which changes nothing.
-        if !lines.changes.is_empty() {
+        // Marks too: a block whose mark a power cut takes away is stored again, and by then another instance may have lifted it.
+        if !bytes.is_empty() {
             self.file.sync_data()?;
         }
         self.good += bytes.len() as u64;

@@ -429,7 +429,7 @@ fn automatic_block_that_cannot_wait_for_the_store_is_in_force_nevertheless() {
         "who asks is told"
     );
     shared.take_orders(vec![order("192.0.2.2/32", Source::Automatic, Some(60))]);
-    let network = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
+    let network = |text: &str| text.parse::<IpNet>().expect("a network");
     let table = shared.table.load();
     assert!(table.get(network("192.0.2.1/32")).is_none() && table.get(network("192.0.2.2/32")).is_some());
     assert_eq!(shared.metrics.dropped.get(), 1);
