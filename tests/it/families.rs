@@ -249,7 +249,7 @@ async fn every_way_in_which_a_request_ends_is_counted_with_its_status_class() {
 #[tokio::test]
 async fn failures_of_the_app_are_counted_by_their_kind() {
     let origin = obedient_app(Arc::default()).await;
-    let config = Config::before(&origin).set("upstream.response_timeout", r#""200ms""#);
+    let config = Config::before(&origin).set("upstream.response_timeout", r#""3s""#);
     let gate = Gate::start(&config).await;
     let kinds = [
         "connect_refused",

@@ -207,7 +207,8 @@ async fn server_that_fails_its_probe_gets_nothing_until_it_passes_again() {
     let config = Config::before(&steady)
         .set("upstream.servers", &before_all(&[&steady.url(), &shaky.url()]))
         .set("upstream.health.path", r#""/health""#)
-        .set("upstream.health.interval", r#""100ms""#);
+        // A probe may take as long: the steady one must pass each of them.
+        .set("upstream.health.interval", r#""1s""#);
     let gate = Gate::start(&config).await;
     let up = format!("foregate_upstream_server_up{{server=\"{}\"}}", shaky.address);
     let shows = async |value: u8| {

@@ -161,8 +161,9 @@ async fn body_that_stands_still_is_408() {
     raw.closed().await;
 }
 
-/// Sends a body of `length` bytes in pieces until it is complete or an answer comes.
-async fn upload(gate: &Gate, length: usize, piece: usize, every: Duration) -> u16 {
+/// Sends a body of `length` bytes in pieces until it is complete or an answer comes. Returns the status, and how long this client
+/// itself stood still at most.
+async fn upload(gate: &Gate, length: usize, piece: usize, every: Duration) -> (u16, Duration) {
     let mut client = Raw::plain(gate.address).await;
     client
         .send(format!(
@@ -170,7 +171,12 @@ async fn upload(gate: &Gate, length: usize, piece: usize, every: Duration) -> u1
         ))
         .await;
     let mut ticker = tokio::time::interval(every);
-    let mut sent = 0;
+    let (mut sent, mut last, mut pause) = (0, Instant::now(), Duration::ZERO);
+    let mut goes_on = || {
+        pause = pause.max(last.elapsed());
+        last = Instant::now();
+        pause
+    };
     while sent < length {
         tokio::select! {
             _ = ticker.tick() => {
@@ -182,20 +188,30 @@ async fn upload(gate: &Gate, length: usize, piece: usize, every: Duration) -> u1
             }
             () = client.anything() => break,
         }
+        goes_on();
     }
-    client.answer().await.status
+    let status = client.answer().await.status;
+    (status, goes_on())
 }
 
 #[tokio::test]
 async fn body_that_drips_is_408_but_a_slow_line_has_all_the_time_it_needs() {
     let origin = Origin::answering("x").await;
     let gate = Gate::start(&hasty(&origin).set("upstream.response_timeout", r#""1s""#)).await;
-    let drip = upload(&gate, 1_000, 1, Duration::from_millis(50)).await;
+    let (drip, _) = upload(&gate, 1_000, 1, Duration::from_millis(50)).await;
     assert_eq!(drip, 408, "a byte at a time");
     // Several times every time-out of this gate.
-    let started = Instant::now();
-    assert_eq!(upload(&gate, 4_000, 50, Duration::from_millis(50)).await, 200);
-    assert!(started.elapsed() > Duration::from_secs(3));
+    loop {
+        let started = Instant::now();
+        let (status, pause) = upload(&gate, 4_000, 50, Duration::from_millis(50)).await;
+        // Where the machine stood still for half a time-out, this client was no honest one.
+        if status == 408 && pause > Duration::from_millis(500) {
+            continue;
+        }
+        assert_eq!(status, 200, "the longest pause was {pause:?}");
+        assert!(started.elapsed() > Duration::from_secs(3));
+        return;
+    }
 }
 
 #[tokio::test]

@@ -365,7 +365,7 @@ async fn notification_is_read_by_network_and_a_lost_listener_reads_everything() 
 async fn block_ends_with_its_time_and_is_counted() {
     let state = tempfile::tempdir().expect("a directory");
     let (list, keeper, registry) = open_counted(None, state.path()).await;
-    let made = list.block(order("192.0.2.1/32", Source::Manual, Some(1))).await;
+    let made = list.block(order("192.0.2.1/32", Source::Manual, Some(3))).await;
     drop(made.expect("blocked"));
     assert!(finds(&list, "192.0.2.1"));
     until("the block is over", || !finds(&list, "192.0.2.1")).await;
