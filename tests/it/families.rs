@@ -282,7 +282,7 @@ async fn handshakes_are_counted_also_those_that_end_in_silence() {
     let leaf = authority.leaf_until(directory.path(), "leaf", &["localhost"], 2040);
     let config = Config::before(&origin)
         .tls(&[&leaf])
-        .set("server.timeouts.tls_handshake", r#""1s""#);
+        .set("server.timeouts.tls_handshake", r#""3s""#);
     let gate = Gate::start(&config).await;
     let [good, failed] =
         ["ok", "failed"].map(|result| format!("foregate_proxy_handshakes_total{{result=\"{result}\"}}"));

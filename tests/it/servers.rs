@@ -162,7 +162,7 @@ async fn server_that_takes_requests_and_never_answers_is_left_out() {
     let (alive, mute) = (Origin::answering("alive").await, Origin::start(|_| Script::Never).await);
     let config = Config::before(&alive)
         .set("upstream.servers", &before_all(&[&alive.url(), &mute.url()]))
-        .set("upstream.response_timeout", r#""200ms""#)
+        .set("upstream.response_timeout", r#""1s""#)
         .set("server.workers", "1");
     let gate = Gate::start(&config).await;
     wait::until("the mute server left out", async || {
@@ -171,7 +171,14 @@ async fn server_that_takes_requests_and_never_answers_is_left_out() {
         gate.log().contains("left out after 5 failures").then_some(())
     })
     .await;
-    assert_eq!(body(&gate).await, "alive");
+    // It may come back for a try: what counts is that ten in a row are not left to chance.
+    wait::until("ten answers of the other one", async || {
+        for _ in 0..10 {
+            (body(&gate).await == "alive").then_some(())?;
+        }
+        Some(())
+    })
+    .await;
     assert!(gate.log().contains("did not answer in time"), "{}", gate.log());
 }
 
@@ -179,6 +186,7 @@ async fn server_that_takes_requests_and_never_answers_is_left_out() {
 async fn client_that_is_late_with_its_body_is_not_held_against_the_server() {
     let (a, b) = (Origin::answering("x").await, Origin::answering("x").await);
     let config = crate::slow::hasty(&a)
+        .set("server.timeouts.request_header", r#""10m""#)
         .set("upstream.servers", &before_all(&[&a.url(), &b.url()]))
         .set("server.workers", "1");
     let gate = Gate::start(&config).await;
