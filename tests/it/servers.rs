@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::support::client::{self, Raw};
 use crate::support::dns::Names;
@@ -18,13 +18,12 @@ fn before_all(origins: &[&str]) -> String {
     format!("{origins:?}")
 }
 
-/// An address at which nobody listens.
-async fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    format!(
-        "http://{}",
-        listener.local_addr().expect("a bound socket has an address")
-    )
+/// An address at which nobody listens, nor will as long as the socket is kept.
+fn nobody() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let address = socket.local_addr().expect("a bound socket has an address");
+    (socket, format!("http://{address}"))
 }
 
 /// Answers with its name, and to the probe as it is told.
@@ -69,7 +68,8 @@ async fn all_servers_get_their_share() {
 #[tokio::test]
 async fn dead_servers_cost_no_request_not_even_one_that_must_not_be_sent_twice() {
     let alive = Origin::answering("alive").await;
-    let servers = before_all(&[&nobody().await, &alive.url(), &nobody().await]);
+    let ((_first, dead), (_second, gone)) = (nobody(), nobody());
+    let servers = before_all(&[&dead, &alive.url(), &gone]);
     let gate = Gate::start(&Config::before(&alive).set("upstream.servers", &servers)).await;
     for number in 0..50 {
         let answer = client::request(gate.address, "POST", &format!("/{number}"), "", "order").await;
@@ -81,7 +81,8 @@ async fn dead_servers_cost_no_request_not_even_one_that_must_not_be_sent_twice()
 #[tokio::test]
 async fn when_no_server_is_left_503_says_when_to_come_back() {
     let unused = Origin::answering("x").await;
-    let servers = before_all(&[&nobody().await, &nobody().await]);
+    let ((_first, dead), (_second, gone)) = (nobody(), nobody());
+    let servers = before_all(&[&dead, &gone]);
     let config = Config::before(&unused)
         .set("upstream.servers", &servers)
         .set("server.workers", "1");
