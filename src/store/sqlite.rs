@@ -269,7 +269,8 @@ mod tests {
     async fn call_that_failed_for_lack_of_time_never_runs_and_one_that_runs_never_fails_for_it() {
         let directory = tempfile::tempdir().expect("a directory");
         let mut store = Sqlite::open(directory.path().join("db")).await.expect("a store");
-        store.turn_timeout = Duration::from_millis(20);
+        // Longer than a busy machine takes to begin a call that is to succeed.
+        store.turn_timeout = Duration::from_secs(2);
         let (go, gate) = std::sync::mpsc::channel::<()>();
         let (begun, begins) = oneshot::channel();
         let slow = store.call(move |connection| {

@@ -299,6 +299,10 @@ mod tests {
             reader.read_to_end(&mut all).unwrap();
             count_lines(&all)
         });
+        // The end does not wait for a reader that does not begin.
+        while sink.shared.done.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
         assert!(writer.stop(), "all that was taken is written");
         drop(sink);
         assert_eq!(
@@ -328,6 +332,10 @@ mod tests {
         std::fs::rename(&path, directory.path().join("log.1")).unwrap();
         sink.reopen();
         sink.submit(b"line\n".to_vec());
+        // Its end waits only so long for a thread that does not run.
+        while sink.shared.waiting.load(Ordering::Relaxed) != 0 {
+            thread::yield_now();
+        }
         assert!(writer.stop());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "line\n");
     }

@@ -312,7 +312,9 @@ async fn demo_limits_then_blocks_and_its_admin_lifts_the_block() {
     let demo = Demo::start(directory.path()).await;
     assert_eq!(demo.ask().await, Some(200));
     let mut seen = Vec::new();
-    wait::until("the end of the connections of a blocked client", async || {
+    // Hundreds of handshakes.
+    let limit = 3 * wait::DEADLINE;
+    wait::until_at_most(limit, "the end of the connections of a blocked client", async || {
         let status = demo.ask().await;
         // Between two refusals the limit lets one more pass, now and then.
         if !seen.contains(&status) {

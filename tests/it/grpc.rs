@@ -7,7 +7,6 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::slow::hasty;
 use crate::support::certificates::Authority;
 use crate::support::client::Raw;
 use crate::support::frames::{DATA, END_HEADERS, Fate, Frames, HEADERS, WINDOW_UPDATE, block, frame};
@@ -15,6 +14,11 @@ use crate::support::grpc::{self, App, Client, Text};
 use crate::support::origin::Origin;
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
+
+/// Only the first request of a connection has time.
+fn hasty(origin: &Origin) -> Config {
+    crate::slow::hasty(origin).set("server.timeouts.request_header", r#""10m""#)
+}
 
 async fn config(app: &App) -> Config {
     let unused = Origin::answering("x").await;
@@ -228,7 +232,7 @@ async fn call_that_its_client_gives_up_ends_at_the_app() {
 async fn deadline_reaches_the_app_and_ends_the_call_there() {
     let (app, _gate, client) = start().await;
     let mut request = Request::new(String::new());
-    request.set_timeout(std::time::Duration::from_millis(300));
+    request.set_timeout(std::time::Duration::from_secs(3));
     let status = unary(&client, "Wait", request).await.expect_err("too late");
     assert!(
         matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded),

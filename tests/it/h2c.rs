@@ -123,7 +123,8 @@ async fn thousands_of_cancelled_requests_leave_their_connection_usable() {
 #[tokio::test]
 async fn connection_on_which_an_answer_is_overdue_is_not_used_again() {
     let app = H2c::start(|_, place| ok(place.stream, "alive")).await;
-    let gate = Gate::start(&before(&[&app]).await.set("upstream.response_timeout", r#""1s""#)).await;
+    // Below the PING that finds out a dead connection.
+    let gate = Gate::start(&before(&[&app]).await.set("upstream.response_timeout", r#""3s""#)).await;
     assert_eq!(client::get(gate.address, "/", "").await.status, 200);
     app.play_dead();
     assert_eq!(client::get(gate.address, "/", "").await.status, 504);

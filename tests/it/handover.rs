@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -15,6 +16,7 @@ use tokio_rustls::rustls::ClientConfig;
 use crate::load::Successor;
 use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
+use crate::support::load::DRAIN_GRACE;
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
@@ -45,25 +47,32 @@ struct Counts {
 
 /// Asks over TLS and HTTP/1.1, one request after the other, until told to stop.
 async fn ask_over_h1(address: SocketAddr, config: Arc<ClientConfig>, counts: Arc<Counts>) {
-    let mut kept = None;
+    let mut kept: Option<(Raw, Instant)> = None;
     while !counts.stop.load(Ordering::Relaxed) {
-        let mut raw = match kept.take() {
-            Some(raw) => raw,
-            None => Raw::tls(address, Arc::clone(&config), "localhost").await,
+        let begin = Instant::now();
+        let (mut raw, last) = match kept.take() {
+            Some((raw, last)) => (raw, Some(last)),
+            None => (Raw::tls(address, Arc::clone(&config), "localhost").await, None),
         };
-        raw.send("GET /load HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
-        let answer = raw.answer().await;
+        drop(raw.try_send("GET /load HTTP/1.1\r\nhost: localhost\r\n\r\n").await);
+        let Some(answer) = wait::within("an answer over h1", raw.try_answer()).await else {
+            // Only a client that stood still for too long has to ask again.
+            assert!(last.is_some_and(|last| last.elapsed() >= DRAIN_GRACE), "lost");
+            continue;
+        };
         assert_eq!(answer.status, 200, "{answer:?}");
         counts.h1.fetch_add(1, Ordering::Relaxed);
         if answer.header("connection") != Some("close") {
-            kept = Some(raw);
+            kept = Some((raw, begin));
         }
     }
 }
 
-/// The same over HTTP/2; a connection that takes no more streams says so, and what it did not take is asked on another.
+/// The same over HTTP/2; a connection that takes no more streams says so, and what it did not take is asked on another. So is
+/// what a client asks that stood still for too long.
 async fn ask_over_h2(address: SocketAddr, config: Arc<ClientConfig>, counts: Arc<Counts>) {
     while !counts.stop.load(Ordering::Relaxed) {
+        let mut last = Instant::now();
         let tls = client::handshake(address, Arc::clone(&config), "localhost")
             .await
             .expect("TLS");
@@ -73,11 +82,13 @@ async fn ask_over_h2(address: SocketAddr, config: Arc<ClientConfig>, counts: Arc
         drop(tokio::spawn(connection));
         while !counts.stop.load(Ordering::Relaxed) && sender.ready().await.is_ok() {
             let request = http::Request::get("https://localhost/load").body(Empty::<Bytes>::new());
+            let begin = Instant::now();
             let sent = sender.try_send_request(request.expect("a request"));
             let response = match wait::within("an answer over h2", sent).await {
                 Ok(response) => response,
                 Err(mut refused) => {
-                    assert!(refused.take_message().is_some(), "lost: {:?}", refused.error());
+                    let is_safe = refused.take_message().is_some() || last.elapsed() >= DRAIN_GRACE;
+                    assert!(is_safe, "lost: {:?}", refused.error());
                     break;
                 }
             };
@@ -85,6 +96,7 @@ async fn ask_over_h2(address: SocketAddr, config: Arc<ClientConfig>, counts: Arc
             let body = wait::within("a body over h2", response.into_body().collect()).await;
             assert_eq!(body.expect("a whole body").to_bytes().as_ref(), b"x");
             counts.h2.fetch_add(1, Ordering::Relaxed);
+            last = begin;
         }
     }
 }

@@ -4,6 +4,7 @@ use rustix::process::{Pid, getpriority_process};
 
 use crate::support::origin::Origin;
 use crate::support::process::{Config, Gate};
+use crate::support::wait;
 
 /// The name and the nice value of each thread of the gate.
 fn threads(gate: &Gate) -> Vec<(String, i32)> {
@@ -22,16 +23,18 @@ fn threads(gate: &Gate) -> Vec<(String, i32)> {
 async fn threads_of_the_vault_are_behind_those_of_the_gate() {
     let origin = Origin::answering("x").await;
     let gate = Gate::start(&Config::before(&origin)).await;
-    let threads = threads(&gate);
-    let nice_of = |beginning: &str| -> Vec<i32> {
-        let named = threads.iter().filter(|(name, _)| name.starts_with(beginning));
-        named.map(|(_, nice)| *nice).collect()
-    };
-    let (workers, vault) = (nice_of("worker-"), nice_of("vault"));
-    assert!(!workers.is_empty() && !vault.is_empty(), "{threads:?}");
-    let least = vault.iter().min();
-    assert!(
-        workers.iter().max().map(|nice| (nice + 10).min(19)).as_ref() == least,
-        "{threads:?}"
-    );
+    // A thread is there a moment before it has its name and its place.
+    wait::until("the vault behind the workers", async || {
+        let threads = threads(&gate);
+        let nice_of = |beginning: &str| -> Vec<i32> {
+            let named = threads.iter().filter(|(name, _)| name.starts_with(beginning));
+            named.map(|(_, nice)| *nice).collect()
+        };
+        let (worst, least) = (
+            nice_of("worker-").into_iter().max()?,
+            nice_of("vault").into_iter().min()?,
+        );
+        ((worst + 10).min(19) == least).then_some(())
+    })
+    .await;
 }

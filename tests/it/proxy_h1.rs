@@ -224,15 +224,12 @@ async fn refused_connection_is_502_at_once() {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
     let dead = format!(r#"["http://{}"]"#, socket.local_addr().expect("an address"));
-    let gate = Gate::start(&Config::before(&origin).set("upstream.servers", &dead)).await;
-    let begun = std::time::Instant::now();
+    let config = Config::before(&origin)
+        .set("upstream.servers", &dead)
+        // Longer than the answer is waited for.
+        .set("upstream.connect_timeout", r#""10m""#);
+    let gate = Gate::start(&config).await;
     let answer = client::get(gate.address, "/", "").await;
     assert_eq!(answer.status, 502);
     answer.problem();
-    // Far below connect_timeout (3 s): the gate did not wait for anything.
-    assert!(
-        begun.elapsed() < std::time::Duration::from_secs(2),
-        "{:?}",
-        begun.elapsed()
-    );
 }

@@ -34,7 +34,7 @@ const V4: [u8; 12] = [192, 0, 2, 7, 10, 0, 0, 1, 0x30, 0x39, 0x01, 0xbb];
 async fn start(origin: &Origin) -> Gate {
     let config = Config::before(origin)
         .set("server.proxy_protocol", "true")
-        .set("server.timeouts.tls_handshake", r#""1s""#);
+        .set("server.timeouts.tls_handshake", r#""3s""#);
     Gate::start(&config).await
 }
 

@@ -126,6 +126,8 @@ async fn connections_of_a_client_to_plain_http_are_capped_behind_a_balancer_too(
         config
             .set("server.proxy_protocol", "true")
             .set("server.max_connections_per_client", "2")
+            // Those that are held say nothing.
+            .set("server.timeouts.request_header", r#""10m""#)
             // One worker takes connections in the order in which they came.
             .set("server.workers", "1")
     })

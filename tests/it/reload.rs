@@ -265,8 +265,9 @@ async fn logs_and_the_length_of_the_drain_follow_a_reload() {
             .set("headers.referrer_policy", r#""moved""#),
     );
     takes_effect(&gate, "the reload", "moved").await;
-    client::get(gate.address, "/to/the/file", "").await;
+    // The header may be there a moment before the log.
     wait::until("the line in the file", async || {
+        client::get(gate.address, "/to/the/file", "").await;
         let text = std::fs::read_to_string(&file).ok()?;
         text.contains("/to/the/file").then_some(())
     })

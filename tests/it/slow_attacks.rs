@@ -39,7 +39,8 @@ async fn clients_that_send(gate: &Gate, name: &str, growth_bytes_max: u64, bytes
     unharmed_by(name, gate, growth_bytes_max, async || {
         let clients = (0..CLIENTS).map(|_| async {
             let mut raw = Raw::plain(gate.address).await;
-            raw.send(bytes).await;
+            // On a busy machine its deadline may come first.
+            drop(raw.try_send(bytes).await);
             raw.closed().await;
         });
         join_all(clients).await;
@@ -64,7 +65,7 @@ async fn handshakes_never_finished_by_a_hundred_clients() {
             let gate = &gate;
             async move {
                 let mut raw = Raw::plain(gate.address).await;
-                raw.send(begun[number % 2]).await;
+                drop(raw.try_send(begun[number % 2]).await);
                 raw.closed().await;
             }
         });
@@ -93,7 +94,7 @@ async fn heads_and_bodies_that_drip_by_a_hundred_clients() {
         unharmed_by(name, &gate, 8 * MIB, async || {
             let clients = (0..CLIENTS).map(|_| async {
                 let mut raw = Raw::plain(gate.address).await;
-                raw.send(head).await;
+                drop(raw.try_send(head).await);
                 wait::until(name, async || raw.try_send("y").await.err()).await;
             });
             join_all(clients).await;

@@ -36,7 +36,7 @@ async fn echoes(raw: &mut Raw, text: &str) {
 #[tokio::test]
 async fn tunnel_that_is_quiet_for_too_long_ends_and_one_that_is_not_goes_on() {
     let origin = Origin::start(|_| Script::Echo).await;
-    let gate = Gate::start(&Config::before(&origin).set("server.timeouts.tunnel_idle", r#""2s""#)).await;
+    let gate = Gate::start(&Config::before(&origin).set("server.timeouts.tunnel_idle", r#""5s""#)).await;
     let (mut quiet, mut busy) = (open(&gate).await, open(&gate).await);
     echoes(&mut quiet, "once").await;
     let ended = quiet.closed();
@@ -54,7 +54,7 @@ async fn tunnel_that_is_quiet_for_too_long_ends_and_one_that_is_not_goes_on() {
 #[tokio::test]
 async fn tunnel_works_while_the_gate_drains_and_ends_with_the_drain() {
     let origin = Origin::start(|_| Script::Echo).await;
-    let mut gate = Gate::start(&Config::before(&origin).set("server.drain_timeout", r#""3s""#)).await;
+    let mut gate = Gate::start(&Config::before(&origin).set("server.drain_timeout", r#""8s""#)).await;
     let mut tunnel = open(&gate).await;
     echoes(&mut tunnel, "before").await;
     gate.signal(Signal::TERM);

@@ -8,6 +8,16 @@ use crate::support::cluster::Cluster;
 use crate::support::server::{Server, archive_through, config};
 use crate::support::until;
 
+/// Twelve hours from now, in UTC: what is planned for it was due long ago and is not due again during a test.
+fn far_time() -> String {
+    let far = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(12);
+    far.strftime("%H:%M").to_string()
+}
+
+fn daily() -> String {
+    format!("base_backup = \"{}\"", far_time())
+}
+
 /// What was posted to it so far.
 fn listener() -> (String, Arc<Mutex<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
@@ -41,9 +51,10 @@ fn what_is_due_is_done_and_a_drill_that_fails_is_told_and_remembered() {
     let hook = cluster.root().join("hook");
     std::fs::write(&hook, address).expect("written");
     let more = format!(
-        "base_backup = \"00:00\"\ndrill = \"00:00\"\nchecks = [{{ sql = \"SELECT 'right'\", expect = \"wrong\" }}]\n\
+        "base_backup = \"{at}\"\ndrill = \"{at}\"\nchecks = [{{ sql = \"SELECT 'right'\", expect = \"wrong\" }}]\n\
          [alerts]\nwebhook = {{ file = \"{}\" }}\n",
-        hook.display()
+        hook.display(),
+        at = far_time(),
     );
     let server = Server::start_with(&cluster, &more, &[]);
     until("the base backup that is due", || {
@@ -73,11 +84,10 @@ fn what_is_due_is_done_and_a_drill_that_fails_is_told_and_remembered() {
     );
 }
 
-const DAILY: &str = "base_backup = \"00:00\"";
 const TAKEN: &str = "foregate_pitr_base_backups_total{result=\"passed\"}";
 
 fn config_without_identity(cluster: &Cluster) -> String {
-    let text = config(cluster, DAILY);
+    let text = config(cluster, &daily());
     text.lines()
         .filter(|line| !line.starts_with("identity = "))
         .map(|line| format!("{line}\n"))
@@ -122,7 +132,8 @@ fn without_an_identity_one_base_backup_is_taken_a_period_and_the_window_is_said_
 #[test]
 fn server_that_shares_a_repository_takes_its_own_base_backup() {
     let (first, second) = (Cluster::new(), Cluster::new());
-    let text = config(&second, DAILY)
+    let daily = daily();
+    let text = config(&second, &daily)
         .replace(
             &format!("file://{}", second.repository().display()),
             &format!("file://{}", first.repository().display()),
@@ -132,7 +143,7 @@ fn server_that_shares_a_repository_takes_its_own_base_backup() {
     for cluster in [&first, &second] {
         archive_through(cluster);
     }
-    let server = Server::start_with(&first, DAILY, &[]);
+    let server = Server::start_with(&first, &daily, &[]);
     until("the base backup of the first", || server.metric(TAKEN) == Some(1.0));
     let server = Server::start_configured(&second, &text, &[]);
     until("the base backup of the second", || server.metric(TAKEN) == Some(1.0));

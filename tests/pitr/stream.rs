@@ -66,7 +66,7 @@ fn a_slot_that_the_server_gave_up_is_told() {
     until("the gauge says so", || {
         server.metric("foregate_pitr_slot_retained_bytes") == Some(-1.0)
     });
-    assert!(server.get("/health").contains("degraded"));
+    until("the board shows it", || server.get("/health").contains("degraded"));
     // As the advice says. What lies in the spool cannot go on; the log does, from the new slot.
     until("it is dropped", || {
         cluster.sql("SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE NOT active")

@@ -62,7 +62,7 @@ fn the_heartbeat_commits_and_is_told() {
     until("it is missed", || {
         server.metric("foregate_pitr_heartbeat_failures_total") > Some(0.0)
     });
-    assert!(server.get("/health").contains("degraded"));
+    until("the board shows it", || server.get("/health").contains("degraded"));
     cluster.start();
     until("it is well again", || server.get("/health").contains("\"healthy\""));
 }

@@ -395,7 +395,7 @@ fn killed_base_backups_and_drills_leave_nothing_behind_that_counts() {
     child.kill().expect("killed");
     child.wait().expect("reaped");
     assert_eq!(bed.json(&["base-backups"]).as_array().map(Vec::len), Some(0));
-    bed.ok(&["base-backup"]);
+    until("the server notices", || bed.output(&["base-backup"]).status.success());
     assert_eq!(bed.json(&["base-backups"]).as_array().map(Vec::len), Some(1));
     assert_eq!(
         bed.objects("/bases/")
@@ -407,7 +407,7 @@ fn killed_base_backups_and_drills_leave_nothing_behind_that_counts() {
     let unfinished = bed.objects("/bases/");
     let unfinished = unfinished.iter().find(|path| path.display().to_string().contains('#'));
     assert_eq!(unfinished, None, "uploads without an end");
-    assert_eq!(bed.sql("postgres", walsenders), "0");
+    until("its walsenders end", || bed.sql("postgres", walsenders) == "0");
     bed.sql("app", "INSERT INTO ledger (writer) VALUES (2)");
     bed.sql("app", "INSERT INTO ledger (writer) VALUES (3)");
     bed.archive_all();

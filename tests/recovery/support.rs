@@ -74,7 +74,7 @@ impl Bed {
             "listen_addresses = ''\nunix_socket_directories = '{root}'\nport = {PORT}\nfsync = off\n\
              track_commit_timestamp = on\nmax_connections = 37\nmax_prepared_transactions = 4\n\
              wal_level = logical\narchive_mode = on\n\
-             archive_timeout = 60\narchive_command = '{archive}'\nmax_wal_size = 64MB\n"
+             archive_timeout = 60\nautovacuum = off\narchive_command = '{archive}'\nmax_wal_size = 64MB\n"
         );
         let path = self.path(name).join("postgresql.conf");
         let old = std::fs::read_to_string(&path).expect("a configuration");

@@ -104,10 +104,17 @@ impl Server {
             ("AWS_ACCESS_KEY_ID", ACCESS),
             ("AWS_SECRET_ACCESS_KEY", SECRET),
             ("AWS_ALLOW_HTTP", "true"),
-            ("AWS_TIMEOUT", "2s"),
+            ("AWS_TIMEOUT", "10s"),
         ];
         let owned = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
         owned.into()
+    }
+
+    /// For a test that waits until something that hangs is given up.
+    pub(crate) fn impatient_environment(&self) -> Vec<(String, String)> {
+        let mut environment = self.environment();
+        environment.push(("AWS_TIMEOUT".to_owned(), "2s".to_owned()));
+        environment
     }
 
     /// Stored objects, without what the server keeps for itself.
@@ -238,7 +245,8 @@ fn a_large_file_set_goes_to_a_bucket_in_parts_and_comes_back() {
 
 #[test]
 fn errors_that_pass_are_waited_out() {
-    let (store, server, files) = files();
+    let (mut store, server, files) = files();
+    store.environment = server.impatient_environment();
     for (method, part, fault) in [
         ("PUT", "partNumber=2", Fault::Status(500)),
         ("PUT", "partNumber=1", Fault::SlowDown),
@@ -257,7 +265,8 @@ fn errors_that_pass_are_waited_out() {
 
 #[test]
 fn errors_that_stay_leave_no_backup_and_nothing_behind() {
-    let (store, server, files) = files();
+    let (mut store, server, files) = files();
+    store.environment = server.impatient_environment();
     for (method, part, fault) in [
         ("PUT", "partNumber=2", Fault::Status(500)),
         ("PUT", "partNumber=2", Fault::Hang),

@@ -138,16 +138,10 @@ fn child(parent: u32, name: &str) -> Option<u32> {
 #[test]
 fn pg_dump_killed_after_some_bytes_leaves_no_backup() {
     let bed = Bed::new();
-    bed.add_big_table();
-    let mut running = bed.start(&["create"]);
-    until("pg_dump copies", || bed.backends("COPY%") > 0);
-    let mut dump = None;
-    until("pg_dump is found", || {
-        dump = child(running.id(), "pg_dump");
-        dump.is_some()
-    });
-    run("kill", &["-KILL", &dump.expect("it was found").to_string()]);
-    assert!(!running.wait().expect("it ends").success());
+    let running = bed.copying_big_table();
+    let dump = child(running.0.id(), "pg_dump").expect("it was found");
+    run("kill", &["-KILL", &dump.to_string()]);
+    assert!(!running.succeeds());
     assert_eq!((bed.good(), bed.objects()), (0, Vec::new()));
     bed.ok(&["create"]);
     assert_eq!(proven(&bed).len(), 1);
@@ -156,11 +150,9 @@ fn pg_dump_killed_after_some_bytes_leaves_no_backup() {
 #[test]
 fn a_server_stopped_in_the_middle_leaves_no_backup() {
     let bed = Bed::new();
-    bed.add_big_table();
-    let mut running = bed.start(&["create"]);
-    until("pg_dump copies", || bed.backends("COPY%") > 0);
+    let running = bed.copying_big_table();
     bed.stop_server("immediate");
-    assert!(!running.wait().expect("it ends").success());
+    assert!(!running.succeeds());
     assert_eq!((bed.good(), bed.objects()), (0, Vec::new()));
     bed.start_server();
     bed.ok(&["create"]);
@@ -249,7 +241,7 @@ fn a_disk_that_fills_during_a_dump_leaves_no_backup_and_nothing_half_written() {
 fn a_bucket_that_fails_during_a_restore_leaves_the_live_database_and_the_backup_as_they_were() {
     let mut bed = Bed::new();
     let server = Server::start(&bed);
-    bed.move_repository("s3://backups/a", server.environment());
+    bed.move_repository("s3://backups/a", server.impatient_environment());
     bed.ok(&["create"]);
     bed.sql("app", "DELETE FROM app.t WHERE id > 5");
     for (method, part, fault) in [

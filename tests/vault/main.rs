@@ -158,14 +158,12 @@ fn a_wrong_or_absent_key_blames_the_key_and_not_the_backup() {
 #[test]
 fn a_dump_that_dies_leaves_no_backup() {
     let bed = Bed::new();
-    bed.add_big_table();
-    let mut run = bed.start(&["create"]);
-    support::until("pg_dump copies", || bed.backends("COPY%") > 0);
+    let run = bed.copying_big_table();
     bed.sql(
         "postgres",
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY %'",
     );
-    assert!(!run.wait().expect("it ends").success());
+    assert!(!run.succeeds());
     assert_eq!(bed.good(), 0);
     assert_eq!(bed.objects().len(), 0, "nothing is left behind");
 }
@@ -173,26 +171,20 @@ fn a_dump_that_dies_leaves_no_backup() {
 #[test]
 fn killed_while_it_dumps_it_leaves_no_backup_and_no_child() {
     let bed = Bed::new();
-    bed.add_big_table();
-    let mut run = bed.start(&["create"]);
-    support::until("pg_dump copies", || bed.backends("COPY%") > 0);
-    run.kill().expect("it is killed");
-    run.wait().expect("it ends");
+    drop(bed.copying_big_table());
     support::until("its backends end", || bed.backends("COPY%") == 0);
     assert_eq!(bed.good(), 0);
-    bed.ok(&["create"]);
+    support::until("the server notices", || bed.succeeds(&["create"]));
     assert_eq!(bed.good(), 1);
 }
 
 #[test]
 fn two_instances_never_back_up_at_once() {
     let bed = Bed::new();
-    bed.add_big_table();
-    let mut first = bed.start(&["create"]);
-    support::until("pg_dump copies", || bed.backends("COPY%") > 0);
+    let first = bed.copying_big_table();
     let second = bed.fails(&["create"]);
     assert!(second.contains("is running"), "{second}");
-    assert!(first.wait().expect("it ends").success());
+    assert!(first.succeeds());
     assert_eq!(bed.good(), 1);
 }
 

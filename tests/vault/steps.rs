@@ -24,7 +24,13 @@ fn bed() -> (Bed, String) {
 fn kill_at(bed: &Bed, step: &'static str, args: &[&str]) {
     let pause = Pause::at(step, bed);
     let mut run = bed.start_paused(&pause, args);
-    pause.wait();
+    // The server may not have noticed yet that the one before was killed, and then this one is refused.
+    until(step, || {
+        if !pause.is_reached() && run.try_wait().expect("it can be asked").is_some() {
+            run = bed.start_paused(&pause, args);
+        }
+        pause.is_reached()
+    });
     run.kill().expect("it is killed");
     run.wait().expect("it ends");
     pause.let_go();

@@ -169,8 +169,12 @@ impl Pause {
         ]
     }
 
+    pub(crate) fn is_reached(&self) -> bool {
+        self.file.exists()
+    }
+
     pub(crate) fn wait(&self) {
-        until(self.step, || self.file.exists());
+        until(self.step, || self.is_reached());
     }
 
     pub(crate) fn let_go(&self) {
@@ -400,12 +404,56 @@ impl Bed {
         self.sql("app", big);
     }
 
+    /// A backup that stands still in the middle of copying this table, for as long as wanted.
+    pub(crate) fn copying_big_table(&self) -> Copying {
+        self.add_big_table();
+        let holder = self.hold_lock("app", "app.big");
+        let copying = Copying(self.start(&["create"]));
+        until("pg_dump waits", || self.backends("LOCK TABLE%") > 0);
+        // Nobody reads what pg_dump will copy.
+        copying.signal("STOP");
+        self.release(holder);
+        until("pg_dump copies", || self.backends("COPY%big%") > 0);
+        copying
+    }
+
+    /// Ends what [`Bed::hold_lock`] began.
+    pub(crate) fn release(&self, mut holder: Child) {
+        self.sql(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%(3600)%' AND pid <> pg_backend_pid()",
+        );
+        drop(holder.wait());
+    }
+
     /// Backends that run a statement like `pattern` for us.
     pub(crate) fn backends(&self, pattern: &str) -> usize {
         let sql = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'foregate%' AND state = 'active' AND query LIKE '{pattern}'"
         );
         self.sql("postgres", &sql).parse().expect("a count")
+    }
+}
+
+/// Foregate, stopped while pg_dump copies; it ends with the test.
+pub(crate) struct Copying(pub(crate) Child);
+
+impl Copying {
+    fn signal(&self, name: &str) {
+        run("kill", &[&format!("-{name}"), &self.0.id().to_string()]);
+    }
+
+    /// Lets it go on, and returns whether it succeeded.
+    pub(crate) fn succeeds(mut self) -> bool {
+        self.signal("CONT");
+        self.0.wait().expect("it ends").success()
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 
@@ -463,7 +511,8 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for: {what}");
-        std::thread::yield_now();
+        // Most conditions start a program to ask: without a rest in between, they keep a core from what is waited for.
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::client::Raw;
+use super::client::{Answer, Raw};
 use super::wait;
 
 const CLIENTS: usize = 8;
+/// A gate that drains waits so long for the next request on a connection.
+pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Half of the clients ask on one connection each, half on a new one for every request.
 pub(crate) struct Load {
@@ -30,19 +32,19 @@ impl Load {
         for number in 0..CLIENTS {
             let (stop, taken) = (Arc::clone(&load.stop), Arc::clone(&load.taken));
             load.clients.spawn(async move {
-                let mut kept = None;
+                let mut kept: Option<(Raw, Instant)> = None;
                 while !stop.load(Ordering::Relaxed) {
                     let begin = Instant::now();
-                    let mut raw = match kept.take() {
-                        Some(raw) if number % 2 == 0 => raw,
-                        _ => Raw::plain(address).await,
+                    let (mut raw, last) = match kept.take() {
+                        Some((raw, last)) if number % 2 == 0 => (raw, Some(last)),
+                        _ => (Raw::plain(address).await, None),
                     };
-                    raw.try_send("GET /load HTTP/1.1\r\nhost: a\r\n\r\n")
-                        .await
-                        .map_err(|error| format!("sending: {error}"))?;
-                    let answer = wait::within("an answer under load", raw.try_answer())
-                        .await
-                        .ok_or("a connection ended without an answer")?;
+                    let answer = match ask(&mut raw).await {
+                        Ok(answer) => answer,
+                        // This client stood still for too long, and asks again, as any would.
+                        Err(_) if last.is_some_and(|last| last.elapsed() >= DRAIN_GRACE) => continue,
+                        Err(error) => return Err(error),
+                    };
                     if answer.status != 200 {
                         return Err(format!("{answer:?}"));
                     }
@@ -51,7 +53,7 @@ impl Load {
                     drop(taken);
                     // A draining gate says that this was the last answer; a client that heeds it loses nothing.
                     if answer.header("connection") != Some("close") {
-                        kept = Some(raw);
+                        kept = Some((raw, begin));
                     }
                 }
                 Ok(())
@@ -85,4 +87,12 @@ impl Load {
             ended.expect("no client panics").expect("no request fails");
         }
     }
+}
+
+async fn ask(raw: &mut Raw) -> Result<Answer, String> {
+    raw.try_send("GET /load HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .map_err(|error| format!("sending: {error}"))?;
+    let answer = wait::within("an answer under load", raw.try_answer()).await;
+    answer.ok_or_else(|| "a connection ended without an answer".to_owned())
 }

@@ -15,10 +15,11 @@ use super::wait;
 /// Where the other client calls from; the attackers are at 127.0.0.1.
 const FROM: &str = "127.0.0.2:0";
 const CONNECTIONS: usize = 4;
-/// So many answers are measured before and after, and at least so many meanwhile.
+/// So many answers are measured before and after, and at least so many meanwhile: one in a hundred of them is more than a machine
+/// that stands still now and then can spoil.
 const BESIDE: usize = 200;
-const MEANWHILE: usize = 100;
-/// How much longer one answer in a hundred may take than before the attack; and what nobody is harmed by, on a machine that
+const MEANWHILE: usize = 400;
+/// How much longer one answer in a hundred may take than without the attack; and what nobody is harmed by, on a machine that
 /// the attackers, the app and other tests share with the gate.
 const SLOWER_MAX: u32 = 10;
 const UNHARMED: Duration = Duration::from_millis(500);
@@ -93,10 +94,10 @@ async fn watch(
     asking.join().expect("every request of the other client is answered");
     let phases = phases.lock().expect("the other client is well").clone();
     report(name, &phases);
-    let (before, during) = (phases[0].quantile(99), phases[1].quantile(99));
+    let [before, during, after] = [0, 1, 2].map(|phase| phases[phase].quantile(99));
     assert!(
-        during <= UNHARMED.max(before * SLOWER_MAX),
-        "{name}: one in a hundred waits {during:?}, before it was {before:?}"
+        during <= UNHARMED.max(before.max(after) * SLOWER_MAX),
+        "{name}: one in a hundred waits {during:?}, before it was {before:?}, after it {after:?}"
     );
     let grown = phases[1]
         .resident_bytes_max
@@ -111,7 +112,7 @@ fn ask(
     current: &AtomicUsize,
     phases: &Mutex<Vec<Phase>>,
 ) {
-    let mut connections: Vec<Box<dyn Stream>> = (0..CONNECTIONS).map(|_| connect(address, tls)).collect();
+    let mut connections = Vec::with_capacity(CONNECTIONS);
     let mut measured = 0;
     process::reset_peak(pid);
     for number in 0.. {
@@ -123,6 +124,10 @@ fn ask(
         }
         if phase == PHASES.len() {
             return;
+        }
+        // Right before it is used for the first time: the gate waits for no head that is late.
+        if connections.len() < CONNECTIONS {
+            connections.push(connect(address, tls));
         }
         let begun = Instant::now();
         answered(&mut *connections[number % CONNECTIONS]);
