@@ -25,6 +25,8 @@ pub(super) enum Error {
     Stalled,
     #[error("the client was blocked")]
     Blocked,
+    #[error("the request was over before its body")]
+    Over,
     #[error(transparent)]
     Transport(#[from] hyper::Error),
 }
@@ -72,7 +74,7 @@ pub(super) enum RequestBody {
 
 #[derive(Debug)]
 pub(super) struct Upload {
-    incoming: Incoming,
+    /// Has the body itself.
     flight: Rc<Flight>,
     fate: Rc<Cell<Fate>>,
     rules: Rules,
@@ -116,8 +118,8 @@ impl RequestBody {
         let fate = Rc::new(Cell::new(Fate::Streaming));
         let clock = ticket.worker().clock;
         ticket.deadline.set(clock.tick() + rules.pause.unwrap_or(rules.idle));
+        *ticket.upload.borrow_mut() = Some(incoming);
         let upload = Upload {
-            incoming,
             flight: ticket.share(),
             fate: Rc::clone(&fate),
             due: rules.pace,
@@ -131,15 +133,17 @@ impl RequestBody {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if !self.incoming.is_end_stream() && self.fate.get() != Fate::Complete {
-            self.flight.leave_unread();
-        }
+        self.flight.end_upload();
     }
 }
 
 impl Upload {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Poll::Ready(next) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+        let polled = match self.flight.upload.borrow_mut().as_mut() {
+            Some(incoming) => Pin::new(incoming).poll_frame(cx),
+            None => return Poll::Ready((self.fate.get() != Fate::Complete).then_some(Err(Error::Over))),
+        };
+        let Poll::Ready(next) = polled else {
             // The sweeper ends the flight when the client sends nothing for too long.
             return self.flight.poll_ended_by_upload(cx).map_or(Poll::Pending, |why| {
                 self.fate.set(Fate::ClientFailed);
@@ -176,7 +180,7 @@ impl Upload {
         if let Some(trailers) = frame.trailers_mut() {
             headers::for_trailers(trailers);
         }
-        if frame.is_trailers() || self.incoming.is_end_stream() {
+        if frame.is_trailers() || self.is_end_stream() {
             self.finish(now);
         } else {
             self.note_progress(was_between, now);
@@ -195,6 +199,11 @@ impl Upload {
             let pause = self.rules.pause.filter(|_| is_between || self.is_answered());
             self.put_off(now + pause.unwrap_or(self.rules.idle));
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let incoming = self.flight.upload.borrow();
+        self.fate.get() == Fate::Complete || incoming.as_ref().is_some_and(Incoming::is_end_stream)
     }
 
     /// Whether the client owes nothing of a message that it began.
@@ -219,6 +228,7 @@ impl Upload {
     fn finish(&self, now: Duration) {
         if self.fate.get() == Fate::Streaming {
             self.fate.set(Fate::Complete);
+            drop(self.flight.upload.take());
             self.put_off(now + self.rules.response_timeout);
         }
     }
@@ -238,14 +248,17 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Streaming(upload) => upload.incoming.is_end_stream(),
+            Self::Streaming(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Streaming(upload) => upload.incoming.size_hint(),
+            Self::Streaming(upload) => {
+                let incoming = upload.flight.upload.borrow();
+                incoming.as_ref().map_or_else(SizeHint::default, Incoming::size_hint)
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ mod blocklist;
 mod cli;
 mod clients;
 mod corpus;
+mod early;
 mod families;
 mod grpc;
 mod h2_attacks;

@@ -24,6 +24,8 @@ pub(crate) enum Script {
     /// These bytes, then the end of the connection.
     Close(Vec<u8>),
     Never,
+    /// These bytes as soon as the test opens the gate; nothing of the body is ever read, and the connection stays.
+    Deaf(Arc<Notify>, Vec<u8>),
     /// The first piece after the head, each further one when the test opens the gate; the body is recorded meanwhile.
     Pieces(Arc<Notify>, Vec<Vec<u8>>),
 }
@@ -230,6 +232,11 @@ async fn answer(recorder: &mut Recorder, head: &str, script: Script) -> Option<(
             recorder.skip_body(head).await?;
             gate.notified().await;
             recorder.stream.write_all(&bytes).await.ok()
+        }
+        Script::Deaf(gate, bytes) => {
+            gate.notified().await;
+            recorder.stream.write_all(&bytes).await.ok()?;
+            std::future::pending().await
         }
         Script::Echo => echo(recorder).await,
         Script::Close(bytes) => {
