@@ -38,6 +38,7 @@ mod smoke;
 mod soak;
 mod store;
 mod support;
+mod tails;
 mod tls;
 mod tunnels;
 mod uploads;

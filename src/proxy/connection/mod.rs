@@ -95,6 +95,8 @@ pub(super) struct Connection {
     heard: Cell<bool>,
     /// Part of a request will not be read.
     unread: Cell<bool>,
+    /// Something was written, or is to be, and may not have reached the socket yet.
+    unflushed: Cell<bool>,
     /// The write that waits, since this tick.
     write_blocked_since: Cell<Option<Duration>>,
     /// The latest request of HTTP/2, until the task of its stream has taken it.
@@ -135,6 +137,7 @@ impl Registration {
             served: Cell::new(false),
             heard: Cell::new(false),
             unread: Cell::new(false),
+            unflushed: Cell::new(false),
             write_blocked_since: Cell::new(None),
             newest: RefCell::new(None),
             block_since: Cell::new(None),
