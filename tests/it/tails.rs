@@ -1,9 +1,10 @@
-//! The end of an answer that TLS still holds, because its client reads late, arrives, and nobody has to send anything
-//! for it.
+//! The end of an answer that TLS still holds, because its client reads late, arrives: neither putting the connection away
+//! nor a drain loses it, and nobody has to send anything for it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustix::process::Signal;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
@@ -129,4 +130,23 @@ async fn get_the_end_of_their_answers(protocol: &'static str) {
 #[tokio::test]
 async fn late_readers_get_the_end_of_their_answers_over_h2() {
     get_the_end_of_their_answers("h2").await;
+}
+
+#[tokio::test]
+async fn late_readers_get_the_end_of_their_answers_over_h1() {
+    get_the_end_of_their_answers("http/1.1").await;
+}
+
+#[tokio::test]
+async fn drain_leaves_late_readers_the_time_to_get_the_end_of_their_answers() {
+    let (mut gate, _origin, clients, _directory, authority) = late_clients(&["http/1.1", "h2"]).await;
+    let mut idle = Raw::tls(gate.address, authority.client(&["http/1.1"]), "localhost").await;
+    idle.send("GET /1 HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(idle.answer().await.status, 200);
+    gate.signal(Signal::TERM);
+    idle.closed().await;
+    for client in clients {
+        client.reads_all().await;
+    }
+    assert!(gate.exited().await.success(), "{}", gate.log());
 }
