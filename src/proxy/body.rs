@@ -43,7 +43,10 @@ impl From<Ended> for Error {
 /// How a request body ended, told to the pipeline, which only sees hyper's error about the upstream connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
+    /// More of it is awaited from the client.
     Streaming,
+    /// What has come of it waits for the app.
+    Untaken,
     Complete,
     TooLarge,
     /// The client stopped sending, or hung up.
@@ -80,8 +83,12 @@ pub(super) struct Upload {
     rules: Rules,
     /// Of a call whose client may pause between messages.
     messages: Messages,
-    /// What has to have been received before the deadline is put off again.
+    /// What has to have been received before the client's deadline is put off again.
     due: u64,
+    /// The client's deadline.
+    due_by: Duration,
+    /// When the app was last given something.
+    handed_on: Duration,
     clock: crate::clock::Clock,
 }
 
@@ -97,7 +104,7 @@ pub(super) struct Rules {
     /// For gRPC, whose messages come when they come: how long the client may be silent between two of them. Within one it
     /// is held to the rules of any body.
     pub(super) pause: Option<Duration>,
-    /// How long the app has for its headers once the last byte is sent.
+    /// How long the app has for taking what has come, and for its headers once the last byte is sent.
     pub(super) response_timeout: Duration,
 }
 
@@ -117,12 +124,16 @@ impl RequestBody {
     pub(super) fn streaming(ticket: &Ticket, incoming: Incoming, rules: Rules) -> (Self, Rc<Cell<Fate>>) {
         let fate = Rc::new(Cell::new(Fate::Streaming));
         let clock = ticket.worker().clock;
-        ticket.deadline.set(clock.tick() + rules.pause.unwrap_or(rules.idle));
+        let now = clock.tick();
+        let due_by = now + rules.pause.unwrap_or(rules.idle);
+        ticket.deadline.set(due_by);
         *ticket.upload.borrow_mut() = Some(incoming);
         let upload = Upload {
             flight: ticket.share(),
             fate: Rc::clone(&fate),
             due: rules.pace,
+            due_by,
+            handed_on: now,
             messages: Messages::default(),
             rules,
             clock,
@@ -145,10 +156,14 @@ impl Upload {
         };
         let Poll::Ready(next) = polled else {
             // The sweeper ends the flight when the client sends nothing for too long.
-            return self.flight.poll_ended_by_upload(cx).map_or(Poll::Pending, |why| {
-                self.fate.set(Fate::ClientFailed);
-                Poll::Ready(Some(Err(why.into())))
-            });
+            if let Some(why) = self.flight.poll_ended_by_upload(cx) {
+                if self.fate.get() == Fate::Streaming {
+                    self.fate.set(Fate::ClientFailed);
+                }
+                return Poll::Ready(Some(Err(why.into())));
+            }
+            self.await_client();
+            return Poll::Pending;
         };
         let now = self.clock.tick();
         match next {
@@ -184,11 +199,29 @@ impl Upload {
             self.finish(now);
         } else {
             self.note_progress(was_between, now);
+            self.hand_on(now);
         }
         Ok(frame)
     }
 
-    /// Puts the deadline off if enough has come since it was set. An app that has answered already, while the body still
+    /// Until the app asks for more, it is the app that is waited for; where the client has longer, as between two messages,
+    /// the app has as long.
+    fn hand_on(&mut self, now: Duration) {
+        self.fate.set(Fate::Untaken);
+        self.handed_on = now;
+        self.put_off(self.due_by.max(now + self.rules.response_timeout));
+    }
+
+    /// The app asks for more. The time that it took is none of the client's.
+    fn await_client(&mut self) {
+        if self.fate.get() == Fate::Untaken {
+            self.fate.set(Fate::Streaming);
+            self.due_by += self.clock.tick().saturating_sub(self.handed_on);
+            self.put_off(self.due_by);
+        }
+    }
+
+    /// Puts the client's deadline off if enough has come since it was set. An app that has answered already, while the body still
     /// comes, knows what it waits for.
     fn note_progress(&mut self, was_between: bool, now: Duration) {
         let received = self.flight.received.get();
@@ -197,7 +230,7 @@ impl Upload {
         if self.is_answered() || received >= self.due || was_between || is_between {
             self.due = received + self.rules.pace;
             let pause = self.rules.pause.filter(|_| is_between || self.is_answered());
-            self.put_off(now + pause.unwrap_or(self.rules.idle));
+            self.due_by = now + pause.unwrap_or(self.rules.idle);
         }
     }
 
@@ -226,7 +259,7 @@ impl Upload {
     }
 
     fn finish(&self, now: Duration) {
-        if self.fate.get() == Fate::Streaming {
+        if matches!(self.fate.get(), Fate::Streaming | Fate::Untaken) {
             self.fate.set(Fate::Complete);
             drop(self.flight.upload.take());
             self.put_off(now + self.rules.response_timeout);

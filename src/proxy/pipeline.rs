@@ -237,7 +237,7 @@ fn fault_of(body: Fate, limit: u64) -> Option<Error> {
         Fate::TooLarge => Some(Error::BodyTooLarge { limit }),
         Fate::ClientFailed => Some(Error::RequestTimeout),
         Fate::Malformed => Some(Error::BadRequest("the body is not framed as HTTP/1.1 frames it")),
-        Fate::Streaming | Fate::Complete => None,
+        Fate::Streaming | Fate::Untaken | Fate::Complete => None,
     }
 }
 
