@@ -1,48 +1,23 @@
-//! Bodies in both directions: streamed, never buffered whole. Each keeps its flight's account and its idle deadline.
+//! A request's body on its way to the app: what the client owes of it, what the app has not taken, and how it ended.
 
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::flight::{Ended, Flight, NEVER, PACE_PER_SECOND, Ticket};
-use super::grpc::Messages;
-use super::headers;
-use super::metrics::Outcome;
-use super::upstream::Lease;
-
-/// Why a body ended early. hyper closes or resets what carried it.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("the request body passed its cap")]
-    TooLarge,
-    #[error("the other side stalled")]
-    Stalled,
-    #[error("the client was blocked")]
-    Blocked,
-    #[error("the request was over before its body")]
-    Over,
-    #[error(transparent)]
-    Transport(#[from] hyper::Error),
-}
-
-impl From<Ended> for Error {
-    fn from(ended: Ended) -> Self {
-        match ended {
-            Ended::Late => Self::Stalled,
-            Ended::Blocked => Self::Blocked,
-        }
-    }
-}
+use super::Error;
+use crate::proxy::flight::{Flight, PACE_PER_SECOND, Ticket};
+use crate::proxy::grpc::Messages;
+use crate::proxy::headers;
 
 /// How a request body ended, told to the pipeline, which only sees hyper's error about the upstream connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(in crate::proxy) enum Fate {
     /// More of it is awaited from the client.
     Streaming,
     /// What has come of it waits for the app.
@@ -70,13 +45,13 @@ impl Fate {
 
 /// A request body on its way to the app.
 #[derive(Debug)]
-pub(super) enum RequestBody {
+pub(in crate::proxy) enum RequestBody {
     Empty,
     Streaming(Box<Upload>),
 }
 
 #[derive(Debug)]
-pub(super) struct Upload {
+pub(in crate::proxy) struct Upload {
     /// Has the body itself.
     flight: Rc<Flight>,
     fate: Rc<Cell<Fate>>,
@@ -94,22 +69,27 @@ pub(super) struct Upload {
 
 /// What a request body is held to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(in crate::proxy) struct Rules {
     /// In bytes; passing it ends the body with an error at that byte, so that the app never sees more.
-    pub(super) limit: u64,
+    pub(in crate::proxy) limit: u64,
     /// Something has to arrive within this, ...
-    pub(super) idle: Duration,
+    pub(in crate::proxy) idle: Duration,
     /// ... and so many bytes of it until the app has answered.
-    pub(super) pace: u64,
+    pub(in crate::proxy) pace: u64,
     /// For gRPC, whose messages come when they come: how long the client may be silent between two of them. Within one it
     /// is held to the rules of any body.
-    pub(super) pause: Option<Duration>,
+    pub(in crate::proxy) pause: Option<Duration>,
     /// How long the app has for taking what has come, and for its headers once the last byte is sent.
-    pub(super) response_timeout: Duration,
+    pub(in crate::proxy) response_timeout: Duration,
 }
 
 impl Rules {
-    pub(super) fn new(limit: u64, idle: Duration, response_timeout: Duration, pause: Option<Duration>) -> Self {
+    pub(in crate::proxy) fn new(
+        limit: u64,
+        idle: Duration,
+        response_timeout: Duration,
+        pause: Option<Duration>,
+    ) -> Self {
         Self {
             limit,
             idle,
@@ -121,7 +101,7 @@ impl Rules {
 }
 
 impl RequestBody {
-    pub(super) fn streaming(ticket: &Ticket, incoming: Incoming, rules: Rules) -> (Self, Rc<Cell<Fate>>) {
+    pub(in crate::proxy) fn streaming(ticket: &Ticket, incoming: Incoming, rules: Rules) -> (Self, Rc<Cell<Fate>>) {
         let fate = Rc::new(Cell::new(Fate::Streaming));
         let clock = ticket.worker().clock;
         let now = clock.tick();
@@ -292,223 +272,6 @@ impl Body for RequestBody {
                 let incoming = upload.flight.upload.borrow();
                 incoming.as_ref().map_or_else(SizeHint::default, Incoming::size_hint)
             }
-        }
-    }
-}
-
-/// How long each side may keep the other waiting in the middle of an answer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    pub(super) app: Duration,
-    pub(super) client: Duration,
-}
-
-/// A response body on its way to the client.
-#[derive(Debug)]
-pub(super) struct ResponseBody {
-    source: Source,
-    patience: Patience,
-    /// Dropped with the body: the account is written when the answer is complete or the client is gone.
-    ticket: Option<Ticket>,
-}
-
-#[derive(Debug)]
-enum Source {
-    /// Made by Foregate.
-    Own(Bytes),
-    /// From the app; the lease gives the connection back to the pool at the end.
-    App {
-        incoming: Incoming,
-        lease: Option<Lease>,
-        /// What is left of a frame that was too large for HTTP/2.
-        rest: Bytes,
-    },
-}
-
-/// In HTTP/2 a piece is taken whole as soon as a client's window is open for one byte, and stays in memory until all of it
-/// may be sent.
-const HTTP2_PIECE_BYTES_MAX: usize = 16 * 1024;
-
-/// A part of an answer; its flight is not over before it is written.
-#[derive(Debug)]
-pub(super) struct Piece {
-    bytes: Bytes,
-    _ticket: Option<Ticket>,
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-    }
-}
-
-impl ResponseBody {
-    /// Nothing, with no account of its own.
-    pub(super) fn empty() -> Self {
-        Self {
-            source: Source::Own(Bytes::new()),
-            patience: Patience {
-                app: NEVER,
-                client: NEVER,
-            },
-            ticket: None,
-        }
-    }
-
-    pub(super) fn own(bytes: Bytes, patience: Duration, ticket: Ticket) -> Self {
-        ticket.deadline.set(NEVER);
-        ticket.hand_over(bytes.len(), ticket.worker().coarse_tick(), patience);
-        Self {
-            source: Source::Own(bytes),
-            patience: Patience {
-                app: NEVER,
-                client: patience,
-            },
-            ticket: Some(ticket),
-        }
-    }
-
-    pub(super) fn app(incoming: Incoming, lease: Lease, patience: Patience, ticket: Ticket) -> Self {
-        // HTTP/2 asks for nothing of the body before the client's window is open.
-        ticket.hand_over(0, ticket.worker().coarse_tick(), patience.client);
-        let lease = if incoming.is_end_stream() {
-            lease.give_back(ticket.worker().coarse_tick());
-            None
-        } else {
-            Some(lease)
-        };
-        Self {
-            source: Source::App {
-                incoming,
-                lease,
-                rest: Bytes::new(),
-            },
-            patience,
-            ticket: Some(ticket),
-        }
-    }
-
-    fn complete(&self) {
-        if let Some(ticket) = &self.ticket
-            && ticket.outcome.get() == Outcome::Aborted
-        {
-            ticket.outcome.set(Outcome::App);
-        }
-    }
-}
-
-/// What a body yields when it is asked for more.
-type Next = Option<Result<Frame<Bytes>, Error>>;
-
-impl ResponseBody {
-    /// The next part of at most one piece, and whether it is the last.
-    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<(Next, bool)> {
-        let Source::App { incoming, lease, rest } = &mut self.source else {
-            return Poll::Ready((None, true));
-        };
-        if !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(HTTP2_PIECE_BYTES_MAX));
-            let is_last = rest.is_empty() && incoming.is_end_stream();
-            return Poll::Ready((Some(Ok(Frame::data(piece))), is_last));
-        }
-        let Poll::Ready(mut next) = Pin::new(&mut *incoming).poll_frame(cx) else {
-            if let Some(ticket) = &self.ticket {
-                ticket.await_more();
-            }
-            return Poll::Pending;
-        };
-        // Trailers are the last frame: nobody asks for another.
-        let is_last = |next: &Result<Frame<Bytes>, _>| next.as_ref().is_ok_and(Frame::is_trailers);
-        let mut ended = next.as_ref().is_none_or(is_last) || incoming.is_end_stream();
-        if ended
-            && let Some(lease) = lease.take()
-            && let Some(ticket) = &self.ticket
-        {
-            lease.give_back(ticket.worker().coarse_tick());
-        }
-        if let Some(Ok(frame)) = &mut next {
-            if let Some(data) = frame.data_mut()
-                && data.len() > HTTP2_PIECE_BYTES_MAX
-                && self.ticket.as_ref().is_some_and(|ticket| ticket.http2)
-            {
-                *rest = data.split_off(HTTP2_PIECE_BYTES_MAX);
-                ended = false;
-            }
-            if let Some(trailers) = frame.trailers_mut() {
-                headers::for_trailers(trailers);
-            }
-        }
-        Poll::Ready((next.map(|result| result.map_err(Error::from)), ended))
-    }
-
-    /// Notes what goes to the client.
-    fn hand_over(&self, bytes: &Bytes) {
-        let Some(ticket) = &self.ticket else { return };
-        let now = ticket.worker().coarse_tick();
-        ticket.deadline.set(now.saturating_add(self.patience.app));
-        ticket.hand_over(bytes.len(), now, self.patience.client);
-        ticket.sent.set(ticket.sent.get() + bytes.len() as u64);
-    }
-
-    fn piece(&self, bytes: Bytes) -> Piece {
-        Piece {
-            bytes,
-            _ticket: self.ticket.clone(),
-        }
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Piece;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, Error>>> {
-        let this = &mut *self;
-        if let Source::Own(bytes) = &mut this.source {
-            let bytes = std::mem::take(bytes);
-            return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(this.piece(bytes)))));
-        }
-        if let Some(ticket) = &this.ticket
-            && let Some(why) = ticket.poll_ended(cx)
-        {
-            return Poll::Ready(Some(Err(why.into())));
-        }
-        let (next, ended) = ready!(this.poll_app(cx));
-        if ended && !matches!(next, Some(Err(_))) {
-            this.complete();
-        }
-        Poll::Ready(next.map(|result| {
-            let frame = result?;
-            this.hand_over(frame.data_ref().unwrap_or(&Bytes::new()));
-            Ok(frame.map_data(|bytes| this.piece(bytes)))
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let ended = match &self.source {
-            Source::Own(bytes) => bytes.is_empty(),
-            Source::App { incoming, rest, .. } => rest.is_empty() && incoming.is_end_stream(),
-        };
-        if ended {
-            self.complete();
-        }
-        ended
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::App { incoming, rest, .. } if rest.is_empty() => incoming.size_hint(),
-            // Asked before the first frame only, when nothing is left over.
-            Source::App { .. } => SizeHint::default(),
         }
     }
 }
