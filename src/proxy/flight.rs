@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
+use hyper::body::{Body as _, Incoming};
 
 use super::connection::{Connection, Signal};
 use super::metrics::Outcome;
@@ -62,7 +63,10 @@ pub(super) struct Flight {
     ended: Cell<Option<Ended>>,
     /// Of the pipeline, and later of the answer's body.
     waker: RefCell<Option<Waker>>,
-    /// Of the task that sends the request's body: one slot for both would lose whoever was polled first.
+    /// What still comes of the request's body. Kept here and not by the task that sends it to the app: that one may wait for
+    /// an app that reads no more, while hyper, as long as this lives, is in the middle of a request.
+    pub(super) upload: RefCell<Option<Incoming>>,
+    /// Of that task: one slot for both would lose whoever was polled first.
     upload_waker: RefCell<Option<Waker>>,
 }
 
@@ -102,6 +106,7 @@ impl Flight {
             task: RefCell::new(None),
             ended: Cell::new(None),
             waker: RefCell::new(None),
+            upload: RefCell::new(None),
             upload_waker: RefCell::new(None),
         }
     }
@@ -165,10 +170,19 @@ impl Flight {
         self.taken_by.set(NEVER);
     }
 
-    /// Writes the account, once.
+    /// Writes the account, once. With it ends an upload that outlives its answer: no deadline and no block would reach it.
     fn finish(&self) {
         let Some(key) = self.key.take() else { return };
         let worker = &self.connection.worker;
+        if self.http2 {
+            // This may be called by h2 while it lets go of the last piece, and the body would call it back.
+            worker.drop_soon(self.upload.take());
+        } else {
+            self.end_upload();
+        }
+        if let Some(waker) = self.upload_waker.take() {
+            waker.wake();
+        }
         // try_remove: a key can only be missing if the slab was cleared at shutdown.
         drop(worker.flights.borrow_mut().try_remove(key));
         worker.account(self);
@@ -197,9 +211,13 @@ impl Flight {
         None
     }
 
-    /// The client is to be given time to read the answer, though not all of its request will be read.
-    pub(super) fn leave_unread(&self) {
-        self.connection.leave_unread();
+    /// Takes no more of the request's body. The client is to be given time to read its answer, though not all that it sends
+    /// will be read.
+    pub(super) fn end_upload(&self) {
+        let Some(incoming) = self.upload.take() else { return };
+        if !incoming.is_end_stream() {
+            self.connection.leave_unread();
+        }
     }
 
     /// Runs `future` until it is done or the flight is ended.

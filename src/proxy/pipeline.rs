@@ -173,7 +173,8 @@ async fn forward(
     let (response, lease) = match sending.await {
         Ok(answer) => answer,
         Err(Failure::Failed(error)) => {
-            return Err(fate.map_or(error, |fate| blame_body(fate.get(), config.caps.max_request_size)));
+            let limit = config.caps.max_request_size;
+            return Err(fate.and_then(|fate| fault_of(fate.get(), limit)).unwrap_or(error));
         }
         Err(Failure::Ended(Ended::Late)) => return Err(late(fate.map(|fate| fate.get()))),
         Err(Failure::Ended(Ended::Blocked)) => return Err(blocked_meanwhile(connection, ticket)),
@@ -231,12 +232,12 @@ fn request_body(
 }
 
 /// hyper only says that the request could not be sent; the body knows whether that was the client's doing.
-fn blame_body(fate: Fate, limit: u64) -> Error {
-    match fate {
-        Fate::TooLarge => Error::BodyTooLarge { limit },
-        Fate::ClientFailed => Error::RequestTimeout,
-        Fate::Malformed => Error::BadRequest("the body is not framed as HTTP/1.1 frames it"),
-        Fate::Streaming | Fate::Complete => Error::BadAnswer,
+fn fault_of(body: Fate, limit: u64) -> Option<Error> {
+    match body {
+        Fate::TooLarge => Some(Error::BodyTooLarge { limit }),
+        Fate::ClientFailed => Some(Error::RequestTimeout),
+        Fate::Malformed => Some(Error::BadRequest("the body is not framed as HTTP/1.1 frames it")),
+        Fate::Streaming | Fate::Untaken | Fate::Complete => None,
     }
 }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use jiff::Timestamp;
 use slab::Slab;
 use smallvec::SmallVec;
@@ -49,6 +50,8 @@ pub(super) struct Worker {
     /// A write buffer that no connection needs right now; connections are polled one at a time, so one is enough.
     spare: Cell<Option<Vec<u8>>>,
     in_flight_shown: Cell<i64>,
+    /// What is left of requests that are over.
+    unwanted: RefCell<Vec<Incoming>>,
     /// Requests that wait here until a hold is over.
     pub(super) held: Cell<usize>,
 }
@@ -82,6 +85,7 @@ impl Worker {
             random: Cell::new(seed),
             spare: Cell::new(None),
             in_flight_shown: Cell::new(0),
+            unwanted: RefCell::default(),
             held: Cell::new(0),
             shared,
         };
@@ -121,6 +125,11 @@ impl Worker {
 
     pub(super) fn return_buffer(&self, buffer: Vec<u8>) {
         self.spare.set(Some(buffer));
+    }
+
+    /// Drops a request's body at the next sweep.
+    pub(super) fn drop_soon(&self, body: Option<Incoming>) {
+        self.unwanted.borrow_mut().extend(body);
     }
 
     /// The tick at which the drain began.
@@ -202,6 +211,7 @@ impl Worker {
         for flight in stuck {
             flight.give_up();
         }
+        drop(self.unwanted.take());
         if self.shared.hold.is_on() {
             let flights = self.flights.borrow();
             let at_app = flights

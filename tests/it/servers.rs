@@ -87,18 +87,20 @@ async fn when_no_server_is_left_503_says_when_to_come_back() {
         .set("upstream.servers", &servers)
         .set("server.workers", "1");
     let gate = Gate::start(&config).await;
-    let answer = wait::until("503 in place of 502", async || {
-        let answer = client::get(gate.address, "/", "").await;
-        assert!(matches!(answer.status, 502 | 503), "{}", answer.status);
-        (answer.status == 503).then_some(answer)
-    })
-    .await;
-    let seconds: u64 = answer
-        .header("retry-after")
-        .and_then(|text| text.parse().ok())
-        .expect("Retry-After");
-    assert!((1..=60).contains(&seconds), "{seconds}");
-    drop(answer.problem());
+    for (method, body) in [("GET", ""), ("POST", "x=1")] {
+        let answer = wait::until("503 in place of 502", async || {
+            let answer = client::request(gate.address, method, "/", "", body).await;
+            assert!(matches!(answer.status, 502 | 503), "{}", answer.status);
+            (answer.status == 503).then_some(answer)
+        })
+        .await;
+        let seconds: u64 = answer
+            .header("retry-after")
+            .and_then(|text| text.parse().ok())
+            .expect("Retry-After");
+        assert!((1..=60).contains(&seconds), "{seconds}");
+        drop(answer.problem());
+    }
 }
 
 /// Answers the first request, ends the connection at the second without a word, answers all later ones.

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use crate::support::client::{self, Raw};
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
-use crate::support::wait;
+use crate::support::{metrics, wait};
 
 /// What a client must get for an app's bytes.
 enum Want {
@@ -307,4 +307,61 @@ async fn flood_of_interim_answers_ends() {
     assert_eq!(answer.status, 502);
     let grown = gate.resident_bytes().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more");
+}
+
+/// More than the kernel takes on both ways to the app.
+const UPLOAD_BYTES: usize = 20 << 20;
+
+fn upload() -> Vec<u8> {
+    let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {UPLOAD_BYTES}\r\n\r\n");
+    [head.into_bytes(), vec![b'z'; UPLOAD_BYTES]].concat()
+}
+
+/// A second for a client that stops sending.
+fn hurrying(origin: &Origin, response_timeout: &str) -> Config {
+    Config::before(origin)
+        .set("server.timeouts.request_header", r#""1s""#)
+        .set("server.timeouts.request_body_idle", r#""1s""#)
+        .set("limits.max_request_size", r#""100MiB""#)
+        .set("upstream.response_timeout", response_timeout)
+}
+
+#[tokio::test]
+async fn app_that_reads_nothing_is_504_and_not_the_fault_of_its_client() {
+    let origin = Origin::start(|_| Script::Deaf(Arc::default(), Vec::new())).await;
+    let gate = Gate::start(&hurrying(&origin, r#""2s""#)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    // With its answer the gate reads the rest.
+    wait::within("an upload", raw.try_send(upload()))
+        .await
+        .expect("the gate reads on");
+    assert_eq!(raw.answer().await.status, 504);
+    let text = metrics::scrape(gate.admin).await;
+    let errors = metrics::sample(&text, "foregate_upstream_errors_total{kind=\"response_timeout\"}");
+    assert_eq!(errors, Some(1.0), "{text}");
+}
+
+#[tokio::test]
+async fn app_may_rest_for_longer_than_its_client() {
+    let rested = Arc::new(Notify::new());
+    let gate_of_origin = Arc::clone(&rested);
+    let origin = Origin::start(move |head| match head.starts_with("POST ") {
+        true => Script::Rested(Arc::clone(&gate_of_origin), ok("at last")),
+        false => Script::Answer(ok("x")),
+    })
+    .await;
+    let gate = Gate::start(&hurrying(&origin, r#""20s""#)).await;
+    let mut raw = Raw::plain(gate.address).await;
+    let resting = async {
+        origin.wait_for("POST ").await;
+        for _ in 0..3 {
+            // Each has as long as a client that stops sending.
+            Raw::plain(gate.address).await.closed().await;
+        }
+        rested.notify_one();
+    };
+    let (sent, ()) = tokio::join!(wait::within("an upload", raw.try_send(upload())), resting);
+    sent.expect("the gate reads on");
+    let answer = raw.answer().await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "at last"));
 }

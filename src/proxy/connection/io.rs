@@ -152,6 +152,7 @@ impl AsyncRead for ClientIo {
 
 impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.connection.unflushed.set(true);
         if self.substitutes(buf) {
             return Poll::Ready(Ok(buf.len()));
         }
@@ -164,6 +165,7 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.connection.unflushed.set(true);
         if let Some(first) = bufs.first()
             && self.substitutes(first)
         {
@@ -181,6 +183,9 @@ impl AsyncWrite for ClientIo {
         ready!(self.poll_substitute(cx))?;
         // TLS buffers what the socket does not take: a stuck flush is a stuck write.
         let result = Pin::new(&mut self.stream).poll_flush(cx);
+        if matches!(result, Poll::Ready(Ok(()))) {
+            self.connection.unflushed.set(false);
+        }
         self.wrote(result.map_ok(|()| 0)).map_ok(|_| ())
     }
 

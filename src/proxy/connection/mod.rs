@@ -95,6 +95,8 @@ pub(super) struct Connection {
     heard: Cell<bool>,
     /// Part of a request will not be read.
     unread: Cell<bool>,
+    /// Something was written, or is to be, and may not have reached the socket yet.
+    unflushed: Cell<bool>,
     /// The write that waits, since this tick.
     write_blocked_since: Cell<Option<Duration>>,
     /// The latest request of HTTP/2, until the task of its stream has taken it.
@@ -135,6 +137,7 @@ impl Registration {
             served: Cell::new(false),
             heard: Cell::new(false),
             unread: Cell::new(false),
+            unflushed: Cell::new(false),
             write_blocked_since: Cell::new(None),
             newest: RefCell::new(None),
             block_since: Cell::new(None),
@@ -281,6 +284,8 @@ impl Connection {
         match self.state.get() {
             State::Handshake(since) if is_past(since, timeouts.tls_handshake) => self.signal(Signal::Close),
             State::Head(since) if is_past(since, timeouts.request_header) => self.signal(Signal::Close),
+            // What TLS or hyper has taken of an answer counts as written, and the client may still be reading it.
+            State::Idle(_) if self.unflushed.get() => self.state.set(State::Idle(now)),
             State::Idle(since) if is_past(since, timeouts.keep_alive) => self.signal(Signal::Close),
             State::Lingering(since) if is_past(since, LINGER) => self.signal(Signal::Close),
             State::Idle(_) if self.is_last.get() => self.signal(Signal::Close),
@@ -313,18 +318,20 @@ impl Connection {
     pub(super) fn end_unproven(&self) {
         match self.state.get() {
             _ if !self.is_tls => {}
-            State::Busy => {
+            State::Tunnel | State::Lingering(_) => {}
+            State::Handshake(_) | State::Head(_) | State::Idle(_) if !self.unflushed.get() => {
+                self.signal(Signal::Close)
+            }
+            _ => {
                 self.is_last.set(true);
                 if self.is_http2.get() {
                     self.signal(Signal::Drain);
                 }
             }
-            State::Tunnel | State::Lingering(_) => {}
-            State::Handshake(_) | State::Head(_) | State::Idle(_) => self.signal(Signal::Close),
         }
     }
 
     fn is_idle(&self) -> bool {
-        matches!(self.state.get(), State::Idle(_)) && !self.heard.get()
+        matches!(self.state.get(), State::Idle(_)) && !self.heard.get() && !self.unflushed.get()
     }
 }

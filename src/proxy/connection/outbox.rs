@@ -116,9 +116,18 @@ impl Contents {
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.waiting.is_empty() {
-            return Poll::Ready(Ok(()));
+        if !self.waiting.is_empty() {
+            ready!(self.poll_write_waiting(cx))?;
         }
+        // TLS holds what the socket did not take, also of what went past the buffer: it is for this to ask again.
+        if self.connection.unflushed.get() {
+            Pin::new(&mut self.io).poll_flush(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn poll_write_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.waiting.get(self.written..).filter(|rest| !rest.is_empty()) {
             let count = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
             if count == 0 {
@@ -130,7 +139,7 @@ impl Contents {
         self.waiting.clear();
         let emptied = std::mem::take(&mut self.waiting);
         self.worker().return_buffer(emptied);
-        Pin::new(&mut self.io).poll_flush(cx)
+        Poll::Ready(Ok(()))
     }
 
     fn collect(&mut self, bytes: &[u8]) -> usize {

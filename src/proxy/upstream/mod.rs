@@ -207,7 +207,8 @@ async fn exchange(
         Ok(sent) => sent,
         Err(why) => {
             // Not what the client is late with, and not what it is blocked for.
-            if why == Ended::Late && fate.as_ref().is_none_or(|fate| fate.get() == Fate::Complete) {
+            let is_apps = |fate: &Rc<Cell<Fate>>| matches!(fate.get(), Fate::Untaken | Fate::Complete);
+            if why == Ended::Late && fate.as_ref().is_none_or(is_apps) {
                 blame(
                     worker,
                     server,
@@ -243,7 +244,7 @@ async fn exchange(
         return Ok(Sent::Again(again));
     }
     // What the client did to its own request is not the app's failure.
-    let is_sound = |fate: &Rc<Cell<Fate>>| matches!(fate.get(), Fate::Streaming | Fate::Complete);
+    let is_sound = |fate: &Rc<Cell<Fate>>| matches!(fate.get(), Fate::Streaming | Fate::Untaken | Fate::Complete);
     if fate.as_ref().is_none_or(is_sound) {
         let error = Some(failure.error());
         blame(worker, server, "bad_answer", "app server failed to answer", error);

@@ -185,6 +185,12 @@ impl Raw {
         self.buffer.windows(text.len()).any(|window| window == text.as_bytes())
     }
 
+    /// How often this text came and was not taken yet.
+    pub(crate) fn count(&self, text: &str) -> usize {
+        let windows = self.buffer.windows(text.len());
+        windows.filter(|window| *window == text.as_bytes()).count()
+    }
+
     pub(crate) async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             self.fill().await?;

@@ -24,6 +24,10 @@ pub(crate) enum Script {
     /// These bytes, then the end of the connection.
     Close(Vec<u8>),
     Never,
+    /// These bytes as soon as the test opens the gate; nothing of the body is ever read, and the connection stays.
+    Deaf(Arc<Notify>, Vec<u8>),
+    /// These bytes, after the whole body has come, of which nothing is read before the test opens the gate.
+    Rested(Arc<Notify>, Vec<u8>),
     /// The first piece after the head, each further one when the test opens the gate; the body is recorded meanwhile.
     Pieces(Arc<Notify>, Vec<Vec<u8>>),
 }
@@ -229,6 +233,16 @@ async fn answer(recorder: &mut Recorder, head: &str, script: Script) -> Option<(
         Script::After(gate, bytes) => {
             recorder.skip_body(head).await?;
             gate.notified().await;
+            recorder.stream.write_all(&bytes).await.ok()
+        }
+        Script::Deaf(gate, bytes) => {
+            gate.notified().await;
+            recorder.stream.write_all(&bytes).await.ok()?;
+            std::future::pending().await
+        }
+        Script::Rested(gate, bytes) => {
+            gate.notified().await;
+            recorder.skip_body(head).await?;
             recorder.stream.write_all(&bytes).await.ok()
         }
         Script::Echo => echo(recorder).await,
