@@ -143,7 +143,7 @@ fn pg_dump_killed_after_some_bytes_leaves_no_backup() {
     run("kill", &["-KILL", &dump.to_string()]);
     assert!(!running.succeeds());
     assert_eq!((bed.good(), bed.objects()), (0, Vec::new()));
-    bed.ok(&["create"]);
+    until("the server notices", || bed.succeeds(&["create"]));
     assert_eq!(proven(&bed).len(), 1);
 }
 
@@ -233,7 +233,7 @@ fn a_disk_that_fills_during_a_dump_leaves_no_backup_and_nothing_half_written() {
     assert_nothing_is_left(&create_on_a_small_disk(&bed, &["create"]));
     until("its backends end", || bed.backends("%") == 0);
     assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
-    bed.ok(&["create"]);
+    until("the server notices", || bed.succeeds(&["create"]));
     assert_eq!(proven(&bed).len(), 1);
 }
 

@@ -172,7 +172,7 @@ fn lost_database_is_there_whole_or_not_at_all() {
         kill_at(&bed, step, &["restore", &id]);
         assert_eq!(bed.sql("postgres", OPEN), "", "killed at {step}");
     }
-    bed.ok(&["restore", &id]);
+    until("the server notices", || bed.succeeds(&["restore", &id]));
     assert_eq!(bed.sql("app", ROWS), "20000");
     assert_eq!(bed.leftovers(), Vec::<String>::new());
 }
@@ -216,6 +216,6 @@ fn decrypted_dump_of_a_killed_restore_is_swept_by_the_next_start() {
     kill_at(&bed, "Filled", &["restore", &id]);
     let is_dump = |name: &&String| name.starts_with("foregate-restore");
     assert_eq!(bed.leftovers().iter().filter(is_dump).count(), 1);
-    bed.ok(&["create"]);
+    until("the server notices", || bed.succeeds(&["create"]));
     assert_eq!(bed.leftovers(), Vec::<String>::new());
 }
