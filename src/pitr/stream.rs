@@ -72,11 +72,10 @@ impl Config {
             .value("looking for the replication slot", sql, &[&self.slot])
             .await?;
         let programs = Programs::find(major)?;
+        if is_drained {
+            self.set_aside_what_cannot_go_on(&admin).await?;
+        }
         if !is_there {
-            // Nothing has held the log since the old slot went.
-            if is_drained {
-                self.set_aside_what_cannot_go_on(&admin).await?;
-            }
             let child = self
                 .command(&programs)?
                 .arg("--create-slot")
@@ -97,8 +96,8 @@ impl Config {
     }
 
     /// `pg_receivewal` resumes behind the newest file of the spool, whatever the slot says. Where the server does not have that
-    /// part of its log any more it would fail for ever: the spool is renamed then, and the stream begins where the new slot
-    /// does. The gap shows in the archive.
+    /// part of its log any more, since the slot was lost or dropped, it would fail for ever: the spool is renamed then, and the
+    /// stream begins where the slot does. The gap shows in the archive.
     async fn set_aside_what_cannot_go_on(&self, admin: &Admin) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
         let Some(newest) = newest(&there) else {
@@ -110,7 +109,8 @@ impl Config {
         let Some(resumes) = resumes_with(newest, size) else {
             return Ok(());
         };
-        let sql = "SELECT EXISTS (SELECT FROM pg_ls_waldir() WHERE name = $1)";
+        let sql = "SELECT EXISTS (SELECT FROM pg_ls_waldir() WHERE name = $1) \
+                   OR pg_walfile_name(pg_current_wal_lsn()) COLLATE \"C\" <= $1";
         // A role that may not look there leaves it as it is.
         let found = admin.value("looking for the log to go on with", sql, &[&resumes]).await;
         if found.unwrap_or(true) {

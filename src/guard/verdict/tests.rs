@@ -201,9 +201,9 @@ fn report_says_what_remains_and_charges_nothing() {
     }
 }
 
-#[test]
-fn ten_requests_of_a_block_are_told_why() {
-    let entry = Entry {
+/// A block that nobody has met yet.
+fn fresh_entry() -> Entry {
+    Entry {
         block: Block {
             reference: ulid::Ulid::nil(),
             network: "192.0.2.66/32".parse().expect("a network"),
@@ -215,7 +215,12 @@ fn ten_requests_of_a_block_are_told_why() {
         },
         told: AtomicU32::new(0),
         met: AtomicU32::new(0),
-    };
+    }
+}
+
+#[test]
+fn ten_requests_of_a_block_are_told_why() {
+    let entry = fresh_entry();
     for nth in 0..10 {
         assert!(!has_been_told(&entry), "request {nth}");
         tell(&entry);
@@ -229,19 +234,7 @@ fn ten_requests_of_a_block_are_told_why() {
 
 #[test]
 fn blocked_client_that_never_asks_is_refused_at_accept_as_well() {
-    let entry = Entry {
-        block: Block {
-            reference: ulid::Ulid::nil(),
-            network: "192.0.2.66/32".parse().expect("a network"),
-            reason: "a test".to_owned(),
-            source: Source::Manual,
-            created_by: "ops".to_owned(),
-            created_at: at(0).wall,
-            expires_at: None,
-        },
-        told: AtomicU32::new(0),
-        met: AtomicU32::new(0),
-    };
+    let entry = fresh_entry();
     let let_in = (0..100).filter(|_| !is_met_too_often(&entry)).count();
     assert_eq!(let_in, 20, "a handshake costs more than a request");
 }
