@@ -1,6 +1,6 @@
 //! Another client, that goes on asking while an attack runs: what it feels, and what the attack costs the gate in memory.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -75,13 +75,18 @@ async fn watch(
         std::thread::spawn(move || ask(address, tls.as_ref(), pid, &current, &phases))
     };
     let answers = |phase: usize| phases.lock().expect("the other client is well")[phase].latencies.len();
+    // If it panicked, that is told at the end.
+    let is_over = || asking.is_finished();
     let measured = async |phase: usize| {
-        wait::until(PHASES[phase], async || (answers(phase) >= BESIDE).then_some(())).await;
+        wait::until(PHASES[phase], async || {
+            (is_over() || answers(phase) >= BESIDE).then_some(())
+        })
+        .await;
     };
     measured(0).await;
     current.store(1, Ordering::Relaxed);
     let begun = Instant::now();
-    while begun.elapsed() < run || answers(1) < MEANWHILE {
+    while !is_over() && (begun.elapsed() < run || answers(1) < MEANWHILE) {
         round().await;
     }
     current.store(2, Ordering::Relaxed);
@@ -164,7 +169,11 @@ fn answered(stream: &mut dyn Stream) {
     let mut answer = Vec::new();
     let mut space = [0; 4096];
     while !answer.ends_with(b"\r\n\r\nx") {
-        let count = stream.read(&mut space).expect("an answer in time");
+        let count = match stream.read(&mut space) {
+            // With a time-out on the socket the call is not taken up again by itself.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read.expect("an answer in time"),
+        };
         assert!(count > 0, "the connection of the other client was closed");
         answer.extend(&space[..count]);
     }
