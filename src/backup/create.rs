@@ -169,15 +169,8 @@ impl Vault {
     }
 
     fn dump_command(&self, server: &Server, application: &str, snapshot: &str) -> Result<Command, Error> {
-        // Uncompressed: our own zstd runs on two threads, with checksums, and its output is hashed on the way.
-        let command = Command::new(server.programs.path("pg_dump"))
-            .arg("--format=custom")
-            .arg("--compress=0")
-            .arg("--no-password")
-            .arg("--lock-wait-timeout=60s")
+        let command = pg_dump(&server.programs, self.target.database())
             .arg(format!("--snapshot={snapshot}"))
-            .arg("--dbname")
-            .arg(connection_name(self.target.database()))
             .stdout_piped();
         Ok(command.target(&self.target, application)?)
     }
@@ -262,6 +255,17 @@ pub(super) async fn count_rows(admin: &Admin) -> Result<BTreeMap<String, u64>, p
         counts.insert(name, u64::try_from(count).unwrap_or(0));
     }
     Ok(counts)
+}
+
+/// Uncompressed: our own zstd has several cores, and checksums, and its output is hashed on the way.
+pub(super) fn pg_dump(programs: &Programs, database: &str) -> Command {
+    Command::new(programs.path("pg_dump"))
+        .arg("--format=custom")
+        .arg("--compress=0")
+        .arg("--no-password")
+        .arg("--lock-wait-timeout=60s")
+        .arg("--dbname")
+        .arg(connection_name(database))
 }
 
 /// A database name for `--dbname`, which would read `=` or a scheme in it as a connection string.

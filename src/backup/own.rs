@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::create::connection_name;
+use super::create::{connection_name, pg_dump};
 use super::preflight::Ground;
 use super::verify::chain;
 use super::{Error, Vault};
@@ -49,22 +49,16 @@ impl Vault {
         }
         drop(serving);
         let file = scratch.join("own");
-        let dump = Command::new(ground.programs.path("pg_dump"))
-            .arg("--format=custom")
-            .arg("--compress=0")
-            .arg("--no-password")
-            .arg("--lock-wait-timeout=60s")
+        let dump = pg_dump(&ground.programs, live)
             .arg(format!("--schema={SCHEMA}"))
             .arg("--file")
-            .arg(&file)
-            .arg("--dbname")
-            .arg(connection_name(live));
+            .arg(&file);
         let limit = self.config.step_timeout;
         dump.target(&self.target, application)?.start()?.finish(limit).await?;
         let inside = Admin::connect(&self.target, new, application).await?;
         let had_one: bool = inside.value(act, is_there, &[&SCHEMA]).await?;
-        let put_aside = format!("ALTER SCHEMA {SCHEMA} RENAME TO {ASIDE}");
         if had_one {
+            let put_aside = format!("ALTER SCHEMA {SCHEMA} RENAME TO {ASIDE}");
             inside.batch("putting the backup's own aside", &put_aside).await?;
         }
         let fill = Command::new(ground.programs.path("pg_restore"))

@@ -260,7 +260,7 @@ impl Vault {
                 Ok(()) => {}
             }
         }
-        if work.intent.replaces() && work.intent.live_oid > 0 {
+        if work.intent.replaces() {
             let names = (work.intent.live.as_str(), new.as_str());
             let scratch = spool.parent().unwrap_or(spool);
             self.carry_own(work.ground, &application, names, scratch, notes).await;

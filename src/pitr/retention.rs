@@ -123,7 +123,10 @@ fn anchors(bases: &[Base], histories: &Histories, begins: Timestamp) -> BTreeSet
         let Some(history) = history else {
             let on_it = newest_of(&|base| base.timeline == timeline);
             // What it came of may be any of the others.
-            let others = bases.iter().filter(|base| on_it.is_none() && base.timeline < timeline);
+            let others = bases
+                .iter()
+                .filter(|base| base.stopped_at <= begins && base.timeline < timeline);
+            let others = others.filter(|_| on_it.is_none());
             anchors.extend(others.chain(on_it).map(|base| base.id));
             continue;
         };
@@ -145,7 +148,7 @@ pub fn plan(bases: &[Base], histories: &Histories, policy: &Policy, now: Timesta
         if base.stopped_at > begins {
             reasons.push("it lies within the window".to_owned());
         }
-        if anchors.contains(&base.id) && base.stopped_at <= begins {
+        if anchors.contains(&base.id) {
             reasons.push("the window begins from it".to_owned());
         }
         if newest.is_some_and(|newest| newest.id == base.id) {

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use super::archive::{Archive, Error as ArchiveError, Pushed};
 use super::name::{File, SegmentSize, Stem, Timeline};
+use super::watch;
 use crate::clock::Clock;
 use crate::postgres::child::{Child, Command};
 use crate::postgres::program::Programs;
+use crate::postgres::secrets::make_private;
 use crate::postgres::{self, Admin, Target};
 
 /// As this the stream is known to the server.
@@ -103,9 +105,7 @@ impl Config {
         let Some(newest) = newest(&there) else {
             return Ok(());
         };
-        let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'";
-        let size: i64 = admin.value("reading the segment size", sql, &[]).await?;
-        let size = SegmentSize::new(u64::try_from(size).unwrap_or(0)).map_err(ArchiveError::from)?;
+        let size = watch::segment_size(admin).await?;
         let Some(resumes) = resumes_with(newest, size) else {
             return Ok(());
         };
@@ -188,11 +188,6 @@ impl Config {
         };
         self.spooled(sum())
     }
-}
-
-fn make_private(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// The newest of the log in the spool, and by how many segments `pg_receivewal` resumes behind it.

@@ -63,12 +63,12 @@ impl Drop for PrivateDirectory {
     }
 }
 
-/// Makes the directory in which private ones are made, where it is missing.
+/// Makes a directory that only we may enter (0700), with those above it, where it is missing.
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn make_parent(parent: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)
+pub fn make_private(directory: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// The lock of `directory`, if nobody holds it and it is still there.

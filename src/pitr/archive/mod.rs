@@ -224,21 +224,18 @@ impl Archive {
         Ok(beats)
     }
 
-    /// Deletes the beats of before `from`, which belong to no instant that can be reached any more. Returns how many objects
-    /// went.
+    /// Deletes the beats of before `from`, which belong to no instant that can be reached any more.
     ///
     /// # Errors
     /// Of the repository.
-    pub async fn delete_beats(&self, from: Timestamp) -> Result<usize, Error> {
-        let mut deleted = 0;
+    pub async fn delete_beats(&self, from: Timestamp) -> Result<(), Error> {
         for stored in self.repository.list_folder(&layout::beats(&self.cluster)).await? {
             let name = stored.key.rsplit('/').next().unwrap_or_default();
             if beat::span_of_object(name).is_some_and(|(_, last)| last < from) {
                 self.repository.delete(&stored.key).await?;
-                deleted += 1;
             }
         }
-        Ok(deleted)
+        Ok(())
     }
 }
 

@@ -306,7 +306,7 @@ impl Bases {
         keys: &Arc<Keys>,
     ) -> Result<Copied, Error> {
         let local = |act| move |source| Error::Local { act, source };
-        secrets::make_parent(&self.scratch).map_err(local("making the scratch directory"))?;
+        secrets::make_private(&self.scratch).map_err(local("making the scratch directory"))?;
         super::room(&self.scratch, server.bytes)?;
         let scratch = PrivateDirectory::new(&self.scratch, "base").map_err(local("making the scratch directory"))?;
         let tars = scratch.path().join("tars");
