@@ -18,8 +18,8 @@ use crate::guard::client::Client;
 /// Wrong tokens of one address within [`WINDOW`] before it must wait.
 const ATTEMPTS_MAX: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// One IPv6 guesser is one network of this many bits.
-const IPV6_PREFIX: u8 = 64;
+/// One IPv6 client is one network of this many bits.
+pub(super) const IPV6_PREFIX: u8 = 64;
 /// Clients whose attempts are counted; beyond it the oldest windows are forgotten first.
 const ADDRESSES_MAX: usize = 4096;
 

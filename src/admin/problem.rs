@@ -51,6 +51,13 @@ pub(super) enum Error {
     NotJson,
     #[error("{0}")]
     Unavailable(String),
+    /// Looking may be given up; a change goes on without its caller.
+    #[error("this took too long")]
+    TooLong,
+    #[error(
+        "this takes longer than a request may, and goes on: look at the runs and the audit trail before you ask for it again"
+    )]
+    GoesOn,
 }
 
 impl Error {
@@ -66,7 +73,7 @@ impl Error {
             Self::Invalid(_) | Self::Refused(_) | Self::Unreachable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::BAD_REQUEST,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable(_) | Self::TooLong | Self::GoesOn => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::pitr::base::Base;
+use crate::pitr::base::{Base, counted};
 use crate::pitr::drill::Drill;
 use crate::pitr::inventory::Inventory;
 use crate::pitr::plan::{Goal, Plan, Refusal, Stop};
@@ -30,15 +30,17 @@ pub fn base(base: &Base) -> Value {
         "encrypted": base.encrypted,
         "tablespaces": base.tablespaces,
         "deletedAt": base.deleted_at,
+        // What is missing of it, so that it cannot be used.
         "incomplete": base.incomplete,
     })
 }
 
-/// How many there are, what they take up, and the newest.
+/// How many can be counted on and the newest of those, and what all of them take up.
 #[must_use]
 pub fn bases_in_short(bases: &[Base]) -> Value {
+    let (count, newest) = counted(bases);
     let stored: u64 = bases.iter().map(Base::stored_bytes).sum();
-    json!({"count": bases.len(), "storedBytes": stored, "newest": bases.last().map(base)})
+    json!({"count": count, "storedBytes": stored, "newest": newest.map(base)})
 }
 
 /// The log in the repository.

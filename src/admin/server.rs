@@ -1,8 +1,7 @@
 //! The admin listener's connections: capped, with time-outs, plain on loopback or with TLS.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -20,13 +19,12 @@ use tokio_util::task::TaskTracker;
 use super::routes::{self, Peer};
 use super::{Config, Error, Parts, State, tls};
 
-const CONNECTIONS_MAX: usize = 256;
-/// Of one address, so that nobody keeps the others out.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// No admin connection needs longer; the page makes new ones.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// For what is being answered when a connection's time is over: longer than a request may take.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// The admin listener, bound and ready to serve.
@@ -96,7 +94,6 @@ impl Listener {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "the admin listener cannot be served"),
         };
-        let places = Places::default();
         let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -106,7 +103,7 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => {
                     // Beyond a cap a connection is dropped at once: the page retries, an attacker gains nothing.
-                    if let Some(place) = places.take(peer.ip().to_canonical()) {
+                    if let Some(place) = self.state.places.take(peer.ip()) {
                         let (listener, stop) = (Arc::clone(&self), stop.clone());
                         tasks.spawn(async move {
                             listener.connection(stream, peer, &stop).await;
@@ -145,85 +142,68 @@ impl Listener {
             .router
             .clone()
             .layer(axum::Extension(Peer(peer.ip().to_canonical())));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .max_buf_size(64 * 1024)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            result = connection.as_mut() => result,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = tokio::time::sleep(CONNECTION_TIMEOUT) => return,
+        let end = async {
+            // Whichever comes first.
+            drop(tokio::time::timeout(CONNECTION_TIMEOUT, stop.cancelled()).await);
         };
-        if let Err(error) = ended {
+        if let Err(error) = converse(stream, router, end).await {
             tracing::debug!(%peer, %error, "an admin connection ended");
         }
     }
 }
 
-/// How many connections each address holds.
-#[derive(Debug, Clone, Default)]
-struct Places(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// A connection's place, free again when this is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Places,
-    address: IpAddr,
-}
-
-impl Places {
-    /// `None`: there is no place for `address`.
-    fn take(&self, address: IpAddr) -> Option<Place> {
-        let mut held = self.lock();
-        let all: usize = held.values().sum();
-        let its = held.entry(address).or_default();
-        if all >= CONNECTIONS_MAX || *its >= CONNECTIONS_PER_ADDRESS_MAX {
-            held.retain(|_, count| *count > 0);
-            return None;
-        }
-        *its += 1;
-        Some(Place {
-            places: self.clone(),
-            address,
-        })
+/// Serves `router` on `stream` until `end`; what is being answered then is answered, within a limit.
+async fn converse<S>(stream: S, router: Router, end: impl Future<Output = ()>) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = end => connection.as_mut().graceful_shutdown(),
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut held = self.places.lock();
-        if let Some(count) = held.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                held.remove(&self.address);
-            }
-        }
-    }
+    tokio::time::timeout(LAST_ANSWER_TIMEOUT, connection)
+        .await
+        .unwrap_or(Ok(()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::{Notify, oneshot};
 
-    #[test]
-    fn one_address_cannot_take_the_places_of_all() {
-        let places = Places::default();
-        let address = |number: u8| IpAddr::from([192, 0, 2, number]);
-        let mut held: Vec<Place> = std::iter::from_fn(|| places.take(address(1))).collect();
-        assert_eq!(held.len(), CONNECTIONS_PER_ADDRESS_MAX);
-        held.extend((2..=255).filter_map(|number| places.take(address(number))));
-        assert_eq!(held.len(), CONNECTIONS_MAX);
-        held.clear();
-        assert!(places.lock().is_empty());
-        assert!(places.take(address(1)).is_some());
+    #[tokio::test]
+    async fn request_under_way_at_the_end_of_its_connections_time_is_still_answered() {
+        let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (told, awaited) = (Arc::clone(&asked), Arc::clone(&answer));
+        let handler = axum::routing::get(async move || {
+            told.notify_one();
+            awaited.notified().await;
+            "done"
+        });
+        let (mut client, server) = tokio::io::duplex(4096);
+        let (end, ended) = oneshot::channel::<()>();
+        let router = Router::new().route("/", handler);
+        let serving = async {
+            converse(server, router, async { drop(ended.await) }).await.unwrap();
+        };
+        let using = async {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            asked.notified().await;
+            end.send(()).unwrap();
+            // The connection hears of its end before the answer is there.
+            tokio::task::yield_now().await;
+            answer.notify_one();
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.unwrap();
+            assert!(heard.starts_with("HTTP/1.1 200") && heard.ends_with("done"), "{heard}");
+        };
+        tokio::join!(serving, using);
     }
 }

@@ -224,6 +224,8 @@ async fn errors_are_problem_documents_with_the_right_status() {
         (422, "GET", "/api/infrastructure/ddos/blocks?limit=x".to_owned(), "", ""),
         (421, "GET", "/health".to_owned(), "Host: evil.example\r\n", ""),
         (422, "GET", format!("{backups}/stats"), "", ""),
+        (422, "GET", "/api/infrastructure/pitr/stats".to_owned(), "", ""),
+        (422, "GET", "/api/infrastructure/pitr/window".to_owned(), "", ""),
         (422, "POST", format!("{backups}/create"), "", "{\"type\":\"hourly\"}"),
         (422, "POST", format!("{backups}/create"), "", "{\"typ\":\"daily\"}"),
         (422, "POST", format!("{backups}/restore"), "", "{}"),

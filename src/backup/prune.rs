@@ -107,16 +107,16 @@ impl Vault {
         Ok(())
     }
 
-    /// Marks one backup for deletion by hand; the last good one is refused.
+    /// Marks one backup for deletion by hand, and says which it was; the last good one is refused.
     ///
     /// # Errors
     /// Unknown, in use, or the last good one.
-    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+    pub async fn delete(&self, id: &str) -> Result<Ulid, Error> {
         let _lock = self.lock()?;
         let now = self.clock.wall();
         let entry = self.show(id).await?;
         if entry.is_deleted_by_hand() {
-            return Ok(());
+            return Ok(entry.manifest.id);
         }
         if entry.is_leased(now) {
             return Err(Error::Refused("the backup is in use".to_owned()));
@@ -133,7 +133,8 @@ impl Vault {
             // A clean-up's mark is taken off when the backup is needed again; this one is not.
             self.repository.delete(&layout::tombstone(entry.manifest.id)).await?;
         }
-        self.mark(entry.manifest.id, BY_HAND.to_owned(), now).await
+        self.mark(entry.manifest.id, BY_HAND.to_owned(), now).await?;
+        Ok(entry.manifest.id)
     }
 
     async fn mark(&self, id: Ulid, reason: String, at: Timestamp) -> Result<(), Error> {

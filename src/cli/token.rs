@@ -19,9 +19,10 @@ pub(super) struct Options {
 enum Role {
     /// May look.
     Viewer,
-    /// May also block and unblock.
+    /// May also block and unblock, and order backups, verifications, base backups, drills and recovery plans: nothing that
+    /// replaces or deletes data.
     Operator,
-    /// May do everything.
+    /// May do everything: also restore, delete backups and clean them up.
     Admin,
 }
 

@@ -163,10 +163,9 @@ impl Schedule {
         // In a fold the first of the two; in a gap the instant at which the gap ends, not an hour later.
         let begins = match ambiguous.offset() {
             jiff::tz::AmbiguousOffset::Gap { .. } => {
-                let later = ambiguous.later().ok()?;
-                zone.preceding(later)
-                    .next()
-                    .map_or(later, |transition| transition.timestamp())
+                // The offset of after the gap puts any skipped time, its first one too, before the transition.
+                let earlier = ambiguous.earlier().ok()?;
+                zone.following(earlier).next()?.timestamp()
             }
             _ => ambiguous.earlier().ok()?,
         };
@@ -187,13 +186,21 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_the_clocks_skip_is_the_first_one_after_the_gap() {
-        let schedule = Schedule::Daily(Time::constant(2, 30, 0, 0));
+    fn every_time_that_the_clocks_skip_begins_when_they_have_skipped() {
+        for skipped in ["02:00", "02:01", "02:30", "02:59", "Sun 02:00", "29 02:00"] {
+            let schedule: Schedule = skipped.parse().expect("a schedule");
+            let begins = schedule
+                .current(&berlin(), at("2026-03-29T12:00:00Z"))
+                .map(|period| period.begins);
+            assert_eq!(begins, Some(at("2026-03-29T01:00:00Z")), "{skipped}");
+        }
+        let schedule = Schedule::Daily(Time::constant(2, 0, 0, 0));
+        let before = at("2026-03-28T12:00:00Z");
+        assert_eq!(schedule.next(&berlin(), before), Some(at("2026-03-29T01:00:00Z")));
         let period = schedule
-            .current(&berlin(), at("2026-03-29T12:00:00Z"))
+            .current(&berlin(), at("2026-03-29T01:00:00Z"))
             .expect("a period");
         assert_eq!(period.key, "daily:2026-03-29");
-        assert_eq!(period.begins, at("2026-03-29T01:00:00Z"));
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod lingering;
 mod load;
 mod memory;
 mod observe;
+mod page;
 mod priority;
 mod proxy_h1;
 mod proxy_h2;

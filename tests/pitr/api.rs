@@ -8,18 +8,13 @@
 use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
-use crate::support::server::{Server, archive_through};
-use crate::support::{run, until};
+use crate::support::server::{Server, archive_through, token};
+use crate::support::until;
 
 const VIEWER: &str = "a-token-that-may-look-and-nothing-else";
 const OPERATOR: &str = "a-token-that-may-order-work-as-well";
 
 fn server(cluster: &Cluster) -> Server {
-    let token = |name: &str, secret: &str| {
-        let hash = run("sh", &["-c", &format!("printf %s '{secret}' | sha256sum")]);
-        let hash = hash.split(' ').next().expect("a hash").to_owned();
-        format!("[[admin.tokens]]\nname = \"{name}\"\nrole = \"{name}\"\nsha256 = \"{hash}\"\n")
-    };
     let more = format!(
         "heartbeat = \"2s\"\n{}{}",
         token("viewer", VIEWER),
@@ -185,6 +180,11 @@ fn plans_and_refusals(server: &Server) {
         (200, &json!(base)),
         "{planned}"
     );
+    let lsn = planned["plan"]["baseBackup"]["stopLsn"].as_str().expect("a position");
+    let body = json!({"targetLsn": lsn}).to_string();
+    server.ask("POST", "pitr/recover", OPERATOR, &body);
+    let (_, trail) = server.ask("GET", "audit?limit=1", VIEWER, "");
+    assert_eq!(trail["entries"][0]["subject"], format!("LSN {lsn}"), "{trail}");
     let (status, wrong) = server.ask("POST", "pitr/recover", OPERATOR, "{\"targetTime\": 1}");
     assert_eq!(status, 422, "{wrong}");
 }

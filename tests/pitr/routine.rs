@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use crate::support::cluster::Cluster;
-use crate::support::server::{Server, archive_through, config};
+use crate::support::server::{Server, archive_through, config, token};
 use crate::support::until;
 
 /// Twelve hours from now, in UTC: what is planned for it was due long ago and is not due again during a test.
@@ -84,10 +84,20 @@ fn what_is_due_is_done_and_a_drill_that_fails_is_told_and_remembered() {
     );
 }
 
+const VIEWER: &str = "a-token-that-may-look";
+
+fn seen(server: &Server, path: &str) -> serde_json::Value {
+    let (status, body) = server.ask("GET", &format!("pitr/{path}"), VIEWER, "");
+    assert_eq!(status, 200, "{path}: {body}");
+    body
+}
+
+const BASES: &str = "foregate_pitr_base_backups";
+const BASE_AT: &str = "foregate_pitr_last_base_backup_timestamp_seconds";
 const TAKEN: &str = "foregate_pitr_base_backups_total{result=\"passed\"}";
 
 fn config_without_identity(cluster: &Cluster) -> String {
-    let text = config(cluster, &daily());
+    let text = config(cluster, &format!("{}\n{}", daily(), token("viewer", VIEWER)));
     text.lines()
         .filter(|line| !line.starts_with("identity = "))
         .map(|line| format!("{line}\n"))
@@ -124,9 +134,48 @@ fn without_an_identity_one_base_backup_is_taken_a_period_and_the_window_is_said_
             let log = std::fs::read_to_string(cluster.root().join("stderr"));
             log.is_ok_and(|log| log.contains("no age identity is configured"))
         });
+        until("the base backup is counted all the same", || {
+            server.metric(BASES) == Some(1.0)
+        });
+        let stats = seen(&server, "stats");
+        assert_eq!(
+            (&stats["window"], &stats["baseBackups"]["count"]),
+            (&serde_json::Value::Null, &1.into()),
+            "what nobody knows is not nothing: {stats}"
+        );
+        let (window, bases) = (seen(&server, "window"), seen(&server, "base-backups"));
+        assert!(
+            window["lookedAt"].is_null() && bases["lookedAt"].is_string(),
+            "{window} {bases}"
+        );
         server.kill();
     }
     assert_eq!(manifests(&cluster), 1, "a period is served once");
+}
+
+#[test]
+fn base_backup_that_has_lost_a_file_is_counted_nowhere() {
+    let cluster = Cluster::new();
+    archive_through(&cluster);
+    let more = format!("{}\n{}", daily(), token("viewer", VIEWER));
+    let server = Server::start_with(&cluster, &more, &[]);
+    until("the base backup that is due", || server.metric(BASES) == Some(1.0));
+    assert!(server.metric(BASE_AT) > Some(0.0));
+    let stored = crate::support::files(&cluster.repository());
+    let part = stored
+        .iter()
+        .find(|path| path.display().to_string().contains("/bases/") && path.ends_with("base.tar.zst.age"));
+    std::fs::remove_file(part.expect("a part")).expect("removed");
+    until("it does not count any more", || server.metric(BASES) == Some(0.0));
+    assert_eq!(server.metric(BASE_AT), Some(0.0));
+    let short = seen(&server, "stats")["baseBackups"].clone();
+    assert_eq!(
+        (&short["count"], &short["newest"]),
+        (&0.into(), &serde_json::Value::Null),
+        "{short}"
+    );
+    let bases = seen(&server, "base-backups");
+    assert!(bases["baseBackups"][0]["incomplete"].is_string(), "{bases}");
 }
 
 #[test]

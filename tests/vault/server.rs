@@ -211,6 +211,16 @@ impl<'a> Server<'a> {
         run
     }
 
+    /// The clean-up that follows a backup is in the way for a moment.
+    fn delete(&self, id: &str) -> (u16, Value) {
+        let mut answer = (0, Value::Null);
+        until("the vault to be free", || {
+            answer = ask(self.admin, "DELETE", &format!("{BACKUPS}/{id}"), &Value::Null);
+            answer.0 != 409
+        });
+        answer
+    }
+
     pub(crate) fn good(&self) -> Vec<Value> {
         let list = self.get(BACKUPS)["backups"].as_array().cloned().unwrap_or_default();
         list.into_iter().filter(|backup| backup["good"] == true).collect()
@@ -458,15 +468,7 @@ fn last_good_backup_cannot_be_deleted_and_others_go_after_a_grace() {
     let server = Server::start(&bed, &hook);
     server.settle();
     let first = server.good()[0]["id"].as_str().expect("an id").to_owned();
-    // The clean-up that follows a backup is in the way for a moment.
-    let delete = |id: &str| {
-        let mut answer = (0, Value::Null);
-        until("the vault to be free", || {
-            answer = ask(server.admin, "DELETE", &format!("{BACKUPS}/{id}"), &Value::Null);
-            answer.0 != 409
-        });
-        answer
-    };
+    let delete = |id: &str| server.delete(id);
     let (status, problem) = delete(&first);
     assert_eq!(status, 422, "{problem}");
     let run = server.done(&format!("{BACKUPS}/create"), &Value::Null);
@@ -480,4 +482,24 @@ fn last_good_backup_cannot_be_deleted_and_others_go_after_a_grace() {
     let run = server.done(&format!("{BACKUPS}/latest/verify"), &json!({"restore": true}));
     assert_eq!(run["state"], "succeeded", "{run}");
     assert_eq!(server.get(&format!("{BACKUPS}/latest"))["backup"]["level"], "L3");
+}
+
+#[test]
+fn audit_trail_names_the_backup_that_latest_stood_for() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    server.settle();
+    let run = server.done(&format!("{BACKUPS}/create"), &Value::Null);
+    assert_eq!(run["state"], "succeeded", "{run}");
+    let latest = server.get(&format!("{BACKUPS}/latest"))["backup"]["id"].clone();
+    let run = server.done(&format!("{BACKUPS}/latest/verify"), &Value::Null);
+    assert_eq!(run["state"], "succeeded", "{run}");
+    assert_eq!(server.delete("latest").0, 204);
+    let trail = server.get("/api/infrastructure/audit");
+    let entries = trail["entries"].as_array().expect("entries");
+    for action in ["verify backup", "delete backup"] {
+        let done = |entry: &&Value| entry["action"] == action && entry["result"].to_string().contains("ok");
+        let entry = entries.iter().find(done).expect("an entry");
+        assert_eq!(entry["subject"], latest, "{entry}");
+    }
 }

@@ -197,12 +197,14 @@ pub(super) async fn verify(
 
 pub(super) async fn delete(axum::extract::State(state): Shared, caller: Caller, id: Id) -> Result<StatusCode, Error> {
     let text = text(id)?;
-    let done: Result<(), Error> = state.parts.vault.delete(&text).await.map_err(Into::into);
-    let result = done
-        .as_ref()
-        .map_or_else(ToString::to_string, |()| "ok: marked for deletion".to_owned());
-    record(&state, &caller, "delete backup", &quoted(&text), &result).await;
-    done.map(|()| StatusCode::NO_CONTENT)
+    let done: Result<Ulid, Error> = state.parts.vault.delete(&text).await.map_err(Into::into);
+    let (subject, result) = match &done {
+        // `latest` was asked for; tomorrow it is another one.
+        Ok(marked) => (marked.to_string(), "ok: marked for deletion".to_owned()),
+        Err(error) => (quoted(&text), error.to_string()),
+    };
+    record(&state, &caller, "delete backup", &subject, &result).await;
+    done.map(|_| StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn prune(axum::extract::State(state): Shared, caller: Caller, body: Body) -> Result<Response, Error> {
@@ -214,18 +216,20 @@ pub(super) async fn prune(axum::extract::State(state): Shared, caller: Caller, b
     audited(&state, &caller, "clean up backups", "", started).await
 }
 
-/// Writes down who asked for a run, and says where to follow it.
+/// Writes down who asked for a run, and says where to follow it. What was asked for (`latest`) is the subject of a refusal
+/// only: a run knows which backup it is about.
 async fn audited(
     state: &State,
     caller: &Caller,
     action: &str,
-    subject: &str,
+    asked_for: &str,
     started: Result<std::sync::Arc<Run>, Error>,
 ) -> Result<Response, Error> {
-    let result = started
-        .as_ref()
-        .map_or_else(ToString::to_string, |run| format!("ok: run {}", run.id));
-    record(state, caller, action, subject, &result).await;
+    let (subject, result) = match &started {
+        Ok(run) => (run.subjects.join(" "), format!("ok: run {}", run.id)),
+        Err(error) => (asked_for.to_owned(), error.to_string()),
+    };
+    record(state, caller, action, &subject, &result).await;
     let id = started?.id.to_string();
     let status = format!("/api/infrastructure/backups/{id}");
     let location = HeaderValue::try_from(&status).unwrap_or(HeaderValue::from_static("/"));

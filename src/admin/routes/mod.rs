@@ -289,6 +289,7 @@ async fn admit(state: &State, access: Access, mut request: Request, next: Next) 
     ) {
         Ok(caller) => {
             if let Some(caller) = caller {
+                state.places.know(caller.address);
                 request.extensions_mut().insert(caller);
             }
             next.run(request).await
@@ -317,10 +318,9 @@ async fn observe(state: &State, request: Request, next: Next) -> Response {
     let mut response = if is_loopback && !is_local_host(request.headers()) {
         Error::WrongHost.into_response()
     } else {
+        let late = late(request.method());
         let answering = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request));
-        answering
-            .await
-            .unwrap_or_else(|_| Error::Unavailable("this took too long".to_owned()).into_response())
+        answering.await.unwrap_or_else(|_| late.into_response())
     };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -335,6 +335,15 @@ async fn observe(state: &State, request: Request, next: Next) -> Response {
         .with_label_values(&[route.as_str(), response.status().as_str()])
         .inc();
     response
+}
+
+/// What is said of a request that was not answered in time: a change has not ended with it (see [`to_its_end`]).
+fn late(method: &Method) -> Error {
+    if method.is_safe() {
+        Error::TooLong
+    } else {
+        Error::GoesOn
+    }
 }
 
 /// A page in a browser whose name points here (DNS rebinding) names another host than this machine's.
@@ -379,6 +388,17 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, value.parse().unwrap());
         is_local_host(&headers)
+    }
+
+    #[test]
+    fn caller_who_waited_too_long_is_told_that_a_change_goes_on() {
+        for method in [Method::POST, Method::DELETE] {
+            let told = late(&method).to_string();
+            assert!(told.contains("goes on") && told.contains("runs"), "{method}: {told}");
+        }
+        for method in [Method::GET, Method::HEAD] {
+            assert!(matches!(late(&method), Error::TooLong), "{method}");
+        }
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use axum::Json;
 
+use super::super::State;
 use super::super::problem::Error;
 use super::super::views::pitr::{Setup, Stats};
 use super::Shared;
 use crate::pitr::Keeper;
+use crate::telemetry::health::Condition;
 
 /// A database that does not answer by then is asked in vain.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,9 +36,13 @@ pub(super) async fn config(state: Shared) -> Result<Json<Setup>, Error> {
 }
 
 fn keeper(state: &Shared) -> Result<&Keeper, Error> {
-    state
-        .parts
-        .pitr
-        .as_deref()
-        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or could not begin: see /health".to_owned()))
+    state.parts.pitr.as_deref().ok_or_else(|| off(state, "pitr"))
+}
+
+/// Why `part` is not there. That it is not wanted is no failure: asking again will not help.
+pub(super) fn off(state: &State, part: &str) -> Error {
+    match state.parts.board.read().get(part) {
+        Some(Condition::Degraded(why)) => Error::Unavailable(format!("point-in-time recovery is {why}")),
+        _ => Error::Refused("point-in-time recovery is off: set [pitr] enabled = true in config.toml".to_owned()),
+    }
 }

@@ -16,6 +16,8 @@ use super::super::auth::Caller;
 use super::super::problem::Error;
 use super::super::recovery_views as views;
 use super::Shared;
+use super::ddos::quoted;
+use super::pitr::off;
 use super::trail::record;
 use crate::pitr::name::{Lsn, Timeline};
 use crate::pitr::plan::{Goal, Plan, Request};
@@ -41,11 +43,26 @@ struct Order {
     data_directory: Option<String>,
 }
 
+impl Order {
+    /// What the audit trail calls the target, as it was asked for.
+    fn subject(&self) -> String {
+        let time = self.target_timestamp.clone();
+        let lsn = self.target_lsn.as_ref().map(|lsn| format!("LSN {lsn}"));
+        let name = self.target_name.as_ref().map(|name| format!("restore point {name}"));
+        let transaction = self.target_transaction.map(|id| format!("transaction {id}"));
+        let asked: Vec<String> = [time, lsn, name, transaction].into_iter().flatten().collect();
+        if asked.is_empty() {
+            return "latest".to_owned();
+        }
+        quoted(&asked.join(", "))
+    }
+}
+
 pub(super) async fn window(state: Shared) -> Result<Json<Value>, Error> {
     let known = routine(&state)?.known();
     let mut value = views::window(&known.window, state.parts.clock.wall());
     if let Value::Object(object) = &mut value {
-        object.insert("lookedAt".to_owned(), json!(known.looked_at));
+        object.insert("lookedAt".to_owned(), json!(known.window_at));
     }
     Ok(Json(value))
 }
@@ -68,7 +85,7 @@ pub(super) async fn drills(state: Shared) -> Result<Json<Value>, Error> {
         "drills": drills,
         "running": known.drill_run.running,
         "run": views::run(&known.drill_run),
-        "lookedAt": known.looked_at,
+        "lookedAt": known.window_at,
     })))
 }
 
@@ -105,7 +122,6 @@ pub(super) async fn recover(
 ) -> Result<Json<Value>, Error> {
     let order = order(body)?;
     let routine = Arc::clone(routine(&state)?);
-    let subject = order.target_timestamp.clone().unwrap_or_else(|| "latest".to_owned());
     let done = tokio::time::timeout(PLAN_TIMEOUT, Box::pin(planned(&routine, &order))).await;
     let done = done.unwrap_or_else(|_| {
         Err(Error::Unavailable(
@@ -113,8 +129,7 @@ pub(super) async fn recover(
         ))
     });
     let result = done.as_ref().map_or_else(ToString::to_string, |_| "ok".to_owned());
-    let subject: String = subject.chars().filter(|c| !c.is_control()).take(80).collect();
-    record(&state, &caller, "recovery plan", &subject, &result).await;
+    record(&state, &caller, "recovery plan", &order.subject(), &result).await;
     done.map(Json)
 }
 
@@ -191,7 +206,30 @@ fn order(body: Result<Bytes, BytesRejection>) -> Result<Order, Error> {
 }
 
 fn routine(state: &State) -> Result<&Arc<Routine>, Error> {
-    let routine = state.parts.recovery.as_ref();
-    routine
-        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or could not begin: see /health".to_owned()))
+    state.parts.recovery.as_ref().ok_or_else(|| off(state, "recovery"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn audit_trail_names_what_a_plan_was_asked_for() {
+        for (body, subject) in [
+            (r#"{}"#, "latest"),
+            (r#"{"targetTimestamp": "2026-03-29 02:00"}"#, "2026-03-29 02:00"),
+            (r#"{"targetLsn": "0/3000060"}"#, "LSN 0/3000060"),
+            (
+                r#"{"targetName": "before the\naccident"}"#,
+                "restore point before the\\naccident",
+            ),
+            (r#"{"targetTransaction": 7}"#, "transaction 7"),
+            (
+                r#"{"targetLsn": "0/3000060", "targetTransaction": 7}"#,
+                "LSN 0/3000060, transaction 7",
+            ),
+        ] {
+            assert_eq!(order(Ok(Bytes::from(body))).unwrap().subject(), subject, "{body}");
+        }
+    }
 }

@@ -3,6 +3,10 @@
 
 const API = "/api/infrastructure";
 const REFRESH_MS = 2000;
+const LOOK_MS = 8000;
+// Longer than Foregate lets any request wait, so that its own words arrive: a change goes on when nobody waits for it.
+const CHANGE_MS = 40000;
+const UNANSWERED = "No answer came. It may be done all the same: look at the runs and the audit trail before you ask for it again.";
 const HISTORY = 90;                       // points of the small curve
 const ROLES = ["viewer", "operator", "admin"];
 const $ = (id) => document.getElementById(id);
@@ -16,13 +20,14 @@ class ApiError extends Error {
 async function api(path, options = {}) {
   const headers = { Authorization: `Bearer ${state.token}` };
   if (options.body) headers["Content-Type"] = "application/json";
-  let response;
+  const signal = AbortSignal.timeout(options.method ? CHANGE_MS : LOOK_MS);
+  let response, text;
   try {
-    response = await fetch(path, { ...options, headers, signal: AbortSignal.timeout(8000) });
+    response = await fetch(path, { ...options, headers, signal });
+    text = await response.text();
   } catch {
     throw new ApiError(0, "Foregate does not answer. Is it running?");
   }
-  const text = await response.text();
   const body = text && response.headers.get("Content-Type")?.includes("json") ? JSON.parse(text) : {};
   if (!response.ok && !(path === "/health/db")) throw new ApiError(response.status, body.detail ?? `HTTP ${response.status}`);
   return body;
@@ -37,16 +42,32 @@ function element(tag, text, className) {
   return node;
 }
 
-function message(text, bad = false) {
-  const box = $("message");
+function note(id, text) {
+  const box = $(id);
   box.hidden = !text;
-  box.textContent = text;
-  box.classList.toggle("bad", bad);
+  if (box.textContent !== text) box.textContent = text;   // else it is read aloud again and again
+}
+
+/** What became of the last act. It stays until the next one. */
+function message(text, bad = false) {
+  note("message", text);
+  $("message").classList.toggle("bad", bad);
 }
 
 function fail(error) {
   if (error.status === 401) return signOut(error.message);
   message(error.message, true);
+}
+
+/** An act of the user, in words once it is done; then everything is shown anew. */
+async function act(ask, words) {
+  message("One moment …");
+  try {
+    message(words(await ask()));
+  } catch (error) {
+    fail(error.status === 0 ? new ApiError(0, UNANSWERED) : error);
+  }
+  await Promise.all([show(), showAudit()]);
 }
 
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
@@ -154,14 +175,8 @@ async function liftBlock(block) {
 }
 
 async function change(path, body, words) {
-  try {
-    const done = await api(`${API}/ddos/${path}`, { method: "POST", body: body ? JSON.stringify(body) : undefined });
-    const late = done.durability === "queued" ? " The store is away: the change waits on disk and is written when it is back." : "";
-    message(words(done) + late);
-    await Promise.all([refresh(), showAudit()]);
-  } catch (error) {
-    fail(error);
-  }
+  const late = (done) => (done.durability === "queued" ? " The store is away: the change waits on disk and is written when it is back." : "");
+  await act(() => api(`${API}/ddos/${path}`, { method: "POST", body: body ? JSON.stringify(body) : undefined }), (done) => words(done) + late(done));
 }
 
 /** A wider block may cover an address that is never blocked. */
@@ -197,7 +212,10 @@ async function addBlock(event) {
   await change(`block/${encodeURIComponent($("block-address").value.trim())}`, body, (done) => `${done.block.network} is blocked.`);
 }
 
+/** It lies in the store, which may be away while all else works: what is wrong with it is told beside it. */
 async function showAudit() {
+  if (!state.token) return;
+  state.auditMissing = false;
   try {
     const trail = await api(`${API}/audit?limit=50`);
     $("audit").replaceChildren(...trail.entries.map((entry) => {
@@ -213,8 +231,11 @@ async function showAudit() {
       row.append(cell);
       $("audit").replaceChildren(row);
     }
+    note("audit-note", "");
   } catch (error) {
-    fail(error);
+    if (error.status === 401) return signOut(error.message);
+    state.auditMissing = true;            // until it is there, each tick asks for it again
+    note("audit-note", `The audit trail cannot be shown: ${error.message}`);
   }
 }
 
@@ -230,7 +251,7 @@ function openPart(name) {
     $(`tab-${part}`).tabIndex = part === state.part ? 0 : -1;
   }
   if (location.hash.slice(1) !== state.part) history.replaceState(null, "", `#${state.part}`);
-  if (state.token && !$("app").hidden) refresh().catch(fail);
+  if (!$("app").hidden) show();
 }
 
 document.querySelector("[role=tablist]").addEventListener("click", (event) => {
@@ -255,6 +276,22 @@ async function refresh() {
   await parts[state.part].refresh();
 }
 
+/** Shows anew what is under the open tab. What hinders that is told as long as it does, beside what became of an act. */
+async function show() {
+  if (!state.token) return;
+  try {
+    await refresh();
+    note("trouble", "");
+  } catch (error) {
+    if (error.status === 401) return signOut(error.message);
+    if (error.status === 0) {
+      $("status").textContent = "unreachable";
+      $("status").className = "status bad";
+    }
+    note("trouble", error.status === 0 ? error.message : `This page cannot be brought up to date: ${error.message}`);
+  }
+}
+
 async function refreshGate() {
   const [stats, blocks] = await Promise.all([api(`${API}/ddos/stats`), api(`${API}/ddos/blocks?limit=500`)]);
   showStats(stats);
@@ -276,10 +313,10 @@ async function start() {
       for (const control of form.elements) control.disabled = !may(form.dataset.role);
     }
     message("");
-    await Promise.all([refresh(), showAudit()]);
   } catch (error) {
-    fail(error);
+    return fail(error);
   }
+  await Promise.all([show(), showAudit()]);
 }
 
 function signOut(why = "") {
@@ -290,21 +327,14 @@ function signOut(why = "") {
   $("who").textContent = "";
   $("status").textContent = "signed out";
   $("status").className = "status";
+  note("trouble", "");
   message(why, Boolean(why));
 }
 
 async function tick() {
-  if (state.token && !$("app").hidden && !document.hidden) {
-    try {
-      await refresh();
-      if ($("message").textContent.startsWith("Foregate does not answer")) message("");
-    } catch (error) {
-      if (error.status === 0) {
-        $("status").textContent = "unreachable";
-        $("status").className = "status bad";
-      }
-      fail(error);
-    }
+  if (!$("app").hidden && !document.hidden) {
+    await show();
+    if (state.auditMissing) showAudit();
   }
   setTimeout(tick, REFRESH_MS);
 }

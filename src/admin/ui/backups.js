@@ -29,7 +29,7 @@ function stateCell(text, isGood) {
 /// Rows are built anew only when they changed, so that they keep their focus.
 function rows(id, values, build, none, columns) {
   const body = $(id);
-  const shown = JSON.stringify([state.role, values]);
+  const shown = JSON.stringify([state.role, values, none]);
   if (body.dataset.shown !== shown) {
     body.dataset.shown = shown;
     if (values.length > 0) body.replaceChildren(...values.map(build));
@@ -83,37 +83,28 @@ function runRow(run) {
 }
 
 async function begin(path, body, words) {
-  try {
-    await api(`${BACKUPS}/${path}`, { method: "POST", body: JSON.stringify(body) });
-    message(words);
-    await Promise.all([refresh(), showAudit()]);
-  } catch (error) {
-    fail(error);
-  }
+  await act(() => api(`${BACKUPS}/${path}`, { method: "POST", body: JSON.stringify(body) }), () => words);
 }
 
 async function restore(backup, made) {
+  message("Looking whether this backup can be restored …");
+  let preview;
   try {
-    const preview = await api(`${BACKUPS}/restore`, { method: "POST", body: JSON.stringify({ id: backup.id, dryRun: true }) });
-    const question = `The database "${preview.database}" goes back to ${made}. What was written since is lost to the app; `
-      + "the present database is kept aside under a dated name. The backup is first restored beside it and counted; only then are they swapped, "
-      + "and requests wait for that moment.";
-    if (!(await sure(question, "Restore"))) return;
-    await begin("restore", { id: backup.id }, "The restore has begun. The present database serves until the new one is proven.");
+    preview = await api(`${BACKUPS}/restore`, { method: "POST", body: JSON.stringify({ id: backup.id, dryRun: true }) });
   } catch (error) {
-    fail(error);
+    return fail(error);
   }
+  message("");
+  const question = `The database "${preview.database}" goes back to ${made}. What was written since is lost to the app; `
+    + "the present database is kept aside under a dated name. The backup is first restored beside it and counted; only then are they swapped, "
+    + "and requests wait for that moment.";
+  if (!(await sure(question, "Restore"))) return;
+  await begin("restore", { id: backup.id }, "The restore has begun. The present database serves until the new one is proven.");
 }
 
 async function remove(backup, made) {
   if (!(await sure(`The backup of ${made} is deleted after a day of grace.`, "Delete"))) return;
-  try {
-    await api(`${BACKUPS}/${backup.id}`, { method: "DELETE" });
-    message("The backup is marked; the next clean-up after a day deletes it.");
-    await Promise.all([refresh(), showAudit()]);
-  } catch (error) {
-    fail(error);
-  }
+  await act(() => api(`${BACKUPS}/${backup.id}`, { method: "DELETE" }), () => "The backup is marked; the next clean-up after a day deletes it.");
 }
 
 function tile(id, text, unit) {
@@ -121,9 +112,18 @@ function tile(id, text, unit) {
   if (unit !== undefined) $(`${id}-unit`).textContent = unit;
 }
 
+/// How old the data would be that comes back: of the database, whatever was made of files since. Files count where there is
+/// nothing else.
+function newestProven(kinds) {
+  const ofDatabase = kinds.filter((kind) => !kind.kind.startsWith("files:"));
+  const what = ofDatabase.length > 0 ? "database" : "files";
+  const proven = (ofDatabase.length > 0 ? ofDatabase : kinds).map((kind) => kind.lastGood).filter(Boolean);
+  return { what, last: proven.sort((a, b) => Date.parse(b.at) - Date.parse(a.at))[0] };
+}
+
 function showBackupTiles(stats) {
-  const newest = stats.kinds.map((kind) => kind.lastGood).filter(Boolean).sort((a, b) => b.at.localeCompare(a.at))[0];
-  tile("n-newest", newest ? ago(newest.at) : "none", newest ? new Date(newest.at).toLocaleString() : "none is proven yet");
+  const { what, last } = newestProven(stats.kinds);
+  tile("n-newest", last ? ago(last.at) : "none", last ? `${what}, ${new Date(last.at).toLocaleString()}` : `no backup of the ${what} is proven yet`);
   tile("n-next", stats.nextRun ? ago(stats.nextRun) : "none", stats.nextRun ? new Date(stats.nextRun).toLocaleString() : "nothing is scheduled");
   tile("n-proven", String(stats.good), `of ${stats.total} backups`);
   tile("n-stored", size(stats.storedBytes), stats.repository);

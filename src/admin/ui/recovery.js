@@ -65,24 +65,60 @@ function drawTimeline(window, bases, drills) {
 }
 
 function windowText(window) {
-  if (!window.earliest) return `Nothing can be recovered yet${window.endsBecause ? `: ${window.endsBecause}` : ": it takes a base backup and its log."}`;
+  if (!window.lookedAt) return "The repository has not been read yet, so nobody knows what can be recovered.";
+  return `${reachText(window)} Read from the repository ${ago(window.lookedAt)}.`;
+}
+
+function reachText(window) {
+  if (!window.earliest) return `Nothing can be recovered yet: ${window.endsBecause ?? "it takes a base backup and its log"}.`;
   const but = window.gaps.length > 0 ? `, but for ${window.gaps.length} gap${window.gaps.length > 1 ? "s" : ""}` : "";
   const end = window.endsBecause ? ` Nothing later: ${window.endsBecause}.` : "";
   return `Every instant from ${when(window.earliest)} to ${when(window.latest)}${but}.${end}`;
 }
 
-function showRecoveryTiles(stats, bases, drill) {
-  const lost = stats.window?.recoveryPointSeconds ?? null;
-  tile("n-rpo", lost === null ? "all" : duration(lost), lost === null ? "nothing can be recovered" : "RPO: since the last archived commit");
-  tile("n-rto", drill ? duration(drill.recoveryTimeSeconds) : "none", drill ? `RTO, ${ago(drill.at)}: ${drill.passed ? "passed" : "failed"}` : "nothing was rehearsed yet");
-  const newest = stats.baseBackups?.newest;
-  tile("n-bases", String(bases.length), newest ? `the newest ${ago(newest.stoppedAt)}` : "take one");
-  tile("n-log", stats.archive ? size(stats.archive.storedBytes) : "–", stats.lastArchived ? `last file ${ago(stats.lastArchived.at)}` : "nothing archived yet");
+const UNREAD = ["–", "not read yet"];
+
+function lostTile(window) {
+  if (!window) return UNREAD;
+  const lost = window.recoveryPointSeconds;
+  return lost === null ? ["all", "nothing can be recovered"] : [duration(lost), "RPO: since the last archived commit"];
+}
+
+function drillTile(rehearsed) {
+  const drill = rehearsed.drills[0];
+  if (!rehearsed.lookedAt) return UNREAD;
+  return drill ? [duration(drill.recoveryTimeSeconds), `RTO, ${ago(drill.at)}: ${drill.passed ? "passed" : "failed"}`] : ["none", "nothing was rehearsed yet"];
+}
+
+function basesTile(inShort, list) {
+  if (!inShort) return UNREAD;
+  const broken = list.filter((base) => base.incomplete).length;
+  const newest = inShort.newest ? `the newest ${ago(inShort.newest.stoppedAt)}` : "take one";
+  return [String(inShort.count), broken > 0 ? `${newest}; ${broken} cannot be used` : newest];
+}
+
+function logTile({ archive, lastArchived }) {
+  if (!archive) return UNREAD;
+  const last = lastArchived?.at ?? archive.newestAt;
+  return [size(archive.storedBytes), last ? `last file ${ago(last)}` : "nothing archived yet"];
+}
+
+function showRecoveryTiles(stats, list, rehearsed) {
+  tile("n-rpo", ...lostTile(stats.window));
+  tile("n-rto", ...drillTile(rehearsed));
+  tile("n-bases", ...basesTile(stats.baseBackups, list));
+  tile("n-log", ...logTile(stats));
+}
+
+function baseState(base) {
+  if (base.incomplete) return `cannot be used: ${base.incomplete}`;
+  return base.deletedAt ? "to be deleted" : "proven";
 }
 
 function baseRow(base) {
-  return cells(element("tr"), timeCell(base.stoppedAt), base.labels.join(", "), String(base.timeline), size(base.unpackedBytes), size(base.storedBytes),
-    stateCell(base.deletedAt ? "to be deleted" : "proven", !base.deletedAt));
+  const state = stateCell(baseState(base), !base.incomplete && !base.deletedAt);
+  state.className = "text";
+  return cells(element("tr"), timeCell(base.stoppedAt), base.labels.join(", "), String(base.timeline), size(base.unpackedBytes), size(base.storedBytes), state);
 }
 
 function drillRow(drill) {
@@ -101,13 +137,14 @@ function runText(what, run) {
 }
 
 async function order(path, words) {
-  try {
-    const done = await api(`${PITR}/${path}`, { method: "POST" });
-    message(done.ordered ? words : "One is running already.");
-    await Promise.all([refresh(), showAudit()]);
-  } catch (error) {
-    fail(error);
-  }
+  await act(() => api(`${PITR}/${path}`, { method: "POST" }), (done) => (done.ordered ? words : "One is running already."));
+}
+
+function showWindow(window, bases, drills) {
+  const isKnown = Boolean(window.lookedAt);
+  $("window-text").textContent = windowText(window);
+  $("recovery-map").hidden = !isKnown;
+  if (isKnown) drawTimeline(window, bases.filter((base) => !base.incomplete), drills);
 }
 
 parts.recovery = {
@@ -116,8 +153,7 @@ parts.recovery = {
     try {
       answers = await Promise.all(["stats", "window", "base-backups", "drills"].map((path) => api(`${PITR}/${path}`)));
     } catch (error) {
-      if (error.status !== 503) throw error;
-      $("recovery-off").textContent = `${error.message}. To have it: [pitr] enabled = true in config.toml.`;
+      if (error.status !== 422) throw error;
       $("recovery-off").hidden = false;
       $("recovery-on").hidden = true;
       return;
@@ -125,14 +161,13 @@ parts.recovery = {
     const [stats, window, list, rehearsed] = answers;
     $("recovery-off").hidden = true;
     $("recovery-on").hidden = false;
-    $("window-text").textContent = windowText(window);
-    showRecoveryTiles(stats, list.baseBackups, rehearsed.drills[0]);
-    drawTimeline(window, list.baseBackups, rehearsed.drills);
+    showWindow(window, list.baseBackups, rehearsed.drills);
+    showRecoveryTiles(stats, list.baseBackups, rehearsed);
     $("recovery-runs").textContent = [runText("base backup", list.run), runText("drill", rehearsed.run)].filter(Boolean).join(" · ");
     $("base-now").disabled = list.running || !may("operator");
     $("drill-now").disabled = rehearsed.running || !window.latest || !may("operator");
-    rows("bases", list.baseBackups, baseRow, "There is no base backup yet.", 6);
-    rows("drills", rehearsed.drills.slice(0, 20), drillRow, "Nothing was rehearsed yet.", 6);
+    rows("bases", list.baseBackups, baseRow, list.lookedAt ? "There is no base backup yet." : "Not read yet.", 6);
+    rows("drills", rehearsed.drills.slice(0, 20), drillRow, rehearsed.lookedAt ? "Nothing was rehearsed yet." : "Not read yet.", 6);
   },
 };
 

@@ -131,12 +131,14 @@ struct Heartbeat {
 impl Stats {
     /// `known`: what the routine knows; `None`: it does not run.
     pub(in crate::admin) fn new(stats: &keeper::Stats, known: Option<&Known>, now: Timestamp) -> Self {
+        let seen = known.filter(|known| known.window_at.is_some());
+        let listed = known.filter(|known| known.looked_at.is_some());
         let age = |at: Timestamp| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0);
         Self {
             archive: stats.inventory.as_ref().map(views::archive),
-            window: known.map(|known| views::window(&known.window, now)),
-            base_backups: known.map(|known| views::bases_in_short(&known.bases)),
-            last_drill: known.and_then(|known| known.drills.first()).map(views::drill),
+            window: seen.map(|known| views::window(&known.window, now)),
+            base_backups: listed.map(|known| views::bases_in_short(&known.bases)),
+            last_drill: seen.and_then(|known| known.drills.first()).map(views::drill),
             last_archived: stats.last_archived.as_ref().map(|(file, at)| LastArchived {
                 file: file.clone(),
                 at: at.to_string(),

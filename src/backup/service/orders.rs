@@ -184,17 +184,17 @@ impl Service {
             .map(|vault| vault.database().to_owned())
     }
 
-    /// Marks a backup for deletion.
+    /// Marks a backup for deletion, and says which it was.
     ///
     /// # Errors
     /// Unknown, in use, or the last good one.
-    pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
+    pub async fn delete(&self, id: &str) -> Result<Ulid, Refusal> {
         if let Some(run) = self.current() {
             return Err(Refusal::Busy(run.id));
         }
-        self.vault()?.delete(id).await?;
+        let marked = self.vault()?.delete(id).await?;
         self.shared.is_stale.store(true, Ordering::Release);
-        Ok(())
+        Ok(marked)
     }
 
     /// A new proven backup is there.

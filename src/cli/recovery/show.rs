@@ -8,7 +8,7 @@ use comfy_table::Table;
 use jiff::Timestamp;
 
 use super::act::describe;
-use crate::pitr::base::{Base, Pruned};
+use crate::pitr::base::{Base, Pruned, counted};
 use crate::pitr::drill::Drill;
 use crate::pitr::inventory::Inventory;
 use crate::pitr::plan::{Plan, Stop};
@@ -123,13 +123,11 @@ pub(super) fn stats(
     let missing: u64 = inventory.gaps.iter().map(crate::pitr::chain::Gap::segments).sum();
     row("missing segments", missing.to_string());
     let stored: u64 = bases.iter().map(Base::stored_bytes).sum();
-    let newest = bases.last().map_or_else(String::new, |base| {
+    let (count, newest) = counted(bases);
+    let newest = newest.map_or_else(String::new, |base| {
         format!(", the newest ended {}", second(base.stopped_at))
     });
-    row(
-        "base backups",
-        format!("{}, {} stored{newest}", bases.len(), ByteSize(stored)),
-    );
+    row("base backups", format!("{count}, {} stored{newest}", ByteSize(stored)));
     let drilled = last.map_or_else(
         || "none yet".to_owned(),
         |drill| {

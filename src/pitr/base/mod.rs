@@ -98,6 +98,14 @@ impl Base {
     }
 }
 
+/// How many of `bases`, the oldest first, an operator may count on, and the newest of those: whole, and not marked for
+/// deletion.
+#[must_use]
+pub fn counted(bases: &[Base]) -> (usize, Option<&Base>) {
+    let counts = |base: &&Base| base.incomplete.is_none() && base.deleted_at.is_none();
+    (bases.iter().filter(counts).count(), bases.iter().rfind(counts))
+}
+
 impl Bases {
     /// The log of `cluster`.
     pub(super) fn archive(&self, cluster: &Cluster) -> Archive {

@@ -8,7 +8,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::clock::Clock;
-use crate::pitr::base::Base;
+use crate::pitr::base::{self, Base};
 use crate::pitr::drill::Drill;
 use crate::pitr::metrics::seconds;
 use crate::pitr::window::Window;
@@ -82,11 +82,14 @@ impl Metrics {
                 "foregate_pitr_window_gaps",
                 "Stretches within the window that cannot be recovered, and one if its end is a gap.",
             )?,
-            bases: count("foregate_pitr_base_backups", "Base backups that can be used.")?,
+            bases: count(
+                "foregate_pitr_base_backups",
+                "Base backups that can be used: whole, and not marked for deletion.",
+            )?,
             base_bytes: count("foregate_pitr_base_backup_bytes", "All base backups, as stored.")?,
             base_at: gauge(
                 "foregate_pitr_last_base_backup_timestamp_seconds",
-                "When the newest base backup ended; 0: there is none.",
+                "When the newest base backup that can be used ended; 0: there is none.",
             )?,
             taken: results("foregate_pitr_base_backups_total", "Base backups that were begun.")?,
             drill_at: gauge(
@@ -132,7 +135,15 @@ impl Metrics {
         Ok(())
     }
 
-    pub(super) fn looked(&self, window: &Window, bases: &[Base], drills: &[Drill]) {
+    pub(super) fn listed(&self, bases: &[Base]) {
+        let (count, newest) = base::counted(bases);
+        self.bases.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.base_at.set(newest.map_or(0.0, |base| seconds(base.stopped_at)));
+        let bytes: u64 = bases.iter().map(Base::stored_bytes).sum();
+        self.base_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn looked(&self, window: &Window, drills: &[Drill]) {
         self.earliest.set(window.earliest().map_or(0.0, seconds));
         self.latest.set(window.latest().map_or(0.0, seconds));
         *self
@@ -145,11 +156,6 @@ impl Metrics {
             .len()
             .saturating_add(usize::from(window.ends_because.is_some()));
         self.holes.set(i64::try_from(holes).unwrap_or(i64::MAX));
-        self.bases.set(i64::try_from(bases.len()).unwrap_or(i64::MAX));
-        let bytes: u64 = bases.iter().map(Base::stored_bytes).sum();
-        self.base_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.base_at
-            .set(bases.last().map_or(0.0, |base| seconds(base.stopped_at)));
         if let Some(drill) = drills.first() {
             self.last_drill(drill);
         }
@@ -199,7 +205,7 @@ mod tests {
         let metrics = Metrics::new(clock).expect("metrics");
         metrics.register(&registry).expect("registered");
         assert_eq!(point(&registry), None, "nothing is known yet");
-        metrics.looked(&Window::default(), &[], &[]);
+        metrics.looked(&Window::default(), &[]);
         assert_eq!(point(&registry), Some(-1.0));
         let latest = clock.wall();
         let stretch = Stretch {
@@ -210,7 +216,7 @@ mod tests {
             stretches: vec![stretch],
             ..Window::default()
         };
-        metrics.looked(&window, &[], &[]);
+        metrics.looked(&window, &[]);
         let first = point(&registry).expect("a point");
         assert!(point(&registry).expect("a point") > first);
     }

@@ -67,12 +67,14 @@ pub struct Parts {
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     pub window: Window,
+    /// When window and drills were read last; `None`: not yet, so that nobody can say what could be recovered.
+    pub window_at: Option<Timestamp>,
     pub bases: Vec<Base>,
     /// They are those of the server itself, not of whoever is in its repository.
     pub are_own: bool,
     /// Newest first.
     pub drills: Vec<Drill>,
-    /// When all this was read; `None`: not yet.
+    /// When the base backups were read last; `None`: not yet.
     pub looked_at: Option<Timestamp>,
     pub base_run: Run,
     pub drill_run: Run,
@@ -325,7 +327,7 @@ impl Routine {
         let now = self.clock.wall();
         let looked = match self.look_at_bases(now).await {
             Ok(()) => {
-                let looked = self.look_further().await;
+                let looked = self.look_further(now).await;
                 self.judge(now);
                 looked
             }
@@ -333,6 +335,11 @@ impl Routine {
             Err(Error::Empty) => {
                 let mut known = self.lock();
                 (known.looked_at, known.are_own) = (Some(now), true);
+                // That there is nothing is known as well. But what was there before is not gone for good: it may be a
+                // disk that is not mounted.
+                if known.bases.is_empty() {
+                    known.window_at = Some(now);
+                }
                 Ok(())
             }
             Err(error) => Err(error),
@@ -347,18 +354,23 @@ impl Routine {
         let cluster = self.recovery.cluster().await?;
         let bases = self.recovery.bases().list(&cluster).await?;
         let are_own = self.recovery.own_cluster().as_ref() == Some(&cluster);
+        self.metrics.listed(&bases);
         let mut known = self.lock();
+        if known.bases.is_empty() && !bases.is_empty() {
+            // What was said of an empty repository says nothing of these.
+            known.window_at = None;
+        }
         (known.bases, known.are_own, known.looked_at) = (bases, are_own, Some(now));
         Ok(())
     }
 
-    async fn look_further(&self) -> Result<(), Error> {
+    async fn look_further(&self, now: Timestamp) -> Result<(), Error> {
         let window = self.recovery.window().await?;
         let drills = self.recovery.drills().await?;
+        self.metrics.looked(&window, &drills);
         let mut known = self.lock();
-        self.metrics.looked(&window, &known.bases, &drills);
         let gap = window.ends_because.clone().filter(|_| !known.bases.is_empty());
-        (known.window, known.drills) = (window, drills);
+        (known.window, known.drills, known.window_at) = (window, drills, Some(now));
         drop(known);
         self.board.set(
             WINDOW,

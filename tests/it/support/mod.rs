@@ -1,5 +1,6 @@
 //! What the promises stand on: the gate as a process, an upstream, clients, certificates, a database.
 
+pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod dns;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Long enough for a busy machine; a passing test never spends it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(10);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 /// Probes until the answer is there; the panic names what was awaited.
 pub(crate) async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {

@@ -62,6 +62,13 @@ socket = "{root}/wal.sock"
     )
 }
 
+/// The lines of a token that has its role for a name.
+pub(crate) fn token(role: &str, secret: &str) -> String {
+    let hash = super::run("sh", &["-c", &format!("printf %s '{secret}' | sha256sum")]);
+    let hash = hash.split(' ').next().expect("a hash").to_owned();
+    format!("[[admin.tokens]]\nname = \"{role}\"\nrole = \"{role}\"\nsha256 = \"{hash}\"\n")
+}
+
 /// The path of the server's socket.
 pub(crate) fn socket(cluster: &Cluster) -> String {
     cluster.root().join("wal.sock").display().to_string()
