@@ -43,4 +43,5 @@ mod tls;
 mod tunnels;
 mod uploads;
 mod upstream;
+mod vault_cli;
 mod websocket;
