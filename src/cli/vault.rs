@@ -50,6 +50,8 @@ pub(super) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Database {
     Needed,
+    /// It is had where one is named; what the command finds then decides whether it can do without.
+    Wanted,
     /// It goes on without, and says so where the configuration names one that cannot be had.
     IfKnown,
 }

@@ -117,7 +117,12 @@ fn option_outweighs_the_file_and_the_file_the_environment() {
 fn address_that_the_file_names_and_the_shell_lacks_is_not_replaced_by_another() {
     let shell = Shell::new();
     let config = shell.config(&format!("[database]\nurl = {ABSENT}\n"));
-    for command in [&["backup", "create"][..], &["pitr", "base-backup"], &["pitr", "setup"]] {
+    for command in [
+        &["backup", "create"][..],
+        &["backup", "restore"],
+        &["pitr", "base-backup"],
+        &["pitr", "setup"],
+    ] {
         let (code, told) = outcome(&shell.run(Some("other"), &[command, &["--config", &config]].concat()));
         assert_eq!(code, Some(USAGE), "{command:?}: {told}");
         assert!(

@@ -99,17 +99,14 @@ struct Files {
 
 impl Command {
     fn need(&self) -> Need {
-        let is_online = match self {
-            Self::Create { files, .. } => files.name.is_none(),
-            Self::Verify { restore, .. } => *restore,
-            Self::Restore(order) => order.into.is_none(),
-            Self::List | Self::Show { .. } | Self::Prune { .. } => false,
+        let database = match self {
+            Self::Create { files, .. } if files.name.is_none() => Database::Needed,
+            Self::Verify { restore: true, .. } => Database::Wanted,
+            Self::Restore(order) if order.into.is_none() => Database::Wanted,
+            _ => Database::IfKnown,
         };
         Need {
-            database: match is_online {
-                true => Database::Needed,
-                false => Database::IfKnown,
-            },
+            database,
             identity: !matches!(self, Self::List | Self::Show { .. } | Self::Prune { .. }),
             pitr: false,
         }
