@@ -2,6 +2,7 @@
 //! counter-example below, so that a rule that finds nothing is known to be able to find something.
 #![expect(clippy::disallowed_methods, reason = "asks cargo and git about this checkout")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -329,6 +330,19 @@ fn dependants(package: &str) -> String {
     String::from_utf8_lossy(&tree.stdout).into_owned()
 }
 
+/// The metrics' names in a text: words that begin with `foregate_` and one of these parts.
+fn metrics<'t>(text: &'t str, parts: &[&str]) -> BTreeSet<&'t str> {
+    let is_of_name = |character: char| character.is_ascii_lowercase() || character == '_';
+    let words = text.split(|character| !is_of_name(character));
+    let named = words.filter(|word| {
+        let rest = word.strip_prefix("foregate_").unwrap_or_default();
+        parts
+            .iter()
+            .any(|part| rest.starts_with(part) && rest.len() > part.len())
+    });
+    named.collect()
+}
+
 fn assert_none(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
@@ -388,6 +402,17 @@ fn ring_is_not_built() {
 fn commands_in_the_readme_exist() {
     let read = |name: &str| fs::read_to_string(root().join(name)).expect("a document is readable");
     assert_none(&unknown_targets(&read("README.md"), &read("Makefile")));
+}
+
+#[test]
+fn metrics_of_alarms_and_vault_are_those_of_the_document() {
+    let parts = ["alerts_", "backup_"];
+    let document = fs::read_to_string(root().join("docs/operations.md")).expect("a document is readable");
+    let files = sources();
+    let code = files.iter().filter(|(file, _)| !file.ends_with("tests.rs"));
+    let registered: BTreeSet<&str> = code.flat_map(|(_, text)| metrics(text, &parts)).collect();
+    assert!(registered.len() > 10, "{registered:?}");
+    assert_eq!(metrics(&document, &parts), registered);
 }
 
 #[test]
@@ -451,6 +476,11 @@ fn the_other_rules_find_what_they_are_for() {
         1
     );
     assert!(dependants("rustls").contains("foregate"));
+    let found = metrics(
+        "`foregate_backup_good{kind}`, x_foregate_backup_bad and foregate_store_up",
+        &["backup_"],
+    );
+    assert_eq!(found, BTreeSet::from(["foregate_backup_good"]));
     let makefile = "run: ## go\n\tcargo run\n";
     assert_eq!(unknown_targets("`make run` then `make fly`", makefile), ["fly"]);
     assert_eq!(unknown_targets("```\nmake swim X=1\n```", makefile), ["swim"]);

@@ -200,6 +200,29 @@ async fn every_route_asks_for_the_role_of_its_line_in_the_table() {
 }
 
 #[tokio::test]
+async fn docs_api_lists_every_route_with_its_role_and_no_other() {
+    let admin = Admin::start().await;
+    let (_, table) = routes::router(&admin.listener.state);
+    let routes = table.iter().map(|entry| {
+        let role = match entry.access {
+            Access::Open => "open",
+            Access::Metrics => "metrics",
+            Access::AtLeast(role) => role.name(),
+        };
+        format!("| `{} {}` | {role} |", entry.method, entry.path)
+    });
+    let document = include_str!("../../docs/api.md");
+    let listed = document.lines().filter(|line| line.starts_with("| `"));
+    // Up to the third bar: route and role.
+    let listed = listed.filter_map(|line| Some(&line[..=line.match_indices('|').nth(2)?.0]));
+    let sorted = |mut lines: Vec<String>| {
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(listed.map(str::to_owned).collect()), sorted(routes.collect()));
+}
+
+#[tokio::test]
 async fn errors_are_problem_documents_with_the_right_status() {
     let admin = Admin::start().await;
     let block = "/api/infrastructure/ddos/block";

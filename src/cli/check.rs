@@ -24,7 +24,7 @@ pub(super) fn run(source: &Source) -> Result<(), Error> {
     Ok(())
 }
 
-fn style() -> Style {
+pub(super) fn style() -> Style {
     if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
         Style::Coloured
     } else {

@@ -1,7 +1,7 @@
 //! The command line: one file per command. What a command prints is for people; errors go to standard error with their
 //! whole chain, and the exit code says what kind they were.
 
-pub mod backup;
+mod backup;
 mod check;
 mod demo;
 mod pitr;
@@ -9,6 +9,7 @@ mod recovery;
 mod run;
 mod setup;
 mod token;
+mod vault;
 mod wal;
 
 use std::io::Write as _;
@@ -69,6 +70,13 @@ enum Error {
     Failed(#[from] anyhow::Error),
 }
 
+impl Error {
+    /// The command line or the configuration is to blame.
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self::Usage(format!("foregate: {:#}\n", error.into()))
+    }
+}
+
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -89,7 +97,7 @@ pub fn main() -> ExitCode {
         Command::Run(source) => run::run(&source),
         Command::Check(source) => check::run(&source),
         Command::Demo(options) => demo::run(&options),
-        Command::Backup(options) => backup::run(&options).map_err(Error::from),
+        Command::Backup(options) => backup::run(&options),
         Command::Pitr(options) => pitr::run(&options),
         Command::Wal(options) => return wal::run(&options),
         Command::Token(options) => token::run(&options),

@@ -9,7 +9,7 @@ pub(super) struct Options {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: recovery::Place,
+    place: recovery::Means,
 }
 
 #[derive(Debug, Subcommand)]
@@ -22,7 +22,7 @@ enum Verb {
 
 pub(super) fn run(options: &Options) -> Result<(), Error> {
     match &options.verb {
-        Verb::Setup(wish) => setup::run(wish),
-        Verb::Recovery(verb) => recovery::run(verb, &options.place).map_err(Error::from),
+        Verb::Setup(wish) => setup::run(wish, options.place.shared()),
+        Verb::Recovery(verb) => recovery::run(verb, &options.place),
     }
 }

@@ -1,29 +1,21 @@
 //! `foregate pitr setup`: what the database server needs, as lines to add or by `ALTER SYSTEM`.
 
-use std::path::PathBuf;
-
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 
+use super::vault::{Database, Need, Place};
 use super::{Error, say};
 use crate::pitr::setup::{self, Check, Verdict, Way};
 use crate::postgres::{self, Admin, Target};
-use crate::secret::Secret;
 
 /// As this the command is known to the server.
 const APPLICATION: &str = "foregate pitr setup";
 
 #[derive(Debug, Args)]
 pub(super) struct Wish {
-    /// The configuration file: database, way and socket stand there.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A file with the database's address; without it and --config, the environment's DATABASE_URL.
-    #[arg(long, value_name = "FILE", conflicts_with = "config")]
-    database_url_file: Option<PathBuf>,
     /// How the log shall come in.
-    #[arg(long, value_enum, conflicts_with = "config")]
+    #[arg(long, value_enum)]
     wal: Option<Wal>,
     /// The archive_command to set, where ours would not do (e.g. without the server: with --repository).
     #[arg(long, value_name = "COMMAND")]
@@ -48,8 +40,8 @@ struct Aim {
     trial: Option<String>,
 }
 
-pub(super) fn run(wish: &Wish) -> Result<(), Error> {
-    let aim = aim(wish)?;
+pub(super) fn run(wish: &Wish, place: &Place) -> Result<(), Error> {
+    let aim = aim(wish, place)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -61,27 +53,23 @@ pub(super) fn run(wish: &Wish) -> Result<(), Error> {
     Err(Error::Failed(anyhow::anyhow!("the server is not set up yet")))
 }
 
-fn aim(wish: &Wish) -> Result<Aim, Error> {
-    let (url, way, socket) = match &wish.config {
-        Some(path) => {
-            let origin = crate::app::Origin {
-                path: Some(path.clone()),
-                overrides: crate::config::Overrides::default(),
-            };
-            let config = super::check::load(&origin)?.config;
-            let database = config.backup.database.context("`database.url` is not set")?;
-            (database.url, config.pitr.wal, Some(config.pitr.socket))
-        }
-        None => (url(wish)?, Way::ArchiveCommand, None),
-    };
+fn aim(wish: &Wish, place: &Place) -> Result<Aim, Error> {
+    let found = place.find(Need {
+        database: Database::Needed,
+        identity: false,
+        pitr: true,
+    })?;
+    let database = found.backup.database.ok_or(postgres::Error::NoDatabase);
+    let database = database.map_err(Error::usage)?;
+    let socket = found.pitr.as_ref().map(|pitr| pitr.socket.clone());
     let way = match wish.wal {
         Some(Wal::Stream) => Way::Stream,
         Some(Wal::ArchiveCommand) => Way::ArchiveCommand,
-        None => way,
+        None => found.pitr.map_or(Way::ArchiveCommand, |pitr| pitr.wal),
     };
     let is_ours = wish.archive_command.is_none() && way == Way::ArchiveCommand;
     Ok(Aim {
-        target: Target::parse(&postgres::Config { url }).map_err(anyhow::Error::from)?,
+        target: Target::parse(&database).map_err(Error::usage)?,
         way,
         command: wish
             .archive_command
@@ -89,15 +77,6 @@ fn aim(wish: &Wish) -> Result<Aim, Error> {
             .unwrap_or_else(|| setup::archive_command(socket.as_deref())),
         trial: is_ours.then(|| setup::check_command(socket.as_deref())),
     })
-}
-
-fn url(wish: &Wish) -> anyhow::Result<Secret> {
-    match &wish.database_url_file {
-        Some(path) => super::backup::secret(path),
-        None => std::env::var("DATABASE_URL")
-            .map(Secret::new)
-            .context("none of --config, --database-url-file and DATABASE_URL is given"),
-    }
 }
 
 /// Whether nothing is left to be done.

@@ -30,7 +30,7 @@ pub const RESTART_ONLY: [&str; 21] = [
 ];
 
 /// These as well while point-in-time recovery is on: its tasks live on with the old ones.
-const RESTART_ONLY_WITH_PITR: [&str; 5] = [
+pub const RESTART_ONLY_WITH_PITR: [&str; 5] = [
     "database.url",
     "backup.repository",
     "backup.recipients",

@@ -13,6 +13,7 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 mod values;
+mod vault;
 pub mod watch;
 
 use std::io::Read as _;
@@ -23,6 +24,7 @@ use toml::de::DeTable;
 use self::finding::FINDINGS_MAX;
 pub use self::finding::{Errors, Finding, Findings, Severity, Style};
 use self::raw::{Section, Sink};
+pub use self::vault::{Vault, Wanted};
 use crate::{admin, backup, guard, pitr, proxy, store, telemetry};
 
 /// A hand-written file is a few KiB; beyond this it is a mistake or an attack.
@@ -66,15 +68,7 @@ impl Config {
         let Some(path) = path else {
             return Self::parse(b"", Path::new("defaults"), overrides);
         };
-        let read_failed = |error: std::io::Error| {
-            let finding = Finding::whole(format!("cannot be read: {error}"));
-            Errors {
-                files: vec![path.to_owned()],
-                ..Errors::one(path.display().to_string(), finding)
-            }
-        };
-        let bytes = read(path).map_err(read_failed)?;
-        match Self::parse(&bytes, path, overrides) {
+        match read(path).and_then(|bytes| Self::parse(&bytes, path, overrides)) {
             Ok(mut loaded) => {
                 loaded.files.insert(0, path.to_owned());
                 Ok(loaded)
@@ -89,41 +83,52 @@ impl Config {
     /// Reads a configuration from memory. `origin` names it in messages, and its directory is that of relative paths.
     /// Touches the file system only for secrets in files and to see whether the default certificates exist.
     pub fn parse(bytes: &[u8], origin: &Path, overrides: &Overrides) -> Result<Loaded, Errors> {
-        let name = origin.display().to_string();
-        let text = check_bytes(bytes).map_err(|finding| Errors::one(name.clone(), finding))?;
-        let (document, syntax_errors) = DeTable::parse_recoverable(text);
-        // What a broken line was meant to say is a guess, and so would be every finding about the rest.
-        if !syntax_errors.is_empty() {
-            let list = syntax_errors
-                .iter()
-                .take(FINDINGS_MAX)
-                .map(|error| syntax_finding(text, error))
-                .collect();
-            return Err(Errors::of(Findings::new(
-                name,
-                list,
-                syntax_errors.len().saturating_sub(FINDINGS_MAX),
-            )));
-        }
-        let sink = Sink::new(text);
-        // Absolute: what is resolved here must mean the same wherever it is read again.
-        let place = std::path::absolute(origin).unwrap_or_else(|_| origin.to_owned());
-        let base = place.parent().unwrap_or(Path::new("/"));
-        let root = Section::root(document.get_ref(), &sink);
-        let (config, files) = resolve::config(root, base, overrides);
-        let (errors, warnings) = sink.into_findings(&name);
-        if !errors.is_empty() {
-            return Err(Errors {
-                findings: errors,
-                files,
-            });
-        }
+        let resolve = |root: Section<'_>, base: &Path| resolve::config(root, base, overrides);
+        let (config, warnings, files) = understand(bytes, origin, resolve)?;
         Ok(Loaded {
             config,
             warnings,
             files,
         })
     }
+}
+
+/// The document in `bytes` as `resolve` understands it, with the files besides it that it depends on.
+fn understand<T>(
+    bytes: &[u8],
+    origin: &Path,
+    resolve: impl FnOnce(Section<'_>, &Path) -> (T, Vec<PathBuf>),
+) -> Result<(T, Findings, Vec<PathBuf>), Errors> {
+    let name = origin.display().to_string();
+    let text = check_bytes(bytes).map_err(|finding| Errors::one(name.clone(), finding))?;
+    let (document, syntax_errors) = DeTable::parse_recoverable(text);
+    // What a broken line was meant to say is a guess, and so would be every finding about the rest.
+    if !syntax_errors.is_empty() {
+        let list = syntax_errors
+            .iter()
+            .take(FINDINGS_MAX)
+            .map(|error| syntax_finding(text, error))
+            .collect();
+        return Err(Errors::of(Findings::new(
+            name,
+            list,
+            syntax_errors.len().saturating_sub(FINDINGS_MAX),
+        )));
+    }
+    let sink = Sink::new(text);
+    // Absolute: what is resolved here must mean the same wherever it is read again.
+    let place = std::path::absolute(origin).unwrap_or_else(|_| origin.to_owned());
+    let base = place.parent().unwrap_or(Path::new("/"));
+    let root = Section::root(document.get_ref(), &sink);
+    let (meaning, files) = resolve(root, base);
+    let (errors, warnings) = sink.into_findings(&name);
+    if !errors.is_empty() {
+        return Err(Errors {
+            findings: errors,
+            files,
+        });
+    }
+    Ok((meaning, warnings, files))
 }
 
 /// Every error with its line, a caret and a suggestion, and their number.
@@ -136,7 +141,14 @@ pub fn report(errors: &Errors, style: Style) -> String {
     text
 }
 
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+fn read(path: &Path) -> Result<Vec<u8>, Errors> {
+    read_at_most(path).map_err(|error| {
+        let finding = Finding::whole(format!("cannot be read: {error}"));
+        Errors::one(path.display().to_string(), finding)
+    })
+}
+
+fn read_at_most(path: &Path) -> std::io::Result<Vec<u8>> {
     // Asked before opening, which would wait for the other end of a FIFO.
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("it is not a regular file"));

@@ -116,7 +116,7 @@ IDENTITY_ARGS=()
 
 # 2. The base backup into a new directory, and PostgreSQL's own check of every file. The old server still runs.
 say 'unpacking base backup @BASE@'
-"$FOREGATE" pitr unpack @BASE@ --of @CLUSTER@ --into "$NEW" --repository "$REPOSITORY" "${IDENTITY_ARGS[@]}"
+"$FOREGATE" pitr unpack @BASE@ --of @CLUSTER@ --into "$NEW" --no-config --repository "$REPOSITORY" "${IDENTITY_ARGS[@]}"
 
 # 3. The settings of the recovery: one target, an explicit timeline, archiving off until it is promoted.
 RESTORE="$(word "$FOREGATE") wal get %f %p --repository $(word "$REPOSITORY")${IDENTITY:+ --identity $(word "$IDENTITY")}"

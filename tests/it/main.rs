@@ -44,4 +44,5 @@ mod tls;
 mod tunnels;
 mod uploads;
 mod upstream;
+mod vault_cli;
 mod websocket;

@@ -11,48 +11,28 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use self::bar::Bar;
+use super::Error;
+use super::vault::{Database, Need, Place};
 use crate::backup::files::FileSet;
 use crate::backup::{FilePlan, Progress, Recovered, Restored, Settings, Swap, Vault};
 use crate::clock::Clock;
-use crate::config::{Overrides, Style};
 use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
 use crate::secret::Secret;
 
-/// What the package installs.
-const USUAL_CONFIG: &str = "/etc/foregate/config.toml";
-/// A key or an address is a few lines.
-const SECRET_BYTES_MAX: u64 = 64 * 1024;
-
 /// The vault, by hand.
 #[derive(Debug, Args)]
-pub struct Options {
+pub(super) struct Options {
     #[command(subcommand)]
     command: Command,
-    /// The configuration; without it /etc/foregate/config.toml if that exists. Each option below stands in for its key.
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where backups live: file:///directory or s3://bucket/prefix.
-    #[arg(long, global = true, value_name = "URL")]
-    repository: Option<String>,
-    /// An age public key that can open new backups; may be repeated.
-    #[arg(long = "recipient", global = true, value_name = "AGE1...")]
-    recipients: Vec<String>,
-    /// The age identity file that opens backups.
-    #[arg(long, global = true, value_name = "FILE")]
-    identity: Option<PathBuf>,
-    /// A file with the database's address; without it, the environment's DATABASE_URL.
-    #[arg(long, global = true, value_name = "FILE")]
-    database_url_file: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Holds the journal of a restore.
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where a restore unpacks the dump, as large as the data.
     #[arg(long, global = true, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long, global = true)]
-    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,23 +97,39 @@ struct Files {
     keep_days: Option<u32>,
 }
 
-/// Runs the command.
-///
+impl Command {
+    fn need(&self) -> Need {
+        let database = match self {
+            Self::Create { files, .. } if files.name.is_none() => Database::Needed,
+            Self::Verify { restore: true, .. } => Database::Wanted,
+            Self::Restore(order) if order.into.is_none() => Database::Wanted,
+            _ => Database::IfKnown,
+        };
+        Need {
+            database,
+            identity: !matches!(self, Self::List | Self::Show { .. } | Self::Prune { .. }),
+            pitr: false,
+        }
+    }
+}
+
 /// # Errors
 /// Why it did not do what it was asked.
-pub fn run(options: &Options) -> anyhow::Result<()> {
+pub(super) fn run(options: &Options) -> Result<(), Error> {
+    let settings = settings(options)?;
+    let bar = Bar::new(options.place.json);
+    let config = settings.vault().context("which database?")?;
+    let vault = Vault::open(config, Clock::system(), bar.progress()).map_err(Error::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()?;
-    runtime.block_on(Box::pin(command(options)))
+        .build()
+        .context("starting the runtime")?;
+    Ok(runtime.block_on(Box::pin(command(options, &settings, vault, &bar)))?)
 }
 
-async fn command(options: &Options) -> anyhow::Result<()> {
-    let settings = settings(options)?;
-    let config = settings.vault().context("which database?")?;
-    let bar = Bar::new(options.json);
-    let vault = Vault::open(config, Clock::system(), bar.progress())?;
+async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar) -> anyhow::Result<()> {
+    let as_json = options.place.json;
     match &options.command {
         Command::Create { labels, files } => {
             let manifest = match &files.name {
@@ -145,14 +141,12 @@ async fn command(options: &Options) -> anyhow::Result<()> {
                 None => vault.create(labels.clone(), Vec::new()).await?,
             };
             complain_of_notes(&manifest);
-            print(options.json, &serde_json::to_value(&manifest)?, || {
-                show::line(&manifest)
-            })
+            print(as_json, &serde_json::to_value(&manifest)?, || show::line(&manifest))
         }
-        Command::List => show::list(&vault, options.json).await,
+        Command::List => show::list(&vault, as_json).await,
         Command::Show { id } => {
             let entry = vault.show(id).await?;
-            print(options.json, &show::describe(&entry), || show::page(&entry))
+            print(as_json, &show::describe(&entry), || show::page(&entry))
         }
         Command::Verify { id, restore } => {
             let entry = vault.show(id).await?;
@@ -161,15 +155,15 @@ async fn command(options: &Options) -> anyhow::Result<()> {
             let id = entry.manifest.id;
             let opened = vault.can_open(&entry.manifest);
             let value = json!({"id": id, "level": level, "opened": opened});
-            print(options.json, &value, || match opened {
+            print(as_json, &value, || match opened {
                 true => format!("{id} is proven to {level:?}"),
                 false => format!(
                     "{id} holds the bytes that were written ({level:?}); they were not opened: there is no identity for that"
                 ),
             })
         }
-        Command::Restore(order) => restore(&vault, &bar, order, options.json).await,
-        Command::Prune { dry_run } => show::prune(&vault, *dry_run, options.json).await,
+        Command::Restore(order) => restore(&vault, bar, order, as_json).await,
+        Command::Prune { dry_run } => show::prune(&vault, *dry_run, as_json).await,
     }
 }
 
@@ -281,55 +275,19 @@ fn complain_of_notes(manifest: &Manifest) {
     }
 }
 
-/// The configuration, if there is one, with what the command line says instead. On the day that the machine burned there
-/// is none: the repository, the key and the database's address are then enough.
-fn settings(options: &Options) -> anyhow::Result<Settings> {
-    let path = options.config.clone().or_else(|| {
-        let usual = PathBuf::from(USUAL_CONFIG);
-        usual.exists().then_some(usual)
-    });
-    let loaded = crate::config::Config::load(path.as_deref(), &Overrides::default());
-    let mut settings = match loaded {
-        Ok(loaded) => loaded.config.backup,
-        Err(errors) => anyhow::bail!("{}", crate::config::report(&errors, Style::Plain)),
-    };
-    if let Some(url) = &options.repository {
-        settings.repository.url.clone_from(url);
-    }
-    if !options.recipients.is_empty() {
-        settings.repository.recipients.clone_from(&options.recipients);
-    }
-    if let Some(file) = &options.identity {
-        settings.repository.identity = Some(secret(file)?);
-    }
+/// What the configuration says, and the options instead of it.
+fn settings(options: &Options) -> Result<Settings, Error> {
+    let mut settings = options.place.find(options.command.need())?.backup;
     if let Some(directory) = &options.state_dir {
         settings.state_dir.clone_from(directory);
     }
     if let Some(directory) = &options.scratch {
         settings.scratch = Some(directory.clone());
     }
-    let url = match &options.database_url_file {
-        Some(path) => Some(secret(path)?),
-        None => std::env::var("DATABASE_URL").ok().map(Secret::new),
-    };
-    // An option outweighs the file, and the file the environment.
-    if options.database_url_file.is_some() || settings.database.is_none() {
-        settings.database = url.map(|url| postgres::Config { url });
-    }
     // Files need none; what needs one says so.
     let none = || postgres::Config { url: Secret::new("") };
     settings.database.get_or_insert_with(none);
     Ok(settings)
-}
-
-pub(super) fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    file.take(SECRET_BYTES_MAX)
-        .read_to_string(&mut text)
-        .with_context(|| format!("reading {}", path.display()))?;
-    Ok(Secret::new(text.trim()))
 }
 
 /// For commands that do not know how much there is to do.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use super::super::backup::print;
-use super::{Place, Verb, Wish, show};
+use super::{Site, Verb, Wish, show};
 use crate::admin::recovery_views as views;
 use crate::clock::Clock;
 use crate::pitr::base::{Mode, Pruned};
@@ -16,63 +16,60 @@ use crate::pitr::plan::{Goal, Plan, Request};
 use crate::pitr::recover::{self, Running};
 use crate::pitr::{Recovery, script};
 
-pub(super) async fn act(verb: &Verb, place: &Place) -> anyhow::Result<()> {
+pub(super) async fn act(verb: &Verb, site: &Site<'_>) -> anyhow::Result<()> {
     match verb {
         Verb::BaseBackup { labels } => {
-            place.needs_server()?;
-            let manifest = place
+            let manifest = site
                 .recovery(Vec::new())?
                 .bases()
                 .take(labels.clone(), Vec::new())
                 .await?;
-            print(place.json, &serde_json::to_value(&manifest)?, || show::taken(&manifest))
+            print(site.json, &serde_json::to_value(&manifest)?, || show::taken(&manifest))
         }
         Verb::BaseBackups => {
-            let recovery = place.recovery(Vec::new())?;
+            let recovery = site.recovery(Vec::new())?;
             let bases = recovery.bases().list(&recovery.cluster().await?).await?;
             let value = Value::from(bases.iter().map(views::base).collect::<Vec<_>>());
-            print(place.json, &value, || show::bases(&bases))
+            print(site.json, &value, || show::bases(&bases))
         }
-        Verb::Stats => stats(place).await,
+        Verb::Stats => stats(site).await,
         Verb::Window => {
-            let window = place.recovery(Vec::new())?.window().await?;
+            let window = site.recovery(Vec::new())?.window().await?;
             let now = Clock::system().wall();
-            print(place.json, &views::window(&window, now), || show::window(&window, now))
+            print(site.json, &views::window(&window, now), || show::window(&window, now))
         }
-        Verb::Plan { wish, script, data } => plan(place, wish, script.as_deref(), data.clone()).await,
+        Verb::Plan { wish, script, data } => plan(site, wish, script.as_deref(), data.clone()).await,
         Verb::Recover { wish, into, promote } => {
             let (into, when) = (absolute(into)?, if *promote { When::AtOnce } else { When::Told });
-            Box::pin(recover(place, wish, &into, when)).await
+            Box::pin(recover(site, wish, &into, when)).await
         }
         Verb::Promote { directory } => {
-            let recovery = place.recovery(Vec::new())?;
+            let recovery = site.recovery(Vec::new())?;
             let directory = absolute(directory)?;
             let place_of = recover::Place::beside(&directory, recovery.account(&directory)?);
             recovery.promote(&place_of).await?;
-            print(place.json, &json!({"promoted": directory}), || {
-                show::promoted(&place_of)
-            })
+            print(site.json, &json!({"promoted": directory}), || show::promoted(&place_of))
         }
         Verb::Unpack { base, into } => {
-            let recovery = place.recovery(Vec::new())?;
+            let recovery = site.recovery(Vec::new())?;
             recovery.unpack_only(*base, &absolute(into)?).await?;
-            print(place.json, &json!({"baseBackup": base, "into": into}), || {
+            print(site.json, &json!({"baseBackup": base, "into": into}), || {
                 format!("{base} unpacked into {} and verified", into.display())
             })
         }
-        Verb::Drill { target, checks } => Box::pin(drill(place, target.as_deref(), checks)).await,
+        Verb::Drill { target, checks } => Box::pin(drill(site, target.as_deref(), checks)).await,
         Verb::Drills => {
-            let drills = place.recovery(Vec::new())?.drills().await?;
+            let drills = site.recovery(Vec::new())?.drills().await?;
             let value = Value::from(drills.iter().map(views::drill).collect::<Vec<_>>());
-            print(place.json, &value, || show::drills(&drills))
+            print(site.json, &value, || show::drills(&drills))
         }
-        Verb::Prune { window, dry_run } => prune(place, *window, if *dry_run { Mode::DryRun } else { Mode::Act }).await,
+        Verb::Prune { window, dry_run } => prune(site, *window, if *dry_run { Mode::DryRun } else { Mode::Act }).await,
     }
 }
 
 /// As the API has them, as far as the repository knows.
-async fn stats(place: &Place) -> anyhow::Result<()> {
-    let recovery = place.recovery(Vec::new())?;
+async fn stats(site: &Site<'_>) -> anyhow::Result<()> {
+    let recovery = site.recovery(Vec::new())?;
     let now = Clock::system().wall();
     let inventory = recovery.inventory().await?;
     let bases = recovery.bases().list(&recovery.cluster().await?).await?;
@@ -85,7 +82,7 @@ async fn stats(place: &Place) -> anyhow::Result<()> {
         "baseBackups": views::bases_in_short(&bases),
         "lastDrill": last.map(views::drill),
     });
-    print(place.json, &value, || {
+    print(site.json, &value, || {
         show::stats(&inventory, &bases, &window, last, now)
     })
 }
@@ -111,18 +108,18 @@ async fn planned(recovery: &Recovery, request: &Request, as_json: bool) -> anyho
     }
 }
 
-async fn plan(place: &Place, wish: &Wish, file: Option<&Path>, data: Option<String>) -> anyhow::Result<()> {
-    let recovery = place.recovery(Vec::new())?;
-    let plan = planned(&recovery, &wish.request(place)?, place.json).await?;
+async fn plan(site: &Site<'_>, wish: &Wish, file: Option<&Path>, data: Option<String>) -> anyhow::Result<()> {
+    let recovery = site.recovery(Vec::new())?;
+    let plan = planned(&recovery, &wish.request(site)?, site.json).await?;
     let mut value = views::plan(&plan);
-    let identity = place.identity.as_deref().map(absolute).transpose()?;
-    let site = script::Site {
+    let identity = site.means.place.identity.as_deref().map(absolute).transpose()?;
+    let around = script::Site {
         repository: recovery.repository_url().to_owned(),
         identity: identity.map(|path| path.display().to_string()),
         data,
     };
     if let Some(file) = file {
-        let text = script::write(&plan, &site);
+        let text = script::write(&plan, &around);
         let mut open = std::fs::OpenOptions::new();
         let open = open.write(true).create_new(true).mode(0o700).open(file);
         let mut open = open.with_context(|| format!("making {}", file.display()))?;
@@ -131,13 +128,13 @@ async fn plan(place: &Place, wish: &Wish, file: Option<&Path>, data: Option<Stri
             object.insert("script".to_owned(), json!(file));
         }
     }
-    print(place.json, &value, || show::plan(&plan, file))
+    print(site.json, &value, || show::plan(&plan, file))
 }
 
-async fn recover(place: &Place, wish: &Wish, into: &Path, when: When) -> anyhow::Result<()> {
-    let recovery = place.recovery(Vec::new())?;
-    let plan = planned(&recovery, &wish.request(place)?, place.json).await?;
-    if !place.json {
+async fn recover(site: &Site<'_>, wish: &Wish, into: &Path, when: When) -> anyhow::Result<()> {
+    let recovery = site.recovery(Vec::new())?;
+    let plan = planned(&recovery, &wish.request(site)?, site.json).await?;
+    if !site.json {
         super::super::say(&show::plan(&plan, None));
         super::super::say("\n");
     }
@@ -164,7 +161,7 @@ async fn recover(place: &Place, wish: &Wish, into: &Path, when: When) -> anyhow:
             shown.tables.iter().map(|table| json!({"name": table.name, "rows": table.rows})).collect::<Vec<_>>()
         }),
     });
-    print(place.json, &value, || {
+    print(site.json, &value, || {
         let state = show::State {
             reached: &reached,
             phases: &phases,
@@ -186,7 +183,7 @@ async fn let_go(running: Running, when: When) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn drill(place: &Place, target: Option<&str>, checks: &[String]) -> anyhow::Result<()> {
+async fn drill(site: &Site<'_>, target: Option<&str>, checks: &[String]) -> anyhow::Result<()> {
     let checks = checks.iter().map(|text| {
         let (sql, expected) = text.rsplit_once('=').context("a check is written as SQL=ANSWER")?;
         Ok(Check {
@@ -194,20 +191,20 @@ async fn drill(place: &Place, target: Option<&str>, checks: &[String]) -> anyhow
             expect: expected.to_owned(),
         })
     });
-    let recovery = place.recovery(checks.collect::<anyhow::Result<_>>()?)?;
-    let target = target.map(|text| place.time(text)).transpose()?;
+    let recovery = site.recovery(checks.collect::<anyhow::Result<_>>()?)?;
+    let target = target.map(|text| site.time(text)).transpose()?;
     let drill = Box::pin(recovery.drill(target)).await?;
-    print(place.json, &views::drill(&drill), || show::drill(&drill))?;
+    print(site.json, &views::drill(&drill), || show::drill(&drill))?;
     match drill.failure {
         Some(failure) => bail!("the drill failed: {failure}"),
         None => Ok(()),
     }
 }
 
-async fn prune(place: &Place, days: Option<u64>, mode: Mode) -> anyhow::Result<()> {
-    let recovery = place.recovery(Vec::new())?;
+async fn prune(site: &Site<'_>, days: Option<u64>, mode: Mode) -> anyhow::Result<()> {
+    let recovery = site.recovery(Vec::new())?;
     let cluster = recovery.cluster().await?;
-    let policy = place.policy(days)?;
+    let policy = site.policy(days);
     let pruned: Pruned = recovery.bases().prune(&cluster, &policy, mode).await?;
     let value = json!({
         "decisions": pruned.decisions.iter().map(views::decision).collect::<Vec<_>>(),
@@ -220,7 +217,7 @@ async fn prune(place: &Place, days: Option<u64>, mode: Mode) -> anyhow::Result<(
         "segmentBytes": pruned.segment_bytes,
         "dryRun": mode == Mode::DryRun,
     });
-    print(place.json, &value, || show::pruned(&pruned))
+    print(site.json, &value, || show::pruned(&pruned))
 }
 
 /// Kept here so that a target without a database reads well.

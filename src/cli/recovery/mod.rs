@@ -4,14 +4,16 @@
 mod act;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
 
-use super::backup::{progress, secret};
+use super::Error;
+use super::backup::progress;
+use super::vault::{Database, Found, Need, Place};
 use crate::clock::Clock;
 use crate::pitr::config::Check;
 use crate::pitr::name::{Lsn, Timeline};
@@ -19,29 +21,14 @@ use crate::pitr::plan::{Goal, Request};
 use crate::pitr::recovery::{Config, Ground};
 use crate::pitr::retention::Policy;
 use crate::pitr::{Recovery, instant};
-use crate::postgres::{self, Target};
+use crate::postgres::Target;
 use crate::repository::layout::Cluster;
-use crate::secret::Secret;
-use crate::{config, repository};
 
-/// Where everything is.
+/// Where everything is, and what recovery needs besides.
 #[derive(Debug, Args)]
-pub(super) struct Place {
-    /// The configuration file: repository, keys, database and checks stand there. What is given besides outweighs it.
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Where backups live: file:///directory or s3://bucket/prefix; file:///var/lib/foregate/backups without --config.
-    #[arg(long, global = true, value_name = "URL")]
-    repository: Option<String>,
-    /// An age public key that can open new base backups; may be repeated.
-    #[arg(long = "recipient", global = true, value_name = "AGE1...")]
-    recipients: Vec<String>,
-    /// The age identity file that opens base backups and the log.
-    #[arg(long, global = true, value_name = "FILE")]
-    identity: Option<PathBuf>,
-    /// A file with the database's address; without it, the environment's DATABASE_URL.
-    #[arg(long, global = true, value_name = "FILE")]
-    database_url_file: Option<PathBuf>,
+pub(super) struct Means {
+    #[command(flatten)]
+    place: Place,
     /// The cluster meant, as 7566000000000000000-15; without it, the one with the newest base backup.
     #[arg(long = "of", global = true, value_name = "CLUSTER")]
     cluster: Option<String>,
@@ -54,9 +41,6 @@ pub(super) struct Place {
     /// In which a time without one is read; UTC unless the configuration says otherwise.
     #[arg(long, global = true, value_name = "ZONE")]
     time_zone: Option<String>,
-    /// Print JSON.
-    #[arg(long, global = true)]
-    json: bool,
 }
 
 /// Where recovery shall stop: exactly one.
@@ -160,113 +144,92 @@ pub(super) enum Verb {
 
 /// # Errors
 /// Why it did not do what it was asked.
-pub(super) fn run(verb: &Verb, place: &Place) -> anyhow::Result<()> {
+pub(super) fn run(verb: &Verb, means: &Means) -> Result<(), Error> {
+    let site = Site::find(verb, means)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()?;
-    runtime.block_on(Box::pin(act::act(verb, place)))
+        .build()
+        .context("starting the runtime")?;
+    Ok(runtime.block_on(Box::pin(act::act(verb, &site)))?)
 }
 
-impl Place {
-    fn url(&self) -> anyhow::Result<Option<Secret>> {
-        match &self.database_url_file {
-            Some(path) => secret(path).map(Some),
-            None => Ok(std::env::var("DATABASE_URL").ok().map(Secret::new)),
-        }
+impl Means {
+    pub(super) fn shared(&self) -> &Place {
+        &self.place
     }
+}
 
-    /// What stands in the file, if there is one.
-    fn file(&self) -> anyhow::Result<Option<config::Config>> {
-        let Some(path) = &self.config else {
-            return Ok(None);
+/// What the command line and the configuration say, read once.
+#[derive(Debug)]
+struct Site<'a> {
+    means: &'a Means,
+    json: bool,
+    found: Found,
+    target: Target,
+    cluster: Option<Cluster>,
+    zone: TimeZone,
+}
+
+impl<'a> Site<'a> {
+    fn find(verb: &Verb, means: &'a Means) -> Result<Self, Error> {
+        let database = match verb {
+            Verb::BaseBackup { .. } => Database::Needed,
+            _ => Database::IfKnown,
         };
-        let origin = crate::app::Origin {
-            path: Some(path.clone()),
-            overrides: config::Overrides::default(),
+        let found = means.place.find(Need {
+            database,
+            identity: true,
+            pitr: true,
+        })?;
+        let target = match &found.backup.database {
+            Some(database) => Target::parse(database),
+            // The server is gone; what is recovered has its usual superuser.
+            None => Target::local(Path::new("/var/run/postgresql"), 5432, "postgres", "postgres"),
         };
-        let loaded = super::check::load(&origin).map_err(|error| anyhow::anyhow!("{error}"))?;
-        Ok(Some(loaded.config))
-    }
-
-    /// What talks to the server must know where it is.
-    fn needs_server(&self) -> anyhow::Result<()> {
-        let known = self.url()?.is_some() || self.file()?.is_some_and(|file| file.backup.database.is_some());
-        anyhow::ensure!(
-            known,
-            "neither --config, --database-url-file nor DATABASE_URL says where the database is"
-        );
-        Ok(())
-    }
-
-    fn zone(&self) -> anyhow::Result<TimeZone> {
-        match &self.time_zone {
-            Some(name) => TimeZone::get(name).with_context(|| format!("{name:?} is not a time zone")),
-            None => Ok(self.file()?.map_or(TimeZone::UTC, |file| file.backup.plan.zone)),
-        }
+        let cluster = means.cluster.as_deref().map(|text| {
+            let cluster = Cluster::parse(text).with_context(|| format!("{text:?} is not a cluster"));
+            cluster.map_err(Error::usage)
+        });
+        let zone = means.time_zone.as_deref().map(|name| {
+            let zone = TimeZone::get(name).with_context(|| format!("{name:?} is not a time zone"));
+            zone.map_err(Error::usage)
+        });
+        Ok(Self {
+            means,
+            json: means.place.json,
+            target: target.map_err(Error::usage)?,
+            cluster: cluster.transpose()?,
+            zone: zone.transpose()?.unwrap_or_else(|| found.backup.plan.zone.clone()),
+            found,
+        })
     }
 
     /// What may be deleted: as the configuration says, unless told otherwise.
-    fn policy(&self, days: Option<u64>) -> anyhow::Result<Policy> {
-        let pitr = self.file()?.map(|file| file.pitr);
-        let schedule = pitr.as_ref().and_then(|pitr| pitr.base_backup);
+    fn policy(&self, days: Option<u64>) -> Policy {
+        let pitr = self.found.pitr.as_ref();
+        let schedule = pitr.and_then(|pitr| pitr.base_backup);
         let day = Duration::from_hours(24);
         let given = days.map(|days| day.saturating_mul(u32::try_from(days).unwrap_or(u32::MAX)));
         let window = given.or(pitr.map(|pitr| pitr.window));
-        Ok(Policy::new(window.unwrap_or(Policy::default().window), schedule))
+        Policy::new(window.unwrap_or(Policy::default().window), schedule)
     }
 
     fn recovery(&self, mut checks: Vec<Check>) -> anyhow::Result<Recovery> {
-        let file = self.file()?;
-        let url = self.url()?.map(|url| postgres::Config { url });
-        let target = match url.or_else(|| file.as_ref().and_then(|file| file.backup.database.clone())) {
-            Some(database) => Target::parse(&database)?,
-            // The server is gone; what is recovered has its usual superuser.
-            None => Target::local(
-                std::path::Path::new("/var/run/postgresql"),
-                5432,
-                "postgres",
-                "postgres",
-            )?,
-        };
-        let mut stored = match &file {
-            Some(file) => file.backup.repository.clone(),
-            None => repository::Config {
-                url: "file:///var/lib/foregate/backups".to_owned(),
-                recipients: Vec::new(),
-                identity: None,
-            },
-        };
-        if let Some(url) = &self.repository {
-            stored.url.clone_from(url);
-        }
-        if !self.recipients.is_empty() {
-            stored.recipients.clone_from(&self.recipients);
-        }
-        if let Some(identity) = &self.identity {
-            stored.identity = Some(secret(identity)?);
-        }
-        let cluster = match &self.cluster {
-            Some(text) => Some(Cluster::parse(text).with_context(|| format!("{text:?} is not a cluster"))?),
-            None => None,
-        };
-        let pitr = file.map(|file| file.pitr);
+        let pitr = self.found.pitr.as_ref();
         checks.extend(pitr.iter().flat_map(|pitr| pitr.checks.clone()));
-        let scratch = self
-            .scratch
-            .clone()
-            .or_else(|| pitr.as_ref().map(|pitr| pitr.scratch.clone()));
-        let scratch = scratch.unwrap_or_else(std::env::temp_dir);
+        let scratch = self.means.scratch.clone();
+        let scratch = scratch.or_else(|| Some(pitr?.scratch.clone()));
         let ground = Ground {
-            target,
+            target: self.target.clone(),
             clock: Clock::system(),
             progress: progress(self.json),
             archiver: None,
             config: Config {
-                repository: stored,
-                cluster,
-                scratch,
-                account: self.account.clone(),
+                repository: self.found.backup.repository.clone(),
+                cluster: self.cluster.clone(),
+                scratch: scratch.unwrap_or_else(std::env::temp_dir),
+                account: self.means.account.clone(),
                 step_timeout: Duration::from_hours(12),
                 // Without a configuration nobody says that there is one.
                 heartbeat: pitr.map_or(Duration::ZERO, |pitr| pitr.heartbeat),
@@ -277,7 +240,7 @@ impl Place {
     }
 
     fn time(&self, text: &str) -> anyhow::Result<jiff::Timestamp> {
-        let understood = instant::read(text, &self.zone()?).map_err(anyhow::Error::msg)?;
+        let understood = instant::read(text, &self.zone).map_err(anyhow::Error::msg)?;
         if let Some(note) = understood.note {
             super::complain(&format!("note: {note}\n"));
         }
@@ -286,10 +249,10 @@ impl Place {
 }
 
 impl Wish {
-    fn request(&self, place: &Place) -> anyhow::Result<Request> {
+    fn request(&self, site: &Site<'_>) -> anyhow::Result<Request> {
         let aim = &self.aim;
         let goal = match (&aim.target, aim.lsn, &aim.name, aim.xid) {
-            (Some(text), ..) => Goal::Time(place.time(text)?),
+            (Some(text), ..) => Goal::Time(site.time(text)?),
             (_, Some(lsn), ..) => Goal::Lsn(lsn),
             (_, _, Some(name), _) => Goal::Name(name.clone()),
             (.., Some(xid)) => Goal::Transaction(xid),

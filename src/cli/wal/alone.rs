@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::SignalKind;
 
 use super::place::Unfinished;
+use crate::config::{self, Wanted};
 use crate::pitr::Archive;
 use crate::pitr::archive::Found;
 use crate::pitr::archiver::chain;
@@ -66,18 +67,21 @@ impl Alone {
 
     fn config(&self) -> anyhow::Result<Config> {
         if let Some(path) = &self.config {
-            let loaded = crate::config::Config::load(Some(path), &crate::config::Overrides::default());
-            let report = |errors| crate::config::report(&errors, crate::config::Style::Plain);
-            return Ok(loaded
-                .map_err(|errors| anyhow::anyhow!(report(errors)))?
-                .config
-                .backup
-                .repository);
+            // PostgreSQL starts us in its own environment, where only what opens the repository is to be expected.
+            let wanted = Wanted {
+                database: false,
+                identity: true,
+                pitr: false,
+            };
+            let loaded = config::Config::load_vault(Some(path), wanted);
+            let report = |errors| config::report(&errors, config::Style::Plain);
+            let vault = loaded.map_err(|errors| anyhow::anyhow!(report(errors)))?;
+            return Ok(vault.backup.repository);
         }
         Ok(Config {
             url: self.repository.clone().context("--repository is missing")?,
             recipients: self.recipients.clone(),
-            identity: self.identity.as_deref().map(crate::cli::backup::secret).transpose()?,
+            identity: self.identity.as_deref().map(crate::cli::vault::secret).transpose()?,
         })
     }
 }

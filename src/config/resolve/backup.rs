@@ -10,6 +10,7 @@ use crate::backup::files::FileSet;
 use crate::backup::retention::Policy;
 use crate::backup::task::Kind;
 use crate::backup::{FilePlan, Plan, Settings};
+use crate::config::Wanted;
 use crate::config::raw::{Node, Section};
 use crate::config::values::{duration, filled_text, integer, list, text};
 use crate::postgres::{self, Target};
@@ -21,9 +22,18 @@ const KEPT_MAX: usize = 10_000;
 const PATHS_MAX: usize = 256;
 
 /// `files` collects the files that were read, so that a change of theirs is noticed.
-pub(super) fn backup(root: &mut Section<'_>, base: &Path, state_dir: &Path, files: &mut Vec<PathBuf>) -> Settings {
+pub(super) fn backup(
+    root: &mut Section<'_>,
+    base: &Path,
+    state_dir: &Path,
+    wanted: Wanted,
+    files: &mut Vec<PathBuf>,
+) -> Settings {
     let mut database = root.section("database");
-    let url = database.read("url", None, |node| optional_secret(node, base, files));
+    let url = database.read("url", None, |node| match wanted.database {
+        true => optional_secret(node, base, files),
+        false => Some(None),
+    });
     let database_config = url.value.clone().map(|url| postgres::Config { url });
     if let (Some(config), Some(node)) = (&database_config, &url.node)
         && let Err(error) = Target::parse(config)
@@ -33,7 +43,7 @@ pub(super) fn backup(root: &mut Section<'_>, base: &Path, state_dir: &Path, file
     database.finish();
 
     let mut section = root.section("backup");
-    let repository = repository(&mut section, base, state_dir, files);
+    let repository = repository(&mut section, base, state_dir, wanted, files);
     let plan = plan(&mut section);
     let mut keep = |key, default| section.read(key, default, integer(1..=KEPT_MAX)).value;
     let retention = Policy {
@@ -69,6 +79,7 @@ fn repository(
     section: &mut Section<'_>,
     base: &Path,
     state_dir: &Path,
+    wanted: Wanted,
     files: &mut Vec<PathBuf>,
 ) -> repository::Config {
     let default = format!("file://{}/backups", state_dir.display());
@@ -84,7 +95,10 @@ fn repository(
         Some(url)
     });
     let recipients = section.read("recipients", Vec::new(), list(recipient)).value;
-    let identity = section.read("identity", None, |node| optional_secret(node, base, files));
+    let identity = section.read("identity", None, |node| match wanted.identity {
+        true => optional_secret(node, base, files),
+        false => Some(None),
+    });
     if let (Some(_), Some(node)) = (&identity.value, &identity.node)
         && Keys::new(&[], identity.value.as_ref()).is_err()
     {

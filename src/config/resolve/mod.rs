@@ -23,11 +23,27 @@ use self::upstream::{Refused, parse_server};
 use super::finding::Finding;
 use super::raw::Section;
 use super::values::file;
-use super::{Config, Overrides};
+use super::{Config, Overrides, Wanted};
+use crate::backup::Settings;
+use crate::pitr::config::Config as Recovery;
 use crate::proxy::config::{Server, Tls, UpstreamServer};
 use crate::{guard, proxy};
 
 const STATE_DIR: &str = "/var/lib/foregate";
+/// The sections that the vault's commands do not need.
+const NOT_OF_THE_VAULT: [&str; 11] = [
+    "server",
+    "tls",
+    "upstream",
+    "client",
+    "limits",
+    "blocklist",
+    "headers",
+    "store",
+    "admin",
+    "alerts",
+    "log",
+];
 
 /// The configuration, and the files besides it that it depends on.
 pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) -> (Config, Vec<PathBuf>) {
@@ -48,7 +64,7 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     let security_headers = headers::headers(root.section("headers"));
     let store = store::store(root.section("store"), base, &state_dir, &mut files);
     let admin = admin::admin(root.section("admin"), base);
-    let backup = backup::backup(&mut root, base, &state_dir, &mut files);
+    let backup = backup::backup(&mut root, base, &state_dir, Wanted::ALL, &mut files);
     let pitr = pitr::pitr(root.section("pitr"), base, &state_dir);
     if pitr.enabled
         && backup.database.is_none()
@@ -89,6 +105,24 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     };
     files.extend(certificate_files(&config));
     (config, files)
+}
+
+/// The vault's sections alone, and the files besides the configuration that they depend on.
+pub(super) fn vault(
+    mut root: Section<'_>,
+    base: &Path,
+    wanted: Wanted,
+) -> ((Settings, Option<Recovery>), Vec<PathBuf>) {
+    let state_dir = root.read("state_dir", PathBuf::from(STATE_DIR), file(base)).value;
+    let mut files = Vec::new();
+    let backup = backup::backup(&mut root, base, &state_dir, wanted, &mut files);
+    let pitr = root.section("pitr");
+    let pitr = wanted.pitr.then(|| pitr::pitr(pitr, base, &state_dir));
+    for name in NOT_OF_THE_VAULT {
+        drop(root.get(name));
+    }
+    root.finish();
+    ((backup, pitr), files)
 }
 
 fn override_upstream(written: &str, root: &Section<'_>) -> Option<UpstreamServer> {

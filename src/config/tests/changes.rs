@@ -263,12 +263,22 @@ fn every_key_is_either_applied_by_a_reload_or_named_as_waiting_for_a_restart() {
     for key in APPLIED.iter().chain(&restart) {
         assert!(all.iter().any(|known| known == key), "{key} is no key");
     }
-    let example = include_str!("../../../config.toml.example");
-    let marked = example.lines().filter(|line| line.contains("# (restart)"));
-    let marked: Vec<&str> = marked.filter_map(|line| line.split([' ', '=']).next()).collect();
-    let names = restart.iter().filter(|key| !key.starts_with("pitr."));
-    let names: Vec<&str> = names.filter_map(|key| key.rsplit('.').next()).collect();
-    assert_eq!(marked, names, "what the example marks");
+}
+
+#[test]
+fn example_marks_what_waits_for_a_restart() {
+    let with_pitr = diff::RESTART_ONLY_WITH_PITR;
+    for (mark, keys) in [
+        ("# (restart)", &diff::RESTART_ONLY[..]),
+        ("# (restart with pitr)", &with_pitr),
+    ] {
+        let marked = EXAMPLE.lines().filter(|line| line.contains(mark));
+        let marked: Vec<&str> = marked.filter_map(|line| line.split([' ', '=']).next()).collect();
+        // Of [pitr] the line of the section says it.
+        let names = keys.iter().filter(|key| !key.starts_with("pitr."));
+        let names: Vec<&str> = names.filter_map(|key| key.rsplit('.').next()).collect();
+        assert_eq!(marked, names, "{mark}");
+    }
 }
 
 #[test]

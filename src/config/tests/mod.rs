@@ -4,6 +4,7 @@ mod changes;
 mod hostile;
 mod mistakes;
 mod reports;
+mod vault;
 
 use std::path::Path;
 

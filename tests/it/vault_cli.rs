@@ -1,0 +1,181 @@
+//! The vault's commands on the bad night: in a shell that has not what the service has, and with several words on where the
+//! database is. No database answers here: what is wrong with the connection tells which one was meant.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const FAILED: i32 = 1;
+const USAGE: i32 = 64;
+/// Nobody listens there.
+const NOBODY: &str = "postgres://ops@127.0.0.1:1";
+const ABSENT: &str = "{ env = \"FOREGATE_TEST_IS_NEVER_SET\" }";
+
+struct Shell {
+    directory: tempfile::TempDir,
+}
+
+impl Shell {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(directory.path().join("backups")).expect("a folder");
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A configuration with a repository, and what else the service needs and the shell has not.
+    fn config(&self, more: &str) -> String {
+        let file = self.path("config.toml");
+        let (state, backups) = (self.path("state"), self.path("backups"));
+        let text = format!(
+            "state_dir = {state:?}\n[server]\nworkers = \"many\"\n[alerts]\nwebhook = {ABSENT}\n\
+             [backup]\nrepository = \"file://{}\"\n{more}",
+            backups.display()
+        );
+        std::fs::write(&file, text).expect("the file is written");
+        file.display().to_string()
+    }
+
+    fn run(&self, environment: Option<&str>, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
+        command.args(arguments).stdin(Stdio::null()).env_remove("DATABASE_URL");
+        if let Some(name) = environment {
+            command.env("DATABASE_URL", format!("{NOBODY}/{name}"));
+        }
+        command.output().expect("the program starts")
+    }
+}
+
+/// The exit code and what was said to a person.
+fn outcome(output: &Output) -> (Option<i32>, String) {
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), told)
+}
+
+fn url(name: &str) -> String {
+    format!("{NOBODY}/{name}")
+}
+
+fn write_url(path: &Path, name: &str) -> String {
+    std::fs::write(path, url(name)).expect("the file is written");
+    path.display().to_string()
+}
+
+#[test]
+fn command_needs_only_its_own_sections_of_the_file_and_its_own_secrets() {
+    let shell = Shell::new();
+    let config = shell.config(&format!("[database]\nurl = {ABSENT}\n"));
+    let listed = shell.run(None, &["backup", "list", "--json", "--config", &config]);
+    let (code, told) = outcome(&listed);
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "[]");
+    assert!(
+        told.contains("without the database") && told.contains("database.url"),
+        "{told}"
+    );
+    assert!(!told.contains("webhook") && !told.contains("workers"), "{told}");
+
+    let (code, told) = outcome(&shell.run(None, &["pitr", "window", "--config", &config]));
+    assert_eq!(code, Some(FAILED), "{told}");
+    assert!(told.contains("holds no base backup"), "{told}");
+
+    let socket = shell.path("absent.sock").display().to_string();
+    let check = ["wal", "check", "--of", "7566000000000000000-15", "--socket", &socket];
+    let (code, told) = outcome(&shell.run(None, &[&check[..], &["--config", &config]].concat()));
+    assert_eq!(code, Some(0), "{told}");
+}
+
+#[test]
+fn option_outweighs_the_file_and_the_file_the_environment() {
+    let shell = Shell::new();
+    let address = write_url(&shell.path("file.url"), "of_the_file");
+    let option = write_url(&shell.path("option.url"), "of_the_option");
+    let config = shell.config(&format!("[database]\nurl = {{ file = {address:?} }}\n"));
+    let silent = shell.path("silent.toml").display().to_string();
+    std::fs::write(&silent, "").expect("the file is written");
+    let repository = format!("file://{}", shell.path("backups").display());
+    for command in [&["backup", "create"][..], &["pitr", "base-backup"], &["pitr", "setup"]] {
+        for (words, expected) in [
+            (["--config", &config].as_slice(), "of_the_file"),
+            (&["--config", &config, "--database-url-file", &option], "of_the_option"),
+            (
+                &["--config", &silent, "--repository", &repository],
+                "of_the_environment",
+            ),
+            (&["--no-config", "--repository", &repository], "of_the_environment"),
+        ] {
+            let (code, told) = outcome(&shell.run(Some("of_the_environment"), &[command, words].concat()));
+            assert_eq!(code, Some(FAILED), "{command:?} {words:?}: {told}");
+            assert!(told.contains(expected), "{command:?} {words:?}: {told}");
+        }
+    }
+}
+
+#[test]
+fn address_that_the_file_names_and_the_shell_lacks_is_not_replaced_by_another() {
+    let shell = Shell::new();
+    let config = shell.config(&format!("[database]\nurl = {ABSENT}\n"));
+    for command in [
+        &["backup", "create"][..],
+        &["backup", "restore"],
+        &["pitr", "base-backup"],
+        &["pitr", "setup"],
+    ] {
+        let (code, told) = outcome(&shell.run(Some("other"), &[command, &["--config", &config]].concat()));
+        assert_eq!(code, Some(USAGE), "{command:?}: {told}");
+        assert!(
+            told.contains("database.url") && told.contains("1 error"),
+            "{command:?}: {told}"
+        );
+    }
+    let pruned = shell.run(Some("other"), &["backup", "prune", "--config", &config]);
+    let (code, told) = outcome(&pruned);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("without the database"), "{told}");
+}
+
+#[test]
+fn wrong_configuration_or_option_exits_64() {
+    let shell = Shell::new();
+    let wrong = shell.config("daily = \"noon\"\n");
+    let right = write_url(&shell.path("url"), "app");
+    let absent = shell.path("absent").display().to_string();
+    let at = format!("file://{}", shell.path("backups").display());
+    for arguments in [
+        &["backup", "list", "--config", &wrong][..],
+        &["pitr", "window", "--config", &wrong],
+        &["pitr", "setup", "--config", &wrong, "--database-url-file", &right],
+        &["backup", "list", "--config", &absent],
+        &[
+            "backup",
+            "verify",
+            "latest",
+            "--no-config",
+            "--repository",
+            &at,
+            "--identity",
+            &absent,
+        ],
+        &["backup", "list", "--no-config", "--repository", "ftp://nowhere"],
+        &["backup", "create", "--no-config", "--repository", &at],
+        &["pitr", "base-backup", "--no-config", "--repository", &at],
+        &["pitr", "setup", "--no-config"],
+        &["pitr", "window", "--no-config", "--repository", &at, "--of", "nobody"],
+        &[
+            "pitr",
+            "window",
+            "--no-config",
+            "--repository",
+            &at,
+            "--time-zone",
+            "Nowhere/Land",
+        ],
+        &["backup", "list", "--no-config", "--config", &right],
+    ] {
+        let (code, told) = outcome(&shell.run(None, arguments));
+        assert_eq!(code, Some(USAGE), "{arguments:?}: {told}");
+        assert!(!told.is_empty(), "{arguments:?}");
+    }
+}
