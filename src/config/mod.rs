@@ -56,6 +56,8 @@ pub struct Loaded {
     pub config: Config,
     /// What an operator should look at again; nothing that stops.
     pub warnings: Findings,
+    /// No key was written: all of it are defaults.
+    pub is_blank: bool,
     /// The files it depends on, for [`watch::Watcher`]: itself first, then secrets, certificates and keys.
     pub files: Vec<PathBuf>,
 }
@@ -121,6 +123,7 @@ impl Config {
         Ok(Loaded {
             config,
             warnings,
+            is_blank: document.get_ref().is_empty(),
             files,
         })
     }
