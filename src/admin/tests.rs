@@ -33,7 +33,7 @@ impl Admin {
             state_dir: directory.path().to_owned(),
         };
         let (board, registry) = (Board::default(), prometheus::Registry::new());
-        let store = Store::open(&store, board.clone()).await.unwrap();
+        let store = Store::open(&store, board.clone()).unwrap();
         let (blocklist, keeper) = Blocklist::open(store.clone(), directory.path(), &registry)
             .await
             .unwrap();

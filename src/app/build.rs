@@ -119,9 +119,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
 
 /// What keeps the blocks, and who may pass.
 async fn guard(config: &Config, board: &Board, registry: &Registry) -> anyhow::Result<(Store, Arc<Guard>, Keeper)> {
-    let store = Store::open(&config.store, board.clone())
-        .await
-        .context("the store cannot be opened")?;
+    let store = Store::open(&config.store, board.clone()).context("the store cannot be prepared")?;
     let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, registry)
         .await
         .context("the blocklist cannot be started")?;
