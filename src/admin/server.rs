@@ -42,7 +42,7 @@ pub struct Listener {
 #[derive(Debug)]
 pub struct Prepared {
     config: Config,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<tls::Ready>,
 }
 
 impl Listener {
@@ -61,12 +61,14 @@ impl Listener {
         let tls = config.tls.as_ref().map(tls::prepare).transpose()?;
         let state = Arc::new(State::new(config, parts)?);
         let (router, _) = routes::router(&state);
-        Ok(Self {
+        let listener = Self {
             socket,
             state,
-            tls: ArcSwapOption::new(tls),
+            tls: ArcSwapOption::empty(),
             router,
-        })
+        };
+        listener.show(tls);
+        Ok(listener)
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -86,8 +88,16 @@ impl Listener {
 
     /// Swaps tokens and certificates.
     pub fn commit(&self, prepared: Prepared) {
-        self.tls.store(prepared.tls);
+        self.show(prepared.tls);
         self.state.config.store(Arc::new(prepared.config));
+    }
+
+    /// The certificate that callers see from now on.
+    fn show(&self, tls: Option<tls::Ready>) {
+        let (config, expiry) = tls.map(|tls| (tls.config, tls.expiry)).unzip();
+        self.tls.store(config);
+        let shown = expiry.flatten().into_iter().collect();
+        self.state.parts.certificates.set("admin", shown);
     }
 
     /// Serves until `stop`; then lets open requests finish.

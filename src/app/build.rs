@@ -21,6 +21,7 @@ use crate::proxy::{self, Gate};
 use crate::store::Store;
 use crate::telemetry::access_log;
 use crate::telemetry::alert::Alerts;
+use crate::telemetry::certificates::Certificates;
 use crate::telemetry::health::{Board, Condition};
 
 /// Everything that runs.
@@ -58,12 +59,14 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
     let (store, guard, blocks) = guard(config, &board, &registry).await?;
     let (alerts, mut beside) =
         Alerts::start(config.alerts.clone(), clock, &registry).context("alerts cannot be started")?;
+    let certificates = Certificates::register(&registry).context("the certificates' metric cannot be registered")?;
     let parts = proxy::Parts {
         guard: Arc::clone(&guard),
         clock,
         access_log: access_log.clone(),
         registry: registry.clone(),
         board: board.clone(),
+        certificates: certificates.clone(),
     };
     let Listening {
         gate: for_gate,
@@ -80,7 +83,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
     };
     let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
     let stop_vault = CancellationToken::new();
-    let alarms = super::alarms::watch(board.clone(), alerts.clone(), registry.clone(), clock);
+    let alarms = super::alarms::watch(board.clone(), alerts.clone(), certificates.clone(), clock);
     drop(beside.spawn(alarms));
     let schedule = JoinSet::from_iter([vault.clone().run(stop_vault.clone())]);
     let pitr = pitr(config, clock, &board, &registry);
@@ -94,6 +97,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
         registry: registry.clone(),
         clock,
         vault: vault.clone(),
+        certificates,
     };
     let admin = admin::Listener::bind(config.admin.clone(), admin_parts, for_admin)
         .context("the admin listener cannot be started")?;

@@ -69,11 +69,23 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
 #[must_use]
 pub fn faults(loaded: &Loaded) -> Vec<String> {
     let Config { proxy, admin, .. } = &loaded.config;
-    let of_gate = crate::proxy::faults(proxy, Clock::system().wall());
-    let of_admin = crate::admin::fault(admin);
+    let (of_gate, _) = crate::proxy::check(proxy);
+    let of_admin = crate::admin::check(admin).err();
     let of_gate = of_gate.into_iter().map(anyhow::Error::from);
     let all = of_gate.chain(of_admin.map(anyhow::Error::from));
     all.map(|error| format!("{error:#}")).collect()
+}
+
+/// What stops no start, and is wrong all the same: certificates that have expired. An alarm tells of them, too.
+#[must_use]
+pub fn doubts(loaded: &Loaded) -> Vec<String> {
+    let Config { proxy, admin, .. } = &loaded.config;
+    let (_, of_gate) = crate::proxy::check(proxy);
+    let of_admin = crate::admin::check(admin).ok().flatten();
+    let now = Clock::system().wall();
+    let over = of_gate.into_iter().chain(of_admin).filter(|expiry| expiry.is_over(now));
+    over.map(|expiry| alarms::expired(&expiry.path.display().to_string(), expiry.at))
+        .collect()
 }
 
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {
