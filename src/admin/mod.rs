@@ -2,6 +2,7 @@
 //! cookies, so nothing a foreign page makes a browser send carries any right.
 
 mod auth;
+mod places;
 mod problem;
 pub mod recovery_views;
 mod routes;
@@ -96,6 +97,7 @@ struct State {
     parts: Parts,
     config: ArcSwap<Config>,
     attempts: auth::Attempts,
+    places: places::Places,
     requests: IntCounterVec,
     /// Changes under way, which outlive their callers.
     tasks: TaskTracker,
@@ -135,6 +137,7 @@ impl State {
             parts,
             config: ArcSwap::from_pointee(config),
             attempts: auth::Attempts::default(),
+            places: places::Places::default(),
             requests,
             tasks: TaskTracker::new(),
         })

@@ -1,8 +1,7 @@
 //! The admin listener's connections: capped, with time-outs, plain on loopback or with TLS.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -20,13 +19,11 @@ use tokio_util::task::TaskTracker;
 use super::routes::{self, Peer};
 use super::{Config, Error, Parts, State, tls};
 
-const CONNECTIONS_MAX: usize = 256;
-/// Of one address, so that nobody keeps the others out.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// No admin connection needs longer; the page makes new ones.
+/// No admin connection needs longer; the page makes new ones. A request that is under way then is finished.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// The admin listener, bound and ready to serve.
@@ -106,7 +103,6 @@ impl Listener {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "the admin listener cannot be served"),
         };
-        let places = Places::default();
         let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -116,7 +112,7 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => {
                     // Beyond a cap a connection is dropped at once: the page retries, an attacker gains nothing.
-                    if let Some(place) = places.take(peer.ip().to_canonical()) {
+                    if let Some(place) = self.state.places.take(peer.ip()) {
                         let (listener, stop) = (Arc::clone(&self), stop.clone());
                         tasks.spawn(async move {
                             listener.connection(stream, peer, &stop).await;
@@ -161,79 +157,17 @@ impl Listener {
             .max_buf_size(64 * 1024)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            result = connection.as_mut() => result,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = tokio::time::sleep(CONNECTION_TIMEOUT) => return,
+        let mut ended = tokio::select! {
+            result = connection.as_mut() => Some(result),
+            () = stop.cancelled() => None,
+            () = tokio::time::sleep(CONNECTION_TIMEOUT) => None,
         };
-        if let Err(error) = ended {
+        if ended.is_none() {
+            connection.as_mut().graceful_shutdown();
+            ended = tokio::time::timeout(LAST_REQUEST_TIMEOUT, connection).await.ok();
+        }
+        if let Some(Err(error)) = ended {
             tracing::debug!(%peer, %error, "an admin connection ended");
         }
-    }
-}
-
-/// How many connections each address holds.
-#[derive(Debug, Clone, Default)]
-struct Places(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// A connection's place, free again when this is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Places,
-    address: IpAddr,
-}
-
-impl Places {
-    /// `None`: there is no place for `address`.
-    fn take(&self, address: IpAddr) -> Option<Place> {
-        let mut held = self.lock();
-        let all: usize = held.values().sum();
-        let its = held.entry(address).or_default();
-        if all >= CONNECTIONS_MAX || *its >= CONNECTIONS_PER_ADDRESS_MAX {
-            held.retain(|_, count| *count > 0);
-            return None;
-        }
-        *its += 1;
-        Some(Place {
-            places: self.clone(),
-            address,
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut held = self.places.lock();
-        if let Some(count) = held.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                held.remove(&self.address);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_cannot_take_the_places_of_all() {
-        let places = Places::default();
-        let address = |number: u8| IpAddr::from([192, 0, 2, number]);
-        let mut held: Vec<Place> = std::iter::from_fn(|| places.take(address(1))).collect();
-        assert_eq!(held.len(), CONNECTIONS_PER_ADDRESS_MAX);
-        held.extend((2..=255).filter_map(|number| places.take(address(number))));
-        assert_eq!(held.len(), CONNECTIONS_MAX);
-        held.clear();
-        assert!(places.lock().is_empty());
-        assert!(places.take(address(1)).is_some());
     }
 }

@@ -288,6 +288,9 @@ async fn admit(state: &State, access: Access, mut request: Request, next: Next) 
         now,
     ) {
         Ok(caller) => {
+            if access != Access::Open {
+                state.places.know(address);
+            }
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
