@@ -80,10 +80,7 @@ impl Role {
 pub struct Parts {
     pub guard: Arc<Guard>,
     pub store: Store,
-    /// `None`: `pitr.enabled` is false, or it could not begin.
-    pub pitr: Option<Arc<pitr::Keeper>>,
-    /// `None`: as above.
-    pub recovery: Option<Arc<pitr::Routine>>,
+    pub recovery: pitr::Handles,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,

@@ -43,8 +43,7 @@ impl Admin {
         let parts = Parts {
             guard,
             store,
-            pitr: None,
-            recovery: None,
+            recovery: crate::pitr::Handles::default(),
             board: board.clone(),
             certificates: Certificates::register(&registry).unwrap(),
             registry,

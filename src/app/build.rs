@@ -22,7 +22,7 @@ use crate::store::Store;
 use crate::telemetry::access_log;
 use crate::telemetry::alert::Alerts;
 use crate::telemetry::certificates::Certificates;
-use crate::telemetry::health::{Board, Condition};
+use crate::telemetry::health::Board;
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -31,8 +31,7 @@ pub(super) struct Running {
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
-    pub(super) pitr: Option<Arc<pitr::Keeper>>,
-    pub(super) recovery: Option<Arc<pitr::Routine>>,
+    pub(super) recovery: pitr::Handles,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
@@ -86,12 +85,10 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
     let alarms = super::alarms::watch(board.clone(), alerts.clone(), certificates.clone(), clock);
     drop(beside.spawn(alarms));
     let schedule = JoinSet::from_iter([vault.clone().run(stop_vault.clone())]);
-    let pitr = pitr(config, clock, &board, &registry);
-    let recovery = recovery(config, clock, &board, &registry, pitr.as_deref());
+    let recovery = pitr::Handles::default();
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
-        pitr: pitr.clone(),
         recovery: recovery.clone(),
         board: board.clone(),
         registry: registry.clone(),
@@ -106,7 +103,6 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
         guard,
         blocks,
         admin: Arc::new(admin),
-        pitr,
         recovery,
         board,
         registry,
@@ -141,59 +137,6 @@ fn hold(holder: proxy::Holder) -> backup::Hold {
         let holder = holder.clone();
         Box::pin(async move { Box::new(holder.hold().await) as Box<dyn Send> })
     }))
-}
-
-/// Point-in-time recovery, if it is wanted. A repository that cannot be opened is shown, and stops no traffic.
-fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Keeper>> {
-    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
-    let ground = pitr::keeper::Ground {
-        config: config.pitr.clone(),
-        database,
-        repository: config.backup.repository.clone(),
-        state_dir: config.state_dir.clone(),
-        clock,
-        board: board.clone(),
-        registry: registry.clone(),
-    };
-    match pitr::Keeper::open(ground) {
-        Ok(keeper) => Some(keeper),
-        Err(error) => {
-            let text = format!("not running: {:#}", anyhow::Error::from(error));
-            tracing::error!("point-in-time recovery is {text}");
-            board.set("pitr", Condition::Degraded(text));
-            None
-        }
-    }
-}
-
-/// Base backups, window and drills, if point-in-time recovery is wanted; as above.
-fn recovery(
-    config: &Config,
-    clock: Clock,
-    board: &Board,
-    registry: &Registry,
-    keeper: Option<&pitr::Keeper>,
-) -> Option<Arc<pitr::Routine>> {
-    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
-    let parts = pitr::routine::Parts {
-        config: config.pitr.clone(),
-        database,
-        repository: config.backup.repository.clone(),
-        time_zone: config.backup.plan.zone.clone(),
-        clock,
-        board: board.clone(),
-        registry: registry.clone(),
-        archiver: keeper.map(|keeper| Arc::clone(keeper.archiver())),
-    };
-    match pitr::Routine::open(parts) {
-        Ok(routine) => Some(routine),
-        Err(error) => {
-            let text = format!("not running: {:#}", anyhow::Error::from(error));
-            tracing::error!("recovery is {text}");
-            board.set("recovery", Condition::Degraded(text));
-            None
-        }
-    }
 }
 
 /// Networks that no order may block, with the reason that the caller is told.

@@ -5,6 +5,7 @@ mod announce;
 mod build;
 mod handover;
 mod limits;
+mod recovery;
 mod reload;
 
 use std::net::TcpListener;
@@ -21,7 +22,6 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
-use crate::telemetry::health::Condition;
 use crate::telemetry::logging::{self, Log};
 use build::Running;
 use handover::{Door, Inherited, Listening};
@@ -101,11 +101,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     let stop_admin = CancellationToken::new();
     let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
-    let mut pitr = start_pitr(&running, &stop_pitr);
-    if let Some(routine) = &running.recovery {
-        let mut tasks = routine.start(&stop_pitr, behind);
-        pitr.spawn(async move { while tasks.join_next().await.is_some() {} });
-    }
+    let pitr = recovery::start(&loaded.config, &running, &stop_pitr, behind).await;
     announce::ready(&running)?;
     inherited.ready();
     let sockets = listening(&running)?;
@@ -135,19 +131,6 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// A socket that cannot be made is shown, and stops no traffic.
-fn start_pitr(running: &Running, stop: &CancellationToken) -> tokio::task::JoinSet<()> {
-    let Some(keeper) = &running.pitr else {
-        return tokio::task::JoinSet::new();
-    };
-    keeper.start(stop).unwrap_or_else(|error| {
-        let text = format!("not running: {:#}", anyhow::Error::from(error));
-        tracing::error!("point-in-time recovery is {text}");
-        running.board.set("pitr", Condition::Degraded(text));
-        tokio::task::JoinSet::new()
-    })
 }
 
 /// Everything that listens, for a successor.

@@ -15,7 +15,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Needs no database: what is known is in memory.
 pub(super) async fn stats(state: Shared) -> Result<Json<Stats>, Error> {
     let keeper = keeper(&state)?;
-    let known = state.parts.recovery.as_ref().map(|routine| routine.known());
+    let known = state.parts.recovery.routine().map(|routine| routine.known());
     Ok(Json(Stats::new(
         &keeper.stats(),
         known.as_ref(),
@@ -36,7 +36,7 @@ pub(super) async fn config(state: Shared) -> Result<Json<Setup>, Error> {
 fn keeper(state: &Shared) -> Result<&Keeper, Error> {
     state
         .parts
-        .pitr
-        .as_deref()
-        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or could not begin: see /health".to_owned()))
+        .recovery
+        .keeper()
+        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or cannot begin yet: see /health".to_owned()))
 }

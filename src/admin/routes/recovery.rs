@@ -191,7 +191,7 @@ fn order(body: Result<Bytes, BytesRejection>) -> Result<Order, Error> {
 }
 
 fn routine(state: &State) -> Result<&Arc<Routine>, Error> {
-    let routine = state.parts.recovery.as_ref();
+    let routine = state.parts.recovery.routine();
     routine
-        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or could not begin: see /health".to_owned()))
+        .ok_or_else(|| Error::Unavailable("point-in-time recovery is off, or cannot begin yet: see /health".to_owned()))
 }
