@@ -9,7 +9,7 @@ mod recovery;
 mod reload;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
+use crate::telemetry::health::{Board, Condition};
 use crate::telemetry::logging::{self, Log};
 use build::Running;
 use handover::{Door, Inherited, Listening};
@@ -97,7 +98,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
     let mut reloading = reload::watch(reloader, &loaded.files)?;
-    let door = Door::open(&loaded.config.state_dir)?;
+    let door = open_door(&loaded.config.state_dir, &running.board);
     let stop_admin = CancellationToken::new();
     let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
@@ -111,7 +112,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
             tracing::info!("{why}: draining");
             announce::stopping();
         }
-        successor = door.successor(&sockets) => {
+        successor = successor(door.as_ref(), &sockets) => {
             tracing::info!(pid = successor, "a successor has taken over: draining");
             if let Some(pid) = successor {
                 announce::succeeded_by(pid);
@@ -131,6 +132,28 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where it cannot be opened (a disk that takes no writes any more), only an upgrade is in the way, and no traffic.
+fn open_door(state_dir: &Path, board: &Board) -> Option<Door> {
+    let opened = Door::open(state_dir);
+    let told = opened
+        .as_ref()
+        .err()
+        .map(|error| format!("no successor can take over: {error:#}"));
+    if let Some(text) = told {
+        tracing::error!("{text}");
+        board.set("handover", Condition::Degraded(text));
+    }
+    opened.ok()
+}
+
+/// Waits for one that serves.
+async fn successor(door: Option<&Door>, sockets: &Listening) -> Option<u32> {
+    match door {
+        Some(door) => door.successor(sockets).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Everything that listens, for a successor.
