@@ -38,7 +38,7 @@ fn address(number: u32) -> IpAddr {
 }
 
 async fn filled(config: &Config, clock: Clock) -> Store {
-    let store = Store::open(config, Board::default()).await.expect("a store");
+    let store = Store::open(config, Board::default()).expect("a store");
     let block = |number| Block {
         reference: ulid::Ulid::nil(),
         network: address(number).into(),
@@ -103,7 +103,7 @@ fn rebuilds(list: &Blocklist) {
 async fn opened(config: &Config) -> (Blocklist, foregate::guard::blocklist::Keeper) {
     let mut taken = Vec::new();
     loop {
-        let store = Store::open(config, Board::default()).await.expect("a store");
+        let store = Store::open(config, Board::default()).expect("a store");
         let (registry, before) = (prometheus::Registry::new(), Instant::now());
         let opened = Blocklist::open(store, &config.state_dir, &registry).await;
         let (list, keeper) = opened.expect("metrics register");

@@ -28,6 +28,7 @@ use crate::clock::Clock;
 use crate::guard::Guard;
 use crate::pitr;
 use crate::store::Store;
+use crate::telemetry::certificates::{Certificates, Expiry};
 use crate::telemetry::health::Board;
 
 /// The `[admin]` section, resolved.
@@ -79,14 +80,12 @@ impl Role {
 pub struct Parts {
     pub guard: Arc<Guard>,
     pub store: Store,
-    /// `None`: `pitr.enabled` is false, or it could not begin.
-    pub pitr: Option<Arc<pitr::Keeper>>,
-    /// `None`: as above.
-    pub recovery: Option<Arc<pitr::Routine>>,
+    pub recovery: pitr::Handles,
     pub board: Board,
     pub registry: Registry,
     pub clock: Clock,
     pub vault: backup::Service,
+    pub certificates: Certificates,
 }
 
 /// Shared by all handlers.
@@ -114,10 +113,13 @@ pub enum Error {
     Metric(#[from] prometheus::Error),
 }
 
-/// What is wrong with the certificate and key of `config`; reads the files, and changes nothing.
-pub fn fault(config: &Config) -> Option<Error> {
-    let tls = config.tls.as_ref()?;
-    tls::prepare(tls).err().map(Error::from)
+/// When the certificate of `config` expires, if it has one; reads the files, and changes nothing.
+///
+/// # Errors
+/// What is wrong with certificate or key.
+pub fn check(config: &Config) -> Result<Option<Expiry>, Error> {
+    let tls = config.tls.as_ref().map(tls::prepare).transpose()?;
+    Ok(tls.and_then(|tls| tls.expiry))
 }
 
 impl State {

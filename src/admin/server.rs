@@ -21,7 +21,7 @@ use super::{Config, Error, Parts, State, tls};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// No admin connection needs longer; the page makes new ones.
+/// No admin connection needs longer; the page makes new ones. A request that is under way then is finished.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// For what is being answered when a connection's time is over: longer than a request may take.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ pub struct Listener {
 #[derive(Debug)]
 pub struct Prepared {
     config: Config,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<tls::Ready>,
 }
 
 impl Listener {
@@ -59,12 +59,14 @@ impl Listener {
         let tls = config.tls.as_ref().map(tls::prepare).transpose()?;
         let state = Arc::new(State::new(config, parts)?);
         let (router, _) = routes::router(&state);
-        Ok(Self {
+        let listener = Self {
             socket,
             state,
-            tls: ArcSwapOption::new(tls),
+            tls: ArcSwapOption::empty(),
             router,
-        })
+        };
+        listener.show(tls);
+        Ok(listener)
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -84,8 +86,16 @@ impl Listener {
 
     /// Swaps tokens and certificates.
     pub fn commit(&self, prepared: Prepared) {
-        self.tls.store(prepared.tls);
+        self.show(prepared.tls);
         self.state.config.store(Arc::new(prepared.config));
+    }
+
+    /// The certificate that callers see from now on.
+    fn show(&self, tls: Option<tls::Ready>) {
+        let (config, expiry) = tls.map(|tls| (tls.config, tls.expiry)).unzip();
+        self.tls.store(config);
+        let shown = expiry.flatten().into_iter().collect();
+        self.state.parts.certificates.set("admin", shown);
     }
 
     /// Serves until `stop`; then lets open requests finish.

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::guard::Guard;
 use crate::guard::blocklist::{Blocklist, Keeper};
 use crate::store::Store;
+use crate::telemetry::certificates::Certificates;
 use crate::telemetry::health::Board;
 
 struct Admin {
@@ -33,7 +34,7 @@ impl Admin {
             state_dir: directory.path().to_owned(),
         };
         let (board, registry) = (Board::default(), prometheus::Registry::new());
-        let store = Store::open(&store, board.clone()).await.unwrap();
+        let store = Store::open(&store, board.clone()).unwrap();
         let (blocklist, keeper) = Blocklist::open(store.clone(), directory.path(), &registry)
             .await
             .unwrap();
@@ -42,9 +43,9 @@ impl Admin {
         let parts = Parts {
             guard,
             store,
-            pitr: None,
-            recovery: None,
+            recovery: crate::pitr::Handles::default(),
             board: board.clone(),
+            certificates: Certificates::register(&registry).unwrap(),
             registry,
             clock: Clock::system(),
             vault,
@@ -323,4 +324,30 @@ async fn health_is_open_and_says_no_more_than_it_must() {
     let (status, head, _) = admin.ask("HEAD", "/health", "", "", "").await;
     assert_eq!(status, 200, "{head}");
     assert_eq!(admin.ask("OPTIONS", "/health", "", "", "").await.0, 204);
+}
+
+#[tokio::test]
+async fn certificate_of_the_listener_is_listed_as_long_as_it_is_shown() {
+    let admin = Admin::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = (directory.path().join("admin.pem"), directory.path().join("admin.key"));
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2040, 1, 1);
+    std::fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
+    std::fs::write(&key, pair.serialize_pem()).unwrap();
+    let listed = |tls: Option<super::Tls>| {
+        let prepared = admin.listener.prepare(Config { tls, ..settings() }).unwrap();
+        admin.listener.commit(prepared);
+        admin.listener.state.parts.certificates.in_force()
+    };
+    let end = "2040-01-01T00:00:00Z".parse().unwrap();
+    let path = cert.display().to_string();
+    let tls = super::Tls {
+        cert,
+        key,
+        client_ca: None,
+    };
+    assert_eq!(listed(Some(tls)), [(path, end)].into());
+    assert!(listed(None).is_empty());
 }

@@ -7,8 +7,10 @@ use rustls::RootCertStore;
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::Tls;
+use crate::telemetry::certificates::Expiry;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -18,7 +20,15 @@ pub enum Error {
     Unusable { path: PathBuf, reason: String },
 }
 
-pub(super) fn prepare(tls: &Tls) -> Result<Arc<ServerConfig>, Error> {
+/// TLS ready to serve.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) config: Arc<ServerConfig>,
+    /// `None`: a certificate that only TLS can read.
+    pub(super) expiry: Option<Expiry>,
+}
+
+pub(super) fn prepare(tls: &Tls) -> Result<Ready, Error> {
     let refuse = |reason: String| Error::Unusable {
         path: tls.cert.clone(),
         reason,
@@ -42,11 +52,17 @@ pub(super) fn prepare(tls: &Tls) -> Result<Arc<ServerConfig>, Error> {
         path: tls.key.clone(),
         reason: error.to_string(),
     })?;
+    let chain = certificates(&tls.cert)?;
+    let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    let expiry = leaf.map(|(_, leaf)| Expiry::of(&tls.cert, &leaf));
     let mut config = builder
-        .with_single_cert(certificates(&tls.cert)?, key)
+        .with_single_cert(chain, key)
         .map_err(|error| refuse(error.to_string()))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Ready {
+        config: Arc::new(config),
+        expiry,
+    })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

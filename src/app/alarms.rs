@@ -3,33 +3,32 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prometheus::Registry;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::Clock;
 use crate::telemetry::alert::Alerts;
+use crate::telemetry::certificates::Certificates;
 use crate::telemetry::health::{Board, Condition};
 
 const LOOK: Duration = Duration::from_secs(5);
 /// Trouble that goes by itself within so many looks is not told.
 const LASTS: u32 = 3;
-/// Not told from here: the vault tells of its own runs, with more detail; whoever edits the configuration is awake.
-const SILENT: [&str; 3] = ["backup", "files", "config"];
-/// Certificates are looked at once in so many looks (an hour), and told of from so long before their end.
-const CERTIFICATES_EVERY: u32 = 720;
-const CERTIFICATE_NOTICE: Duration = Duration::from_hours(14 * 24);
-const EXPIRY: &str = "foregate_tls_certificate_expiry_seconds";
+/// Not told from here: the vault tells of its own runs, with more detail, and so is each certificate; whoever edits the
+/// configuration is awake.
+const SILENT: [&str; 4] = ["backup", "certificates", "config", "files"];
+/// Certificates are told of from so long before their end, under this and their path.
+const CERTIFICATE_NOTICE: SignedDuration = SignedDuration::from_hours(14 * 24);
+const CERTIFICATE: &str = "certificate-";
 
 /// Watches for ever.
-pub(super) async fn watch(board: Board, alerts: Alerts, registry: Registry, clock: Clock) {
+pub(super) async fn watch(board: Board, alerts: Alerts, certificates: Certificates, clock: Clock) {
     let mut lasting = BTreeMap::new();
     let mut ticker = tokio::time::interval(LOOK);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    for looks in 0_u32.. {
+    loop {
         let _tick = ticker.tick().await;
+        look_at_certificates(&board, &alerts, &certificates.in_force(), clock.wall());
         look_at_parts(&board, &alerts, &mut lasting);
-        if looks.is_multiple_of(CERTIFICATES_EVERY) {
-            look_at_certificates(&alerts, &registry, clock);
-        }
     }
 }
 
@@ -53,28 +52,48 @@ fn look_at_parts(board: &Board, alerts: &Alerts, lasting: &mut BTreeMap<&'static
     }
 }
 
-fn look_at_certificates(alerts: &Alerts, registry: &Registry, clock: Clock) {
-    let now = clock.wall().as_second();
-    let families = registry.gather();
-    let ours = families.iter().filter(|family| family.name() == EXPIRY);
-    for metric in ours.flat_map(|family| family.get_metric()) {
-        let path = metric.get_label().first().map_or("", |label| label.value());
-        let key = format!("certificate-{path}");
-        #[expect(clippy::cast_possible_truncation, reason = "seconds since 1970")]
-        let left = metric.get_gauge().get_value() as i64 - now;
-        let days = left.max(0) / 86_400;
-        if left <= 0 {
-            alerts.raise(&key, &format!("the certificate {path} has expired: clients refuse it"));
-        } else if left < i64::try_from(CERTIFICATE_NOTICE.as_secs()).unwrap_or(i64::MAX) {
+/// Each has an alert of its own; the board names those that clients refuse already.
+fn look_at_certificates(board: &Board, alerts: &Alerts, in_force: &BTreeMap<String, Timestamp>, now: Timestamp) {
+    let mut over = Vec::new();
+    for (path, at) in in_force {
+        let key = format!("{CERTIFICATE}{path}");
+        let left = at.duration_since(now);
+        if left.is_negative() {
+            over.push(expired(path, *at));
+            alerts.raise(&key, &expired(path, *at));
+        } else if left < CERTIFICATE_NOTICE {
+            let days = left.as_hours() / 24;
             alerts.raise(&key, &format!("the certificate {path} expires in {days} days"));
         } else {
             alerts.resolve(&key, &format!("the certificate {path} is renewed"));
         }
     }
+    for key in alerts.raised().keys() {
+        if let Some(path) = key
+            .strip_prefix(CERTIFICATE)
+            .filter(|path| !in_force.contains_key(*path))
+        {
+            alerts.resolve(key, &format!("the certificate {path} is not used any more"));
+        }
+    }
+    board.set(
+        "certificates",
+        match over.is_empty() {
+            true => Condition::Healthy,
+            false => Condition::Degraded(over.join("; ")),
+        },
+    );
+}
+
+/// As it is told everywhere.
+pub(super) fn expired(path: &str, at: Timestamp) -> String {
+    format!("the certificate {path} expired at {at:.0}: clients refuse it")
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus::Registry;
+
     use super::*;
     use crate::telemetry::alert;
 
@@ -96,5 +115,28 @@ mod tests {
         board.set("drill", Condition::Healthy);
         look_at_parts(&board, &alerts, &mut lasting);
         assert!(alerts.raised().is_empty());
+    }
+
+    #[tokio::test]
+    async fn certificate_is_told_of_before_its_end_and_no_longer_once_it_is_renewed_or_not_used() {
+        let board = Board::default();
+        let (alerts, _sender) =
+            Alerts::start(alert::Config::default(), Clock::system(), &Registry::new()).expect("alerts start");
+        let now: Timestamp = "2026-01-10T12:00:00Z".parse().expect("a time");
+        let look = |certificates: &[(&str, i64)]| {
+            let days = |days: i64| now + SignedDuration::from_hours(24 * days);
+            let in_force = certificates
+                .iter()
+                .map(|(path, left)| ((*path).to_owned(), days(*left)));
+            look_at_certificates(&board, &alerts, &in_force.collect(), now);
+            let raised = alerts.raised().into_values().map(|raised| raised.text);
+            (raised.collect::<Vec<_>>(), board.all_healthy())
+        };
+        assert_eq!(look(&[("a", 90), ("b", 90)]), (vec![], true));
+        let soon = "the certificate a expires in 10 days".to_owned();
+        assert_eq!(look(&[("a", 10), ("b", 90)]), (vec![soon], true));
+        let over = "the certificate b expired at 2026-01-09T12:00:00Z: clients refuse it".to_owned();
+        assert_eq!(look(&[("a", 90), ("b", -1)]), (vec![over], false));
+        assert_eq!(look(&[("a", 90)]), (vec![], true), "b is out of the configuration");
     }
 }

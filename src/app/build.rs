@@ -21,7 +21,8 @@ use crate::proxy::{self, Gate};
 use crate::store::Store;
 use crate::telemetry::access_log;
 use crate::telemetry::alert::Alerts;
-use crate::telemetry::health::{Board, Condition};
+use crate::telemetry::certificates::Certificates;
+use crate::telemetry::health::Board;
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -30,8 +31,7 @@ pub(super) struct Running {
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
-    pub(super) pitr: Option<Arc<pitr::Keeper>>,
-    pub(super) recovery: Option<Arc<pitr::Routine>>,
+    pub(super) recovery: pitr::Handles,
     pub(super) board: Board,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
@@ -58,12 +58,14 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
     let (store, guard, blocks) = guard(config, &board, &registry).await?;
     let (alerts, mut beside) =
         Alerts::start(config.alerts.clone(), clock, &registry).context("alerts cannot be started")?;
+    let certificates = Certificates::register(&registry).context("the certificates' metric cannot be registered")?;
     let parts = proxy::Parts {
         guard: Arc::clone(&guard),
         clock,
         access_log: access_log.clone(),
         registry: registry.clone(),
         board: board.clone(),
+        certificates: certificates.clone(),
     };
     let Listening {
         gate: for_gate,
@@ -80,20 +82,19 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
     };
     let vault = backup::Service::new(config.backup.clone(), vault_parts).context("the vault cannot be started")?;
     let stop_vault = CancellationToken::new();
-    let alarms = super::alarms::watch(board.clone(), alerts.clone(), registry.clone(), clock);
+    let alarms = super::alarms::watch(board.clone(), alerts.clone(), certificates.clone(), clock);
     drop(beside.spawn(alarms));
     let schedule = JoinSet::from_iter([vault.clone().run(stop_vault.clone())]);
-    let pitr = pitr(config, clock, &board, &registry);
-    let recovery = recovery(config, clock, &board, &registry, pitr.as_deref());
+    let recovery = pitr::Handles::default();
     let admin_parts = admin::Parts {
         guard: Arc::clone(&guard),
         store,
-        pitr: pitr.clone(),
         recovery: recovery.clone(),
         board: board.clone(),
         registry: registry.clone(),
         clock,
         vault: vault.clone(),
+        certificates,
     };
     let admin = admin::Listener::bind(config.admin.clone(), admin_parts, for_admin)
         .context("the admin listener cannot be started")?;
@@ -102,7 +103,6 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
         guard,
         blocks,
         admin: Arc::new(admin),
-        pitr,
         recovery,
         board,
         registry,
@@ -119,9 +119,7 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
 
 /// What keeps the blocks, and who may pass.
 async fn guard(config: &Config, board: &Board, registry: &Registry) -> anyhow::Result<(Store, Arc<Guard>, Keeper)> {
-    let store = Store::open(&config.store, board.clone())
-        .await
-        .context("the store cannot be opened")?;
+    let store = Store::open(&config.store, board.clone()).context("the store cannot be prepared")?;
     let (blocklist, blocks) = Blocklist::open(store.clone(), &config.state_dir, registry)
         .await
         .context("the blocklist cannot be started")?;
@@ -139,59 +137,6 @@ fn hold(holder: proxy::Holder) -> backup::Hold {
         let holder = holder.clone();
         Box::pin(async move { Box::new(holder.hold().await) as Box<dyn Send> })
     }))
-}
-
-/// Point-in-time recovery, if it is wanted. A repository that cannot be opened is shown, and stops no traffic.
-fn pitr(config: &Config, clock: Clock, board: &Board, registry: &Registry) -> Option<Arc<pitr::Keeper>> {
-    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
-    let ground = pitr::keeper::Ground {
-        config: config.pitr.clone(),
-        database,
-        repository: config.backup.repository.clone(),
-        state_dir: config.state_dir.clone(),
-        clock,
-        board: board.clone(),
-        registry: registry.clone(),
-    };
-    match pitr::Keeper::open(ground) {
-        Ok(keeper) => Some(keeper),
-        Err(error) => {
-            let text = format!("not running: {:#}", anyhow::Error::from(error));
-            tracing::error!("point-in-time recovery is {text}");
-            board.set("pitr", Condition::Degraded(text));
-            None
-        }
-    }
-}
-
-/// Base backups, window and drills, if point-in-time recovery is wanted; as above.
-fn recovery(
-    config: &Config,
-    clock: Clock,
-    board: &Board,
-    registry: &Registry,
-    keeper: Option<&pitr::Keeper>,
-) -> Option<Arc<pitr::Routine>> {
-    let database = config.backup.database.clone().filter(|_| config.pitr.enabled)?;
-    let parts = pitr::routine::Parts {
-        config: config.pitr.clone(),
-        database,
-        repository: config.backup.repository.clone(),
-        time_zone: config.backup.plan.zone.clone(),
-        clock,
-        board: board.clone(),
-        registry: registry.clone(),
-        archiver: keeper.map(|keeper| Arc::clone(keeper.archiver())),
-    };
-    match pitr::Routine::open(parts) {
-        Ok(routine) => Some(routine),
-        Err(error) => {
-            let text = format!("not running: {:#}", anyhow::Error::from(error));
-            tracing::error!("recovery is {text}");
-            board.set("recovery", Condition::Degraded(text));
-            None
-        }
-    }
 }
 
 /// Networks that no order may block, with the reason that the caller is told.

@@ -5,10 +5,11 @@ mod announce;
 mod build;
 mod handover;
 mod limits;
+mod recovery;
 mod reload;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
-use crate::telemetry::health::Condition;
+use crate::telemetry::health::{Board, Condition};
 use crate::telemetry::logging::{self, Log};
 use build::Running;
 use handover::{Door, Inherited, Listening};
@@ -69,11 +70,23 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
 #[must_use]
 pub fn faults(loaded: &Loaded) -> Vec<String> {
     let Config { proxy, admin, .. } = &loaded.config;
-    let of_gate = crate::proxy::faults(proxy, Clock::system().wall());
-    let of_admin = crate::admin::fault(admin);
+    let (of_gate, _) = crate::proxy::check(proxy);
+    let of_admin = crate::admin::check(admin).err();
     let of_gate = of_gate.into_iter().map(anyhow::Error::from);
     let all = of_gate.chain(of_admin.map(anyhow::Error::from));
     all.map(|error| format!("{error:#}")).collect()
+}
+
+/// What stops no start, and is wrong all the same: certificates that have expired. An alarm tells of them, too.
+#[must_use]
+pub fn doubts(loaded: &Loaded) -> Vec<String> {
+    let Config { proxy, admin, .. } = &loaded.config;
+    let (_, of_gate) = crate::proxy::check(proxy);
+    let of_admin = crate::admin::check(admin).ok().flatten();
+    let now = Clock::system().wall();
+    let over = of_gate.into_iter().chain(of_admin).filter(|expiry| expiry.is_over(now));
+    over.map(|expiry| alarms::expired(&expiry.path.display().to_string(), expiry.at))
+        .collect()
 }
 
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {
@@ -85,15 +98,11 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
     let mut reloading = reload::watch(reloader, &loaded.files)?;
-    let door = Door::open(&loaded.config.state_dir)?;
+    let door = open_door(&loaded.config.state_dir, &running.board);
     let stop_admin = CancellationToken::new();
     let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
-    let mut pitr = start_pitr(&running, &stop_pitr);
-    if let Some(routine) = &running.recovery {
-        let mut tasks = routine.start(&stop_pitr, behind);
-        pitr.spawn(async move { while tasks.join_next().await.is_some() {} });
-    }
+    let pitr = recovery::start(&loaded.config, &running, &stop_pitr, behind).await;
     announce::ready(&running)?;
     inherited.ready();
     let sockets = listening(&running)?;
@@ -103,7 +112,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
             tracing::info!("{why}: draining");
             announce::stopping();
         }
-        successor = door.successor(&sockets) => {
+        successor = successor(door.as_ref(), &sockets) => {
             tracing::info!(pid = successor, "a successor has taken over: draining");
             if let Some(pid) = successor {
                 announce::succeeded_by(pid);
@@ -125,17 +134,26 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     Ok(())
 }
 
-/// A socket that cannot be made is shown, and stops no traffic.
-fn start_pitr(running: &Running, stop: &CancellationToken) -> tokio::task::JoinSet<()> {
-    let Some(keeper) = &running.pitr else {
-        return tokio::task::JoinSet::new();
-    };
-    keeper.start(stop).unwrap_or_else(|error| {
-        let text = format!("not running: {:#}", anyhow::Error::from(error));
-        tracing::error!("point-in-time recovery is {text}");
-        running.board.set("pitr", Condition::Degraded(text));
-        tokio::task::JoinSet::new()
-    })
+/// Where it cannot be opened (a disk that takes no writes any more), only an upgrade is in the way, and no traffic.
+fn open_door(state_dir: &Path, board: &Board) -> Option<Door> {
+    let opened = Door::open(state_dir);
+    let told = opened
+        .as_ref()
+        .err()
+        .map(|error| format!("no successor can take over: {error:#}"));
+    if let Some(text) = told {
+        tracing::error!("{text}");
+        board.set("handover", Condition::Degraded(text));
+    }
+    opened.ok()
+}
+
+/// Waits for one that serves.
+async fn successor(door: Option<&Door>, sockets: &Listening) -> Option<u32> {
+    match door {
+        Some(door) => door.successor(sockets).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Everything that listens, for a successor.

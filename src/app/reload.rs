@@ -45,6 +45,7 @@ pub(super) struct Reloader {
 #[derive(Debug)]
 struct InForce {
     config: Config,
+    is_blank: bool,
     /// What it was read from.
     files: Vec<PathBuf>,
 }
@@ -61,6 +62,8 @@ struct Metrics {
 enum Error {
     #[error("{}", config::report(.0, Style::Plain))]
     Config(config::Errors),
+    #[error("the file holds no key at all: was it not written to the end?")]
+    Blank,
     #[error(transparent)]
     Gate(#[from] proxy::Error),
     #[error(transparent)]
@@ -81,6 +84,7 @@ impl Reloader {
             origin,
             current: Mutex::new(InForce {
                 config: loaded.config.clone(),
+                is_blank: loaded.is_blank,
                 files: loaded.files.clone(),
             }),
             gate: Arc::clone(&running.gate),
@@ -141,6 +145,11 @@ impl Reloader {
 
     fn try_reload(&self) -> Result<Vec<&'static str>, Error> {
         let loaded = self.load().map_err(Error::Config)?;
+        // A file without a key means the defaults: another app, no tokens, no exempt networks. Whoever wants that says it by
+        // a restart; far more often the file was emptied to be written, and the writing failed or is not over.
+        if loaded.is_blank && !self.current().is_blank {
+            return Err(Error::Blank);
+        }
         for line in loaded.warnings.lines() {
             tracing::warn!("{line}");
         }
@@ -181,6 +190,7 @@ impl Reloader {
         }
         *current = InForce {
             config: next,
+            is_blank: loaded.is_blank,
             files: loaded.files,
         };
         Ok(waiting)

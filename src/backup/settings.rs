@@ -1,6 +1,6 @@
 //! `[database]`, `[backup]` and `[[backup.files]]`, resolved: what is backed up, to where, when, and how long it is kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -46,6 +46,12 @@ pub struct FilePlan {
 }
 
 impl Settings {
+    /// Where backups go if nothing is said.
+    #[must_use]
+    pub fn default_repository(state_dir: &Path) -> String {
+        format!("file://{}/backups", state_dir.display())
+    }
+
     /// Not /tmp by itself: what goes there is as large as the database, and /tmp is often memory.
     fn scratch(&self) -> PathBuf {
         let environment = || {

@@ -13,11 +13,13 @@ pub(super) fn run(source: &Source) -> Result<(), Error> {
         overrides,
     };
     let loaded = load(&origin)?;
+    let name = origin
+        .path
+        .map_or("defaults".to_owned(), |path| path.display().to_string());
+    let doubts = Errors::about(name.clone(), app::doubts(&loaded));
+    complain(&doubts.findings().render(config::Severity::Warning, style()));
     let faults = app::faults(&loaded);
     if !faults.is_empty() {
-        let name = origin
-            .path
-            .map_or("defaults".to_owned(), |path| path.display().to_string());
         return Err(Error::Usage(config::report(&Errors::about(name, faults), style())));
     }
     say(&config::effective::render(&loaded.config));

@@ -2,6 +2,7 @@
 
 use super::Config;
 use super::effective::{Entry, entries};
+use crate::backup::Settings;
 use crate::proxy::config::Tls;
 
 /// Keys that take effect at the next start alone: they belong to sockets, threads and stores that live on.
@@ -111,6 +112,10 @@ pub fn keep_restart_only(old: &Config, mut new: Config) -> (Config, Vec<&'static
         }
     };
     keep("state_dir", old.state_dir != new.state_dir);
+    // The default lies in it: backups that moved alone would begin anew in an empty place.
+    if new.backup.repository.url == Settings::default_repository(&new.state_dir) {
+        new.backup.repository.url = Settings::default_repository(&old.state_dir);
+    }
     new.state_dir.clone_from(&old.state_dir);
     new.store.state_dir.clone_from(&old.store.state_dir);
     new.backup.state_dir.clone_from(&old.backup.state_dir);

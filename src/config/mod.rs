@@ -58,6 +58,8 @@ pub struct Loaded {
     pub config: Config,
     /// What an operator should look at again; nothing that stops.
     pub warnings: Findings,
+    /// No key was written: all of it are defaults.
+    pub is_blank: bool,
     /// The files it depends on, for [`watch::Watcher`]: itself first, then secrets, certificates and keys.
     pub files: Vec<PathBuf>,
 }
@@ -83,11 +85,16 @@ impl Config {
     /// Reads a configuration from memory. `origin` names it in messages, and its directory is that of relative paths.
     /// Touches the file system only for secrets in files and to see whether the default certificates exist.
     pub fn parse(bytes: &[u8], origin: &Path, overrides: &Overrides) -> Result<Loaded, Errors> {
-        let resolve = |root: Section<'_>, base: &Path| resolve::config(root, base, overrides);
+        let mut is_blank = false;
+        let resolve = |root: Section<'_>, base: &Path| {
+            is_blank = root.is_blank();
+            resolve::config(root, base, overrides)
+        };
         let (config, warnings, files) = understand(bytes, origin, resolve)?;
         Ok(Loaded {
             config,
             warnings,
+            is_blank,
             files,
         })
     }

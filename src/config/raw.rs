@@ -211,6 +211,11 @@ impl<'d> Section<'d> {
         self.sink
     }
 
+    /// Whether no key stands in it.
+    pub(super) fn is_blank(&self) -> bool {
+        self.table.is_none_or(DeTable::is_empty)
+    }
+
     /// Where the table itself stands, for what is missing in it.
     pub(super) fn node(&self) -> Option<&Node<'d>> {
         self.node.as_ref()

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -187,7 +188,8 @@ async fn establish(worker: Rc<Worker>, mut stream: TcpStream, caller: Caller, mu
     }
     let registration = Registration::new(&worker, peer.ip(), kind, accepted, seat);
     let connection = Rc::clone(&registration.connection);
-    let tls = if kind == Kind::Tls { snapshot.tls.clone() } else { None };
+    let tls = snapshot.tls.as_ref().filter(|_| kind == Kind::Tls);
+    let tls = tls.map(|tls| Arc::clone(&tls.config));
     let is_tls = tls.is_some();
     let established = connection
         .unless_closed(Box::pin(handshake(&worker, stream, early, tls)))
@@ -256,7 +258,7 @@ async fn handshake(
     worker: &Worker,
     mut stream: TcpStream,
     early: Bytes,
-    tls: Option<std::sync::Arc<rustls::ServerConfig>>,
+    tls: Option<Arc<rustls::ServerConfig>>,
 ) -> Option<Established> {
     let Some(tls) = tls else {
         let (early, is_http2) = sniff(&mut stream, early).await?;

@@ -36,7 +36,7 @@ use std::thread;
 use std::time::Duration;
 
 use http::HeaderValue;
-use prometheus::{GaugeVec, Opts, Registry};
+use prometheus::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -48,6 +48,7 @@ pub use hold::{Held, Holder};
 use crate::clock::Clock;
 use crate::guard::Guard;
 use crate::telemetry::access_log::Sink;
+use crate::telemetry::certificates::{Certificates, Expiry};
 use crate::telemetry::health::Board;
 use connection::Kind;
 use metrics::Metrics;
@@ -89,6 +90,7 @@ pub struct Parts {
     pub access_log: Sink,
     pub registry: Registry,
     pub board: Board,
+    pub certificates: Certificates,
 }
 
 /// Listening sockets that pass from process to process.
@@ -109,7 +111,7 @@ pub struct Gate {
     sockets: Sockets,
     snapshot: watch::Sender<Arc<Snapshot>>,
     phase: watch::Sender<Phase>,
-    expiry: GaugeVec,
+    certificates: Certificates,
     shared: Arc<Shared>,
     /// Looks after the app's servers and the memory that is left; ends with the gate.
     _watch: JoinSet<()>,
@@ -121,14 +123,6 @@ impl Gate {
     /// `inherited` are listening sockets from a predecessor or systemd: those on a configured address are used instead of
     /// new ones, so that what waits in their queues is served. To be called on the control plane's runtime.
     pub fn start(config: Config, parts: Parts, inherited: Sockets) -> Result<Self, Error> {
-        let expiry = GaugeVec::new(
-            Opts::new(
-                "foregate_tls_certificate_expiry_seconds",
-                "When a certificate expires, in seconds since 1970",
-            ),
-            &["path"],
-        )?;
-        parts.registry.register(Box::new(expiry.clone()))?;
         let listeners = bind_all(&config, inherited)?;
         let addresses = addresses_of(&listeners, |kind| kind != Kind::Redirect);
         let sockets = copies(&listeners).map_err(Error::Copy)?;
@@ -149,7 +143,7 @@ impl Gate {
         let workers = config.server.workers;
         let servers = known(&config, &[]);
         let first = prepare(config, servers, via, None, &shared)?;
-        first.show(&expiry);
+        first.show(&parts.certificates);
         let up = upstream::register(&parts.registry)?;
         let memory = memory::Gauges::register(&parts.registry)?;
         let (snapshot, snapshots) = watch::channel(Arc::new(first.snapshot));
@@ -174,7 +168,7 @@ impl Gate {
             sockets,
             snapshot,
             phase,
-            expiry,
+            certificates: parts.certificates,
             shared,
             _watch: watch,
         };
@@ -224,18 +218,12 @@ impl Gate {
             return Err(Error::TlsSwitched);
         }
         let servers = known(&config, &current.servers);
-        prepare(
-            config,
-            servers,
-            current.via.clone(),
-            current.sessions.as_ref(),
-            &self.shared,
-        )
+        prepare(config, servers, current.via.clone(), current.tls.as_ref(), &self.shared)
     }
 
     /// Puts into force what was prepared.
     pub fn commit(&self, prepared: Prepared) {
-        prepared.show(&self.expiry);
+        prepared.show(&self.certificates);
         self.snapshot.send_replace(Arc::new(prepared.snapshot));
     }
 
@@ -351,49 +339,38 @@ fn known(config: &Config, before: &[Arc<Known>]) -> Vec<Arc<Known>> {
 #[derive(Debug)]
 pub struct Prepared {
     snapshot: Snapshot,
-    expiries: Vec<tls::Expiry>,
 }
 
 impl Prepared {
-    fn show(&self, expiry: &GaugeVec) {
-        expiry.reset();
-        for certificate in &self.expiries {
-            let path = certificate.path.display().to_string();
-            #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double exactly")]
-            expiry
-                .with_label_values(&[&path])
-                .set(certificate.at.as_second() as f64);
-        }
+    fn show(&self, certificates: &Certificates) {
+        let tls = self.snapshot.tls.as_ref();
+        certificates.set("gate", tls.map(|tls| tls.expiries.clone()).unwrap_or_default());
     }
 }
 
-/// What is wrong with the certificates and keys of `config`; reads the files, and changes nothing.
+/// What is wrong with the certificates and keys of `config`, and when those that are sound expire; reads the files, and
+/// changes nothing.
 #[must_use]
-pub fn faults(config: &Config, now: jiff::Timestamp) -> Vec<Error> {
-    let faults = tls::faults(&config.tls, now);
-    faults.into_iter().map(Error::from).collect()
+pub fn check(config: &Config) -> (Vec<Error>, Vec<Expiry>) {
+    let (faults, expiries) = tls::check(&config.tls);
+    (faults.into_iter().map(Error::from).collect(), expiries)
 }
 
 fn prepare(
     config: Config,
     servers: Vec<Arc<Known>>,
     via: HeaderValue,
-    before: Option<&tls::Sessions>,
+    before: Option<&tls::Ready>,
     shared: &Shared,
 ) -> Result<Prepared, Error> {
-    let ready = tls::prepare(&config.tls, before, shared.clock.wall())?;
-    let (tls, sessions, expiries) = match ready {
-        None => (None, None, Vec::new()),
-        Some(ready) => (Some(ready.config), Some(ready.sessions), ready.expiries),
-    };
+    let tls = tls::prepare(&config.tls, before, shared.clock.wall())?;
     let snapshot = Snapshot {
         config,
         tls,
-        sessions,
         servers,
         via,
     };
-    Ok(Prepared { snapshot, expiries })
+    Ok(Prepared { snapshot })
 }
 
 fn spawn(

@@ -6,16 +6,14 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use super::config::Config;
-use super::tls::Sessions;
+use super::tls;
 use super::upstream::Known;
 
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) config: Config,
     /// `None`: plain HTTP.
-    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
-    /// What the next snapshot keeps of `tls`.
-    pub(super) sessions: Option<Sessions>,
+    pub(super) tls: Option<tls::Ready>,
     /// The servers of `config.upstream`; those that a reload keeps are the same ones as before.
     pub(super) servers: Vec<Arc<Known>>,
     /// `1.1 <pseudonym>`: how we sign in `Via`, and recognise our own requests when they come back.

@@ -176,7 +176,7 @@ impl Worker {
                     let next = Arc::clone(&watches.snapshot.borrow_and_update());
                     self.upstreams.reload(&next.servers, self.clock.tick());
                     let before = self.snapshot.replace(Rc::new(Held(next)));
-                    if tls::is_narrower(before.sessions.as_ref(), self.snapshot().sessions.as_ref()) {
+                    if tls::is_narrower(before.tls.as_ref(), self.snapshot().tls.as_ref()) {
                         self.end_unproven();
                     }
                 }

@@ -113,11 +113,11 @@ pub enum Error {
 }
 
 impl Store {
-    /// Prepares the store. An unreachable PostgreSQL is no error: calls fail until it is there.
-    pub async fn open(config: &Config, health: Board) -> Result<Self, Error> {
+    /// Prepares the store. That it cannot be reached or opened is no error: calls fail until it can.
+    pub fn open(config: &Config, health: Board) -> Result<Self, Error> {
         let backend = match &config.postgres {
             Some(address) => Backend::Postgres(postgres::Postgres::new(address, config.pool_size)?),
-            None => Backend::Sqlite(sqlite::Sqlite::open(config.state_dir.join("foregate.db")).await?),
+            None => Backend::Sqlite(sqlite::Sqlite::new(config.state_dir.join("foregate.db"))?),
         };
         Ok(Self {
             backend,

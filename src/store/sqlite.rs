@@ -1,7 +1,8 @@
 //! The embedded store: one thread owns the SQLite connection, because SQLite is synchronous and a worker must never
-//! wait for a disk. WAL with `synchronous = FULL`: a committed block survives a power cut.
+//! wait for a disk. WAL with `synchronous = FULL`: a committed block survives a power cut. A file that cannot be opened (a
+//! full disk, a damaged file) is an outage like PostgreSQL's: calls fail, and each tries again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ mod migrations {
     refinery::embed_migrations!("src/store/migrations/sqlite");
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+type Job = Box<dyn FnOnce(&mut Database) + Send>;
 
 const WAITING_JOBS: usize = 64;
 /// How long a call may wait for its turn.
@@ -35,23 +36,18 @@ pub(super) struct Sqlite {
 }
 
 impl Sqlite {
-    pub(super) async fn open(path: PathBuf) -> Result<Self, Error> {
+    /// Starts the thread; the first call opens the file.
+    pub(super) fn new(path: PathBuf) -> Result<Self, Error> {
         let (jobs, mut queue) = mpsc::channel::<Job>(WAITING_JOBS);
-        let (ready, opened) = oneshot::channel();
+        let mut database = Database { path, connection: None };
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                let mut connection = match connect(&path) {
-                    Ok(connection) => connection,
-                    Err(error) => return drop(ready.send(Err(error))),
-                };
-                drop(ready.send(Ok(())));
                 while let Some(job) = queue.blocking_recv() {
-                    job(&mut connection);
+                    job(&mut database);
                 }
             })
             .map_err(unreachable)?;
-        opened.await.map_err(unreachable)??;
         Ok(Self {
             jobs,
             turn_timeout: TURN_TIMEOUT,
@@ -68,17 +64,17 @@ impl Sqlite {
         let (answer, mut answered) = oneshot::channel();
         let state = Arc::new(AtomicU8::new(WAITS));
         let turn = Arc::clone(&state);
-        let job: Job = Box::new(move |connection| {
+        let job: Job = Box::new(move |database| {
             let begins = turn.compare_exchange(WAITS, RUNS, Ordering::AcqRel, Ordering::Acquire);
             if begins.is_ok() {
-                drop(answer.send(job(connection)));
+                drop(answer.send(database.run(job)));
             }
         });
         let in_turn = tokio::time::timeout(self.turn_timeout, async {
             self.jobs.send(job).await.map_err(unreachable)?;
             (&mut answered).await.map_err(unreachable)
         });
-        let outcome = match in_turn.await {
+        match in_turn.await {
             Ok(outcome) => outcome?,
             Err(_) => {
                 let waits = state.compare_exchange(WAITS, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
@@ -87,8 +83,29 @@ impl Sqlite {
                 }
                 answered.await.map_err(unreachable)?
             }
+        }
+    }
+}
+
+/// The file, opened by the first call that needs it. Lives on the store's thread.
+struct Database {
+    path: PathBuf,
+    connection: Option<Connection>,
+}
+
+impl Database {
+    /// A connection whose call failed is closed: the file may have been opened for reading alone, or be another one by now,
+    /// mended or made anew.
+    fn run<T>(&mut self, job: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => connect(&self.path)?,
         };
-        outcome.map_err(failed)
+        let outcome = job(&mut connection).map_err(failed);
+        if !matches!(outcome, Err(Error::Unreachable(_))) {
+            self.connection = Some(connection);
+        }
+        outcome
     }
 }
 
@@ -106,15 +123,28 @@ fn failed(error: rusqlite::Error) -> Error {
     }
 }
 
-fn connect(path: &std::path::Path) -> Result<Connection, Error> {
-    let mut connection = Connection::open(path).map_err(unreachable)?;
-    connection.busy_timeout(Duration::from_secs(3)).map_err(unreachable)?;
-    connection
-        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
-        .map_err(unreachable)?;
-    migrations::migrations::runner()
-        .run(&mut connection)
-        .map_err(unreachable)?;
+fn connect(path: &Path) -> Result<Connection, Error> {
+    let open = || {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(Duration::from_secs(3))?;
+        connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
+        Ok(connection)
+    };
+    let mut connection = open().map_err(|error: rusqlite::Error| {
+        let is_damaged = matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+        );
+        let help = if is_damaged {
+            "; move it away and a new one is made"
+        } else {
+            ""
+        };
+        unreachable(format!("{}: {error}{help}", path.display()))
+    })?;
+    // That of a newer version is refused here.
+    let migrated = migrations::migrations::runner().run(&mut connection);
+    migrated.map_err(|error| unreachable(format!("{}: {error}", path.display())))?;
     Ok(connection)
 }
 
@@ -268,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn call_that_failed_for_lack_of_time_never_runs_and_one_that_runs_never_fails_for_it() {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut store = Sqlite::open(directory.path().join("db")).await.expect("a store");
+        let mut store = Sqlite::new(directory.path().join("db")).expect("a store");
         // Longer than a busy machine takes to begin a call that is to succeed.
         store.turn_timeout = Duration::from_secs(2);
         let (go, gate) = std::sync::mpsc::channel::<()>();
@@ -288,5 +318,38 @@ mod tests {
         assert_eq!(slow.expect("waited for"), 1);
         assert!(matches!(late, Err(Error::Unreachable(_))), "{late:?}");
         assert_eq!(store.call(count).await.expect("counted"), 1);
+    }
+
+    #[tokio::test]
+    async fn file_that_cannot_be_opened_is_tried_again_by_each_call() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("db");
+        std::fs::create_dir(&path).expect("something is in the way");
+        let store = Sqlite::new(path.clone()).expect("a thread");
+        for _ in 0..2 {
+            let failed = store.call(count).await;
+            assert!(matches!(failed, Err(Error::Unreachable(_))), "{failed:?}");
+        }
+        std::fs::remove_dir(&path).expect("it is out of the way");
+        assert_eq!(store.call(insert).await.expect("written"), 1);
+    }
+
+    #[tokio::test]
+    async fn store_of_a_newer_version_is_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("db");
+        let store = Sqlite::new(path.clone()).expect("a thread");
+        assert_eq!(store.call(insert).await.expect("written"), 1);
+        let later = "INSERT INTO refinery_schema_history SELECT version + 1000, 'later', applied_on, checksum
+                     FROM refinery_schema_history ORDER BY version DESC LIMIT 1";
+        drop(store);
+        let connection = Connection::open(&path).expect("the file");
+        connection.execute(later, []).expect("a migration from the future");
+        let older = Sqlite::new(path.clone()).expect("a thread");
+        let refused = older.call(count).await;
+        assert!(matches!(refused, Err(Error::Unreachable(_))), "{refused:?}");
+        let sql = "DELETE FROM refinery_schema_history WHERE name = 'later'";
+        connection.execute(sql, []).expect("the newer version has gone");
+        assert_eq!(older.call(count).await.expect("read"), 1);
     }
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 use super::testing::Cluster;
 use super::*;
 
-async fn open(postgres: Option<Secret>, state: &Path) -> Store {
+fn open(postgres: Option<Secret>, state: &Path) -> Store {
     let config = Config {
         postgres,
         pool_size: 4,
         state_dir: state.to_owned(),
     };
-    Store::open(&config, Board::default()).await.expect("a store")
+    Store::open(&config, Board::default()).expect("a store")
 }
 
 fn at(second: i64) -> Timestamp {
@@ -45,7 +45,7 @@ async fn refuse(postgres: Option<&Cluster>, state: &Path) {
 
 async fn a_refusal_is_told_from_an_outage(cluster: Option<&Cluster>) {
     let state = tempfile::tempdir().expect("a directory");
-    let store = open(cluster.and_then(Cluster::address), state.path()).await;
+    let store = open(cluster.and_then(Cluster::address), state.path());
     drop(store.blocks().await.expect("read"));
     refuse(cluster, state.path()).await;
     let change = Change::Block(block("192.0.2.1/32", "refuse me", Source::Manual, 5, None));
@@ -57,7 +57,7 @@ async fn a_refusal_is_told_from_an_outage(cluster: Option<&Cluster>) {
 
 async fn the_newest_manual_and_the_longest_automatic_block_stay(cluster: Option<&Cluster>) {
     let state = tempfile::tempdir().expect("a directory");
-    let store = open(cluster.and_then(Cluster::address), state.path()).await;
+    let store = open(cluster.and_then(Cluster::address), state.path());
     let network = "192.0.2.0/24";
     let manual = block(network, "first", Source::Manual, 100, None);
     assert_eq!(
@@ -86,7 +86,7 @@ async fn the_newest_manual_and_the_longest_automatic_block_stay(cluster: Option<
 
 async fn audit_is_paged_and_bounded_and_expired_blocks_are_purged(cluster: Option<&Cluster>) {
     let state = tempfile::tempdir().expect("a directory");
-    let store = open(cluster.and_then(Cluster::address), state.path()).await;
+    let store = open(cluster.and_then(Cluster::address), state.path());
     let entry = |number: i64| AuditEntry {
         at: at(number),
         actor: "ops".into(),
@@ -138,8 +138,8 @@ async fn postgres_keeps_its_promises() {
     let cluster = Cluster::start().await;
     let state = tempfile::tempdir().expect("a directory");
     let (one, two) = (
-        open(cluster.address(), state.path()).await,
-        open(cluster.address(), state.path()).await,
+        open(cluster.address(), state.path()),
+        open(cluster.address(), state.path()),
     );
     let (first, second) = tokio::join!(one.blocks(), two.blocks());
     assert_eq!(
@@ -153,10 +153,22 @@ async fn postgres_keeps_its_promises() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn schema_that_was_made_beforehand_takes_no_right_to_make_one() {
+    let cluster = Cluster::start().await;
+    for sql in ["CREATE ROLE gate LOGIN", "CREATE SCHEMA foregate AUTHORIZATION gate"] {
+        drop(cluster.ask(sql).await.expect("prepared"));
+    }
+    let state = tempfile::tempdir().expect("a directory");
+    let address = cluster.text().replace("user=postgres", "user=gate");
+    let store = open(Some(Secret::new(address)), state.path());
+    store.blocks().await.expect("migrated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_told_with_its_beginning_and_ends_when_postgres_is_back() {
     let mut cluster = Cluster::start().await;
     let state = tempfile::tempdir().expect("a directory");
-    let store = open(cluster.address(), state.path()).await;
+    let store = open(cluster.address(), state.path());
     store.ping().await.expect("reached");
     cluster.down();
     let down = store.ping().await;
@@ -202,7 +214,7 @@ async fn required_tls_trusts_the_named_authority_and_no_other() {
             cluster.port,
             path.display()
         );
-        let store = open(Some(Secret::new(address)), state.path()).await;
+        let store = open(Some(Secret::new(address)), state.path());
         store.ping().await
     };
     reach("require", &trusted).await.expect("trusted");
@@ -214,6 +226,6 @@ async fn required_tls_trusts_the_named_authority_and_no_other() {
         pool_size: 1,
         state_dir: state.path().to_owned(),
     };
-    let unknown = Store::open(&unknown, Board::default()).await;
+    let unknown = Store::open(&unknown, Board::default());
     assert!(matches!(unknown, Err(Error::Address(_))), "{unknown:?}");
 }

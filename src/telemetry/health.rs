@@ -19,7 +19,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// Writes the condition of `part` ("config", "store", "tls", "upstream").
+    /// Writes the condition of `part` ("certificates", "config", "store", "upstream").
     pub fn set(&self, part: &'static str, condition: Condition) {
         self.lock().insert(part, condition);
     }

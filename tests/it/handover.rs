@@ -38,6 +38,18 @@ async fn socket_of_systemd_is_served_with_what_waits_in_it() {
     assert!(gate.exited().await.success(), "{}", gate.log());
 }
 
+/// As where the disk has gone over to reading alone: no reason to stay down.
+#[tokio::test]
+async fn socket_for_successors_that_cannot_be_made_is_told_and_stops_no_start() {
+    let origin = Origin::answering("x").await;
+    let directory = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir_all(directory.path().join("state/handover.sock")).expect("something is in the way");
+    let gate = Gate::start_in(directory, &Config::before(&origin)).await;
+    assert_eq!(client::get(gate.address, "/", "").await.status, 200);
+    let health = gate.admin("GET", "/health/comprehensive", "").await.json();
+    assert_eq!(health["parts"]["handover"]["status"], "degraded", "{health}");
+}
+
 #[derive(Default)]
 struct Counts {
     stop: AtomicBool,

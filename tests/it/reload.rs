@@ -185,6 +185,23 @@ async fn one_part_that_refuses_keeps_the_whole_file_out() {
 }
 
 #[tokio::test]
+async fn emptied_file_is_not_taken_for_the_defaults() {
+    let origin = Origin::answering("ours").await;
+    let config = Config::before(&origin);
+    let gate = Gate::start(&config).await;
+    let file = gate.path("config.toml");
+    // As an editor leaves it that truncates and then meets a full disk.
+    for emptied in ["", "# only this line was written\n"] {
+        std::fs::write(&file, emptied).expect("the file is written");
+        outcome(&gate, 0.0).await;
+        assert!(detail(&gate).await.contains("holds no key"), "{}", detail(&gate).await);
+        assert_eq!(client::get(gate.address, "/", "").await.text(), "ours");
+        std::fs::write(&file, gate.text_of(&config)).expect("the file is written");
+        outcome(&gate, 1.0).await;
+    }
+}
+
+#[tokio::test]
 async fn file_that_arrives_late_mends_the_reload_that_missed_it() {
     let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
     let authority = Authority::new();

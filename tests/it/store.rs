@@ -1,4 +1,4 @@
-//! PostgreSQL as the store: shared, and allowed to be away.
+//! The store is allowed to be away: PostgreSQL, which instances share, and the embedded one.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use crate::support::postgres::Cluster;
 use crate::support::process::{Config, Gate};
 use crate::support::{metrics, wait};
 
+const HEALTH: &str = "/health/comprehensive";
 const BLOCK: &str = "/api/infrastructure/ddos/block/";
 
 async fn status(gate: &Gate, from: &str) -> u16 {
@@ -208,4 +209,51 @@ async fn postgres_stopped_and_started_in_the_middle_of_traffic_fails_and_delays_
             tail(&before)
         );
     }
+}
+
+#[tokio::test]
+async fn damaged_embedded_store_stops_no_start_lifts_no_block_and_is_made_anew_once_it_is_moved_away() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin).set("client.trusted_proxies", r#"["127.0.0.1/32"]"#);
+    let gate = Gate::start(&config).await;
+    let block = async |gate: &Gate, client: &str| {
+        let made = gate.admin("POST", &format!("{BLOCK}{client}"), "").await;
+        made.json()["durability"].as_str().expect("how it is kept").to_owned()
+    };
+    wait::until("a block that is stored", async || {
+        (block(&gate, "198.51.100.7").await == "stored").then_some(())
+    })
+    .await;
+    wait::until("the block on the local disk", async || {
+        let saved = std::fs::read_to_string(gate.path("state/blocks-snapshot.jsonl")).ok()?;
+        saved.contains("198.51.100.7").then_some(())
+    })
+    .await;
+    let directory = gate.kill();
+    let state = directory.path().join("state");
+    for name in ["foregate.db-wal", "foregate.db-shm"] {
+        drop(std::fs::remove_file(state.join(name)));
+    }
+    std::fs::write(state.join("foregate.db"), [b'x'; 8192]).expect("the store is damaged");
+
+    let gate = Gate::start_in(directory, &config).await;
+    assert_eq!(status(&gate, "198.51.100.6").await, 200);
+    assert_eq!(status(&gate, "198.51.100.7").await, 403);
+    assert_eq!(block(&gate, "198.51.100.8").await, "queued");
+    assert_eq!(status(&gate, "198.51.100.8").await, 403);
+    let store = async || gate.admin("GET", HEALTH, "").await.json()["parts"]["store"].clone();
+    let told = store().await;
+    assert_eq!(told["status"], "degraded", "{told}");
+    assert!(told.to_string().contains("move it away"), "{told}");
+
+    std::fs::rename(gate.path("state/foregate.db"), gate.path("damaged.db")).expect("it is moved away");
+    wait::until("a store that is well", async || {
+        (store().await["status"] == "healthy").then_some(())
+    })
+    .await;
+    assert_eq!(status(&gate, "198.51.100.8").await, 403);
+    wait::until("a block that is stored", async || {
+        (block(&gate, "198.51.100.9").await == "stored").then_some(())
+    })
+    .await;
 }

@@ -211,6 +211,44 @@ async fn bad_certificate_at_a_reload_leaves_the_old_one_and_a_good_one_replaces_
 }
 
 #[tokio::test]
+async fn expired_certificate_stops_neither_start_nor_reload_and_is_told_until_it_is_renewed() {
+    let (origin, directory) = (Origin::answering("x").await, tempfile::tempdir().expect("a folder"));
+    let authority = Authority::new();
+    let leaf = authority.leaf(directory.path(), "leaf", &["localhost"]);
+    let other = authority.leaf_until(directory.path(), "other", &["other"], 2001);
+    let config = secured(&origin, &[&leaf, &other]);
+    let gate = Gate::start(&config).await;
+    let told = async |wanted: &str, alerts: f64| {
+        wait::until(&format!("certificates {wanted}, {alerts} alerts"), async || {
+            let health = gate.admin("GET", "/health/comprehensive", "").await.json();
+            let metrics = metrics::scrape(gate.admin).await;
+            let in_force = metrics::sample(&metrics, "foregate_alerts_in_force");
+            (health["parts"]["certificates"]["status"] == wanted && in_force == Some(alerts)).then_some(health)
+        })
+        .await
+    };
+    let health = told("degraded", 1.0).await;
+    let detail = health["parts"]["certificates"]["detail"].to_string();
+    assert!(detail.contains("other.pem expired at 2001"), "{detail}");
+    assert!(gate.log().contains("other.pem expired at 2001"), "{}", gate.log());
+    let client = || authority.client(&["http/1.1"]);
+    shown(&gate, client(), "localhost").await;
+
+    // In the middle of an attack, say.
+    gate.rewrite(&config.set("headers.referrer_policy", r#""reloaded""#));
+    wait::until("the reload", async || {
+        let mut raw = Raw::tls(gate.address, client(), "localhost").await;
+        raw.send("GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        (raw.answer().await.header("referrer-policy") == Some("reloaded")).then_some(())
+    })
+    .await;
+
+    authority.leaf(directory.path(), "other", &["other"]);
+    told("healthy", 0.0).await;
+    shown(&gate, client(), "other").await;
+}
+
+#[tokio::test]
 async fn plain_mode_speaks_both_protocols_on_one_port() {
     let origin = Origin::answering("hello").await;
     let gate = Gate::start(&Config::before(&origin)).await;

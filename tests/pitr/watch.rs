@@ -1,7 +1,7 @@
 //! What the operator is told: an archiver that cannot run, a server that is not set up.
 
 use crate::support::cluster::Cluster;
-use crate::support::server::{Server, socket};
+use crate::support::server::{Server, archive_through, socket};
 use crate::support::{output, until};
 
 #[test]
@@ -16,6 +16,31 @@ fn an_archiver_that_cannot_find_the_binary_alerts_although_no_failure_is_counted
     until("the board shows it", || server.get("/health").contains("degraded"));
     assert_eq!(cluster.sql("SELECT failed_count FROM pg_stat_archiver"), "0");
     assert!(server.metric("foregate_pitr_ready_files") >= Some(1.0));
+}
+
+#[test]
+fn recovery_begins_by_itself_once_its_repository_and_the_place_of_its_socket_are_free() {
+    let cluster = Cluster::new();
+    // As where a disk is not mounted yet, or belongs to somebody else.
+    let (repository, place) = (cluster.repository(), cluster.root().join("wal.sock"));
+    std::fs::write(&repository, "no directory").expect("a file is in the way");
+    std::fs::create_dir(&place).expect("a directory is in the way");
+    let server = Server::start(&cluster);
+    let logged = |text: &str| {
+        let log = std::fs::read_to_string(cluster.root().join("stderr")).unwrap_or_default();
+        log.contains(text)
+    };
+    until("it is told", || logged("point-in-time recovery cannot begin yet"));
+    assert!(server.get("/health").contains("degraded"));
+    std::fs::remove_file(&repository).expect("the repository's place is free");
+    until("the socket's trouble is told", || logged("the archive's socket"));
+    assert!(server.get("/health").contains("degraded"));
+    std::fs::remove_dir(&place).expect("the socket's place is free");
+    until("the socket", || place.exists());
+    archive_through(&cluster);
+    let name = cluster.finish_segment();
+    cluster.wait_until_archived();
+    assert_eq!(cluster.objects(&name).len(), 1);
 }
 
 #[test]

@@ -17,7 +17,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Needs no database: what is known is in memory.
 pub(super) async fn stats(state: Shared) -> Result<Json<Stats>, Error> {
     let keeper = keeper(&state)?;
-    let known = state.parts.recovery.as_ref().map(|routine| routine.known());
+    let known = state.parts.recovery.routine().map(|routine| routine.known());
     Ok(Json(Stats::new(
         &keeper.stats(),
         known.as_ref(),
@@ -36,13 +36,22 @@ pub(super) async fn config(state: Shared) -> Result<Json<Setup>, Error> {
 }
 
 fn keeper(state: &Shared) -> Result<&Keeper, Error> {
-    state.parts.pitr.as_deref().ok_or_else(|| off(state, "pitr"))
+    state.parts.recovery.keeper().ok_or_else(|| off(state))
 }
 
-/// Why `part` is not there. That it is not wanted is no failure: asking again will not help.
-pub(super) fn off(state: &State, part: &str) -> Error {
-    match state.parts.board.read().get(part) {
-        Some(Condition::Degraded(why)) => Error::Unavailable(format!("point-in-time recovery is {why}")),
-        _ => Error::Refused("point-in-time recovery is off: set [pitr] enabled = true in config.toml".to_owned()),
+/// Why recovery is not there. That it is not wanted is no failure: asking again will not help.
+pub(super) fn off(state: &State) -> Error {
+    let board = state.parts.board.read();
+    let parts = ["pitr", "recovery"].map(|part| board.get(part));
+    let why = parts.iter().flatten().find_map(|condition| match condition {
+        Condition::Degraded(why) => Some(why.as_str()),
+        Condition::Healthy => None,
+    });
+    match why {
+        Some(why) => Error::Unavailable(format!("point-in-time recovery is {why}")),
+        None if parts.iter().any(Option::is_some) => {
+            Error::Unavailable("point-in-time recovery is just beginning".to_owned())
+        }
+        None => Error::Refused("point-in-time recovery is off: set [pitr] enabled = true in config.toml".to_owned()),
     }
 }

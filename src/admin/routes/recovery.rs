@@ -206,7 +206,7 @@ fn order(body: Result<Bytes, BytesRejection>) -> Result<Order, Error> {
 }
 
 fn routine(state: &State) -> Result<&Arc<Routine>, Error> {
-    state.parts.recovery.as_ref().ok_or_else(|| off(state, "recovery"))
+    state.parts.recovery.routine().ok_or_else(|| off(state))
 }
 
 #[cfg(test)]

@@ -82,8 +82,7 @@ fn repository(
     wanted: Wanted,
     files: &mut Vec<PathBuf>,
 ) -> repository::Config {
-    let default = format!("file://{}/backups", state_dir.display());
-    let url = section.read("repository", default, |node| {
+    let url = section.read("repository", Settings::default_repository(state_dir), |node| {
         let url = filled_text(node)?.to_owned();
         if let Err(reason) = Repository::check(&url) {
             node.error(

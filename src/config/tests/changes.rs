@@ -156,6 +156,22 @@ fn keys_that_need_a_restart_keep_their_old_value_and_are_named() {
 }
 
 #[test]
+fn default_repository_moves_with_its_state_dir_and_not_before() {
+    let (old, new) = (
+        good("state_dir = \"/srv/old\"").config,
+        good("state_dir = \"/srv/new\"").config,
+    );
+    let (merged, kept) = diff::keep_restart_only(&old, new.clone());
+    assert_eq!(merged, old);
+    assert_eq!(kept, ["state_dir", "pitr.socket", "pitr.scratch"]);
+    let named = good("state_dir = \"/srv/new\"\n[backup]\nrepository = \"file:///srv/backups\"").config;
+    let (merged, _) = diff::keep_restart_only(&old, named);
+    assert_eq!(merged.backup.repository.url, "file:///srv/backups");
+    let (merged, _) = diff::keep_restart_only(&merged, new);
+    assert_eq!(merged.backup.repository, old.backup.repository);
+}
+
+#[test]
 fn changed_secret_is_seen_behind_its_mask() {
     let mut old = good("").config;
     old.store.postgres = Some(crate::secret::Secret::new("one"));

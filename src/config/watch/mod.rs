@@ -20,6 +20,8 @@ use tokio::sync::{Notify, mpsc, watch};
 const COMPARED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// As the kernel's own limit for symbolic links in one path (path_resolution(7)).
 const LINKS_MAX: usize = 40;
+/// A file that never comes to rest is told of all the same: whoever reads it judges what it holds.
+const LOOKS_MAX: u32 = 10;
 
 /// How long to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,9 @@ pub struct Pace {
     pub poll: Duration,
     /// After an event, until no further one comes: an editor makes several. At most ten times as long.
     pub settle: Duration,
+    /// Between two looks that must agree before a change is told: a file that comes over a slow link, or onto a disk that
+    /// is full, may stand there empty or in part meanwhile, and be a whole configuration of another meaning.
+    pub confirm: Duration,
 }
 
 impl Default for Pace {
@@ -35,6 +40,7 @@ impl Default for Pace {
         Self {
             poll: Duration::from_secs(30),
             settle: Duration::from_millis(100),
+            confirm: Duration::from_millis(300),
         }
     }
 }
@@ -133,26 +139,36 @@ impl Watcher {
 
     /// Runs on the control plane, whose runtime must have its timer enabled.
     pub async fn run(mut self) {
+        let mut doubt = Doubt::default();
         loop {
             let poked = tokio::select! {
                 () = self.changes.closed() => return,
                 () = self.pokes.notified() => true,
-                _ = self.files.changed() => false,
-                () = self.events.notified() => self.settle().await,
-                () = tokio::time::sleep(self.pace.poll) => false,
+                () = tokio::time::sleep(self.pace.confirm), if doubt.lasts() => false,
+                _ = self.files.changed(), if !doubt.lasts() => false,
+                () = self.events.notified(), if !doubt.lasts() => self.settle().await,
+                () = tokio::time::sleep(self.pace.poll), if !doubt.lasts() => false,
             };
             let followed = self.files.borrow_and_update().clone();
+            let files: Vec<PathBuf> = followed.keys().cloned().collect();
             // Reading files blocks, and the disk may be a stuck network share.
             let mut view = self.view;
-            let Ok((view, files)) = tokio::task::spawn_blocking(move || {
-                let files = view.look(&followed);
-                (view, files)
+            let Ok((view, seen)) = tokio::task::spawn_blocking(move || {
+                let seen = view.look(&files);
+                (view, seen)
             })
             .await
             else {
                 return;
             };
             self.view = view;
+            let files = self.view.changed(&seen, &followed);
+            // Who asks knows that the files are as they should be.
+            if !files.is_empty() && !poked && !doubt.is_dispelled(&seen) {
+                continue;
+            }
+            doubt = Doubt::default();
+            self.view.contents = seen;
             let nothing = files.is_empty() && !poked;
             // Waits while the last change is being worked on; meanwhile further events fold into one.
             if !nothing && self.changes.send(Change { files, poked }).await.is_err() {
@@ -160,6 +176,7 @@ impl Watcher {
             }
         }
     }
+
     /// Waits until an editor is done. Returns whether somebody asked meanwhile, who has an answer at once: the file is
     /// written, and where something else in its directory is written all the time (a log), it would never be quiet.
     async fn settle(&self) -> bool {
@@ -177,6 +194,26 @@ impl Watcher {
     }
 }
 
+/// Whether a change is whole: what one look saw, until another one sees the same.
+#[derive(Debug, Default)]
+struct Doubt {
+    seen: Option<Contents>,
+    looks: u32,
+}
+
+impl Doubt {
+    fn lasts(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    fn is_dispelled(&mut self, seen: &Contents) -> bool {
+        self.looks += 1;
+        let is_at_rest = self.seen.as_ref() == Some(seen);
+        self.seen = Some(seen.clone());
+        is_at_rest || self.looks >= LOOKS_MAX
+    }
+}
+
 /// What is known of the files, and where events are asked for. All of it blocks.
 #[derive(Debug)]
 struct View {
@@ -187,20 +224,18 @@ struct View {
 }
 
 impl View {
-    /// Reads what is `followed` and names the files that are not as they were. A file that is new among the followed
-    /// is compared with what it held when that was asked for.
-    fn look(&mut self, followed: &Contents) -> Vec<PathBuf> {
-        let files: Vec<PathBuf> = followed.keys().cloned().collect();
-        self.watch_places(&files);
-        let now = read_all(&files);
+    /// What the files hold now.
+    fn look(&mut self, files: &[PathBuf]) -> Contents {
+        self.watch_places(files);
+        read_all(files)
+    }
+
+    /// The files that are not as they were. One that is new among the `followed` is compared with what it held when that
+    /// was asked for.
+    fn changed(&self, seen: &Contents, followed: &Contents) -> Vec<PathBuf> {
         let before = |file: &PathBuf| self.contents.get(file).or_else(|| followed.get(file));
-        let changed = files
-            .iter()
-            .filter(|file| before(file) != now.get(*file))
-            .cloned()
-            .collect();
-        self.contents = now;
-        changed
+        let changed = seen.iter().filter(|(file, content)| before(file) != Some(*content));
+        changed.map(|(file, _)| file.clone()).collect()
     }
 
     /// Asks for events wherever something may change what a path leads to. Done anew each time: a directory or file

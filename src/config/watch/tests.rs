@@ -9,6 +9,7 @@ use super::*;
 const EVENTS_ONLY: Pace = Pace {
     poll: Duration::from_secs(3600),
     settle: Duration::from_millis(20),
+    confirm: Duration::from_millis(20),
 };
 
 struct Scene {
@@ -271,6 +272,28 @@ async fn who_asks_does_not_wait_for_a_directory_to_come_to_rest() {
         () = asking => {}
         () = watcher.run() => panic!("the watcher stopped"),
     }
+}
+
+fn holding(text: &str) -> Contents {
+    let content = Content::Hash(Sha256::digest(text).into());
+    [(PathBuf::from("config.toml"), content)].into()
+}
+
+#[test]
+fn change_is_told_once_two_looks_agree() {
+    let mut doubt = Doubt::default();
+    for part in ["", "half", "half and half"] {
+        assert!(!doubt.is_dispelled(&holding(part)), "still being written");
+        assert!(doubt.lasts());
+    }
+    assert!(doubt.is_dispelled(&holding("half and half")));
+}
+
+#[test]
+fn file_that_never_comes_to_rest_is_told_of_all_the_same() {
+    let mut doubt = Doubt::default();
+    let looks = (1..=LOOKS_MAX).map(|look| doubt.is_dispelled(&holding(&look.to_string())));
+    assert_eq!(looks.filter(|told| *told).count(), 1);
 }
 
 #[tokio::test]

@@ -24,8 +24,6 @@ pub(super) struct Local {
     pub(super) journal: Option<Journal>,
     /// `None`: the start found no journal to write.
     pub(super) slot: Option<Slot>,
-    /// The embedded store is local itself and needs no snapshot.
-    pub(super) keeps_snapshot: bool,
     /// Nothing is written to the store any more.
     pub(super) synced: CancellationToken,
 }
@@ -67,7 +65,7 @@ impl Local {
     }
 
     fn is_saved(&self, saved: &Saved) -> bool {
-        !self.keeps_snapshot || saved.generation == *self.shared.generation.borrow()
+        saved.generation == *self.shared.generation.borrow()
     }
 
     fn pause(&self, saved: &Saved) -> Duration {

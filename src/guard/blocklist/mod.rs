@@ -150,7 +150,6 @@ impl Blocklist {
             directory: state_dir.to_owned(),
             journal,
             slot,
-            keeps_snapshot: store.kind() != "sqlite",
             synced: synced.clone(),
         };
         tasks.spawn(local.run());

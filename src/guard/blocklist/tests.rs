@@ -16,7 +16,7 @@ async fn open_counted(postgres: Option<Secret>, state: &Path) -> (Blocklist, Kee
         pool_size: 4,
         state_dir: state.to_owned(),
     };
-    let (store, registry) = (Store::open(&config, Board::default()).await, Registry::new());
+    let (store, registry) = (Store::open(&config, Board::default()), Registry::new());
     let opened = Blocklist::open(store.expect("a store"), state, &registry).await;
     let (list, keeper) = opened.expect("metrics register");
     (list, keeper, registry)

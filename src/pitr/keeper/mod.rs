@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
-use super::archiver::{Archiver, Parts};
+use super::archiver::{Archiver, Parts, chain};
 use super::beat::Beat;
 use super::config::Config;
 use super::inventory::Inventory;
@@ -37,9 +37,11 @@ const PART: &str = "pitr";
 const ASK_TIMEOUT: Duration = Duration::from_secs(45);
 /// How often feeds that nobody asks any more are looked for.
 const REST_EVERY: Duration = Duration::from_secs(10);
+/// Until a socket that could not be made is tried again.
+const SOCKET_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the keeper is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ground {
     pub config: Config,
     pub database: postgres::Config,
@@ -106,8 +108,6 @@ impl Keeper {
     /// An address, a key or a metric that cannot be used.
     pub fn open(ground: Ground) -> Result<Arc<Self>, Error> {
         let target = Target::parse(&ground.database)?;
-        let metrics = Metrics::new()?;
-        metrics.register(&ground.registry)?;
         let repository = &ground.repository;
         let parts = Parts {
             repository: Repository::open(&repository.url)?,
@@ -115,8 +115,10 @@ impl Keeper {
             target: Some(target.clone()),
             state_dir: ground.state_dir.clone(),
             clock: ground.clock,
-            metrics,
+            metrics: Metrics::new()?,
         };
+        // Last, so that what failed can be tried again: a name is taken but once.
+        parts.metrics.register(&ground.registry)?;
         Ok(Arc::new(Self {
             config: ground.config,
             target,
@@ -135,10 +137,8 @@ impl Keeper {
     }
 
     /// Begins to work; ends, with what was heard written down, when `stop` is cancelled.
-    ///
-    /// # Errors
-    /// When the socket cannot be made.
-    pub fn start(self: &Arc<Self>, stop: &CancellationToken) -> Result<JoinSet<()>, Error> {
+    #[must_use]
+    pub fn start(self: &Arc<Self>, stop: &CancellationToken) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         let until = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stop = stop.clone();
@@ -147,12 +147,7 @@ impl Keeper {
                 stop.run_until_cancelled(task).await.unwrap_or_default();
             }
         };
-        let listener = self.listen()?;
-        let archiver = Arc::clone(&self.archiver);
-        tasks.spawn(until(Box::pin(listener.serve(move |request, file| {
-            let archiver = Arc::clone(&archiver);
-            async move { archiver.answer(request, file).await }
-        }))));
+        tasks.spawn(until(Box::pin(Arc::clone(self).serve(self.listen()))));
         tasks.spawn(until(Box::pin(Arc::clone(self).watch())));
         tasks.spawn(until(Box::pin(Arc::clone(self).count())));
         let resting = Arc::clone(&self.archiver);
@@ -174,7 +169,27 @@ impl Keeper {
                 beating.write_beats().await;
             });
         }
-        Ok(tasks)
+        tasks
+    }
+
+    /// Answers PostgreSQL for ever. A socket that cannot be made is told, and tried again.
+    async fn serve(self: Arc<Self>, mut listener: Result<Listener, Error>) {
+        loop {
+            match listener {
+                Ok(listener) => {
+                    self.note("socket", None);
+                    let archiver = Arc::clone(&self.archiver);
+                    let answer = move |request, file| {
+                        let archiver = Arc::clone(&archiver);
+                        async move { archiver.answer(request, file).await }
+                    };
+                    return listener.serve(answer).await;
+                }
+                Err(error) => self.note("socket", Some(chain(&error))),
+            }
+            tokio::time::sleep(SOCKET_PAUSE).await;
+            listener = self.listen();
+        }
     }
 
     fn listen(&self) -> Result<Listener, Error> {

@@ -51,7 +51,7 @@ const DRILL: &str = "drill";
 const WINDOW: &str = "window";
 
 /// What the routine is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Parts {
     pub config: config::Config,
     pub database: postgres::Config,
@@ -104,8 +104,6 @@ impl Routine {
     /// # Errors
     /// An address, a key or a metric that cannot be used.
     pub fn open(parts: Parts) -> Result<Arc<Self>, Error> {
-        let metrics = Metrics::new(parts.clock).and_then(|metrics| metrics.register(&parts.registry).map(|()| metrics));
-        let metrics = metrics.map_err(|error| Error::Drill(error.to_string()))?;
         let pitr = parts.config;
         let recovery = Recovery::open(Ground {
             target: Target::parse(&parts.database)?,
@@ -122,6 +120,9 @@ impl Routine {
                 checks: pitr.checks,
             },
         })?;
+        // Last, so that what failed can be tried again: a name is taken but once.
+        let metrics = Metrics::new(parts.clock).and_then(|metrics| metrics.register(&parts.registry).map(|()| metrics));
+        let metrics = metrics.map_err(|error| Error::Drill(error.to_string()))?;
         Ok(Arc::new(Self {
             recovery,
             time_zone: parts.time_zone,

@@ -1,10 +1,9 @@
 //! Certificates and keys from files, chosen by the name that the client asks for (SNI, RFC 6066 section 3).
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -14,16 +13,10 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::Error;
 use crate::proxy::config::CertificateFiles;
+use crate::telemetry::certificates::Expiry;
 
 /// A file of certificates or a key is a few KiB; anything larger is a mistake.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-
-/// When a certificate stops being valid, for the metric and the warning.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::proxy) struct Expiry {
-    pub(in crate::proxy) path: PathBuf,
-    pub(in crate::proxy) at: Timestamp,
-}
 
 /// Certificates by lower-case name; `*.example.org` stands for one label. The first certificate is the default.
 #[derive(Debug)]
@@ -56,11 +49,11 @@ impl Resolver {
     }
 }
 
-/// Loads all pairs; every one must be sound.
+/// Loads all pairs; every one must be sound. One that has expired is: most clients refuse it, and yet a gate that does not
+/// start would refuse all.
 pub(super) fn load(
     files: &[CertificateFiles],
     provider: &Arc<CryptoProvider>,
-    now: Timestamp,
 ) -> Result<(Resolver, Vec<Expiry>), Error> {
     let mut by_name = HashMap::new();
     let mut default = None;
@@ -68,20 +61,11 @@ pub(super) fn load(
     for pair in files {
         let chain = read(&pair.cert)?;
         let facts = facts(&pair.cert, &chain)?;
-        if facts.expires < now {
-            return Err(Error::Expired {
-                path: pair.cert.clone(),
-                at: facts.expires,
-            });
-        }
         let key = Arc::new(certified(pair, chain, provider)?);
         for name in facts.names {
             by_name.entry(name).or_insert_with(|| Arc::clone(&key));
         }
-        expiries.push(Expiry {
-            path: pair.cert.clone(),
-            at: facts.expires,
-        });
+        expiries.push(facts.expiry);
         default.get_or_insert(key);
     }
     let default = default.ok_or(Error::Rustls(rustls::Error::NoCertificatesPresented))?;
@@ -140,7 +124,7 @@ fn certified(
 
 struct Facts {
     names: Vec<String>,
-    expires: Timestamp,
+    expiry: Expiry,
 }
 
 fn facts(path: &Path, chain: &[CertificateDer<'static>]) -> Result<Facts, Error> {
@@ -152,7 +136,6 @@ fn facts(path: &Path, chain: &[CertificateDer<'static>]) -> Result<Facts, Error>
         .first()
         .ok_or_else(|| Error::NoCertificate { path: path.to_owned() })?;
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|error| refuse(error.to_string()))?;
-    let expires = Timestamp::from_second(leaf.validity().not_after.timestamp()).unwrap_or(Timestamp::MAX);
     let alternatives = leaf
         .subject_alternative_name()
         .map_err(|error| refuse(error.to_string()))?;
@@ -165,5 +148,8 @@ fn facts(path: &Path, chain: &[CertificateDer<'static>]) -> Result<Facts, Error>
             })
             .collect()
     });
-    Ok(Facts { names, expires })
+    Ok(Facts {
+        names,
+        expiry: Expiry::of(path, &leaf),
+    })
 }

@@ -4,7 +4,7 @@
 mod certificates;
 mod self_signed;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,9 +13,8 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
-pub(super) use certificates::Expiry;
-
 use super::config::{CertificateFiles, Tls, TlsSettings, TlsVersion};
+use crate::telemetry::certificates::Expiry;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -29,7 +28,7 @@ pub enum Error {
     Mismatch { cert: PathBuf, key: PathBuf },
     #[error("the certificate {} cannot be used: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },
-    #[error("the certificate {} expired at {at}", path.display())]
+    #[error("the certificate {} expired at {at}, and the one in its place is still valid", path.display())]
     Expired { path: PathBuf, at: Timestamp },
     #[error("a development certificate cannot be made: {0}")]
     SelfSigned(String),
@@ -44,7 +43,7 @@ pub enum Error {
 /// A resumed handshake asks for no client certificate: the ticket stands for the one that was checked when it was issued,
 /// or for none. So the keys are worth as much as the authorities that they were made under, and end with them.
 #[derive(Debug, Clone)]
-pub(super) struct Sessions {
+struct Sessions {
     ticketer: Arc<dyn ProducesTickets>,
     client_ca: Option<ClientCa>,
 }
@@ -70,8 +69,8 @@ impl Sessions {
 }
 
 /// Whether some who were let in before would not be now: what they have open must end.
-pub(super) fn is_narrower(before: Option<&Sessions>, now: Option<&Sessions>) -> bool {
-    let of = |sessions: Option<&'_ Sessions>| sessions.and_then(|sessions| sessions.client_ca.clone());
+pub(super) fn is_narrower(before: Option<&Ready>, now: Option<&Ready>) -> bool {
+    let of = |ready: Option<&'_ Ready>| ready.and_then(|ready| ready.sessions.client_ca.clone());
     match (of(before), of(now)) {
         (_, None) => false,
         (None, Some(_)) => true,
@@ -112,43 +111,64 @@ impl ClientCa {
 pub(super) struct Ready {
     pub(super) config: Arc<ServerConfig>,
     pub(super) expiries: Vec<Expiry>,
-    pub(super) sessions: Sessions,
+    /// What the next one keeps of this.
+    sessions: Sessions,
 }
 
 /// Reads certificates and keys anew; `None`: plain HTTP. Nothing changes for anyone until the result is swapped in.
-pub(super) fn prepare(config: &Tls, before: Option<&Sessions>, now: Timestamp) -> Result<Option<Ready>, Error> {
+pub(super) fn prepare(config: &Tls, before: Option<&Ready>, now: Timestamp) -> Result<Option<Ready>, Error> {
     let (files, settings) = match config {
         Tls::Off => return Ok(None),
         Tls::SelfSigned { state_dir, settings } => (vec![self_signed::ensure(state_dir, now)?], settings),
         Tls::Files { certificates, settings } => (certificates.clone(), settings),
     };
-    server_config(&files, settings, before, now).map(Some)
+    let ready = server_config(&files, settings, before)?;
+    if let Some(before) = before {
+        refuse_newly_expired(&before.expiries, &ready.expiries, now)?;
+    }
+    Ok(Some(ready))
 }
 
-/// Everything that [`prepare`] would stumble over, rather than the first of it; makes no development certificate.
-pub(super) fn faults(config: &Tls, now: Timestamp) -> Vec<Error> {
+/// A renewal that went wrong does not take a valid certificate's place. One that has expired in force stays: it must not
+/// keep other changes out.
+fn refuse_newly_expired(before: &[Expiry], after: &[Expiry], now: Timestamp) -> Result<(), Error> {
+    let was_over = |path: &Path| before.iter().any(|known| known.path == path && known.is_over(now));
+    match after
+        .iter()
+        .find(|expiry| expiry.is_over(now) && !was_over(&expiry.path))
+    {
+        None => Ok(()),
+        Some(Expiry { path, at }) => Err(Error::Expired {
+            path: path.clone(),
+            at: *at,
+        }),
+    }
+}
+
+/// Everything that [`prepare`] would stumble over, rather than the first of it, and when the sound certificates expire;
+/// makes no development certificate.
+pub(super) fn check(config: &Tls) -> (Vec<Error>, Vec<Expiry>) {
     let (files, settings) = match config {
-        Tls::Off => return Vec::new(),
+        Tls::Off => return (Vec::new(), Vec::new()),
         Tls::SelfSigned { settings, .. } => (&[] as &[CertificateFiles], settings),
         Tls::Files { certificates, settings } => (certificates.as_slice(), settings),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let pairs = files.iter().filter_map(|pair| {
-        let loaded = certificates::load(std::slice::from_ref(pair), &provider, now);
-        loaded.err()
-    });
+    let (mut faults, mut expiries) = (Vec::new(), Vec::new());
+    for pair in files {
+        match certificates::load(std::slice::from_ref(pair), &provider) {
+            Ok((_, of_pair)) => expiries.extend(of_pair),
+            Err(error) => faults.push(error),
+        }
+    }
     let authorities = ClientCa::read(settings).and_then(|client_ca| client_ca.map(|ca| ca.roots()).transpose());
-    pairs.chain(authorities.err()).collect()
+    faults.extend(authorities.err());
+    (faults, expiries)
 }
 
-fn server_config(
-    files: &[CertificateFiles],
-    settings: &TlsSettings,
-    before: Option<&Sessions>,
-    now: Timestamp,
-) -> Result<Ready, Error> {
+fn server_config(files: &[CertificateFiles], settings: &TlsSettings, before: Option<&Ready>) -> Result<Ready, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let (resolver, expiries) = certificates::load(files, &provider, now)?;
+    let (resolver, expiries) = certificates::load(files, &provider)?;
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions(settings))?;
     // Read once: what is verified against and what decides about the tickets must be the same.
@@ -162,7 +182,7 @@ fn server_config(
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(resolver));
-    let sessions = Sessions::under(client_ca, before)?;
+    let sessions = Sessions::under(client_ca, before.map(|before| &before.sessions))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = Arc::clone(&sessions.ticketer);
     // Tickets carry the whole session, so nothing has to be kept per client.

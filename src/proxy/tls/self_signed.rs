@@ -20,7 +20,9 @@ pub(super) fn ensure(state_dir: &Path, now: Timestamp) -> Result<CertificateFile
     };
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let in_a_month = now.checked_add(RENEW_BEFORE).unwrap_or(Timestamp::MAX);
-    if certificates::load(std::slice::from_ref(&files), &provider, in_a_month).is_err() {
+    let known = certificates::load(std::slice::from_ref(&files), &provider);
+    let lasts = known.is_ok_and(|(_, expiries)| expiries.iter().all(|expiry| !expiry.is_over(in_a_month)));
+    if !lasts {
         make(&files, now).map_err(Error::SelfSigned)?;
         tracing::info!(cert = %files.cert.display(), "made a development certificate");
     }

@@ -45,6 +45,8 @@ const BLOCKS: &str = "SELECT network::text, reference, reason, source, created_b
 const BLOCKS_OF: &str = "SELECT network::text, reference, reason, source, created_by, created_at, expires_at
     FROM foregate.blocks WHERE network IN (SELECT asked::cidr FROM unnest($1::text[]) AS asked)";
 
+const HAS_SCHEMA: &str = "SELECT to_regnamespace('foregate') IS NOT NULL";
+
 #[derive(Clone)]
 pub(super) struct Postgres {
     pool: Pool,
@@ -287,8 +289,14 @@ impl Postgres {
 async fn migrate(client: &mut Client) -> Result<(), Error> {
     let lock = "SELECT pg_advisory_lock($1)";
     client.execute(lock, &[&MIGRATION_LOCK]).await.map_err(failed)?;
-    let schema = "CREATE SCHEMA IF NOT EXISTS foregate";
-    client.batch_execute(schema).await.map_err(failed)?;
+    // Asked first: `CREATE SCHEMA IF NOT EXISTS` wants its right even where the schema is there.
+    let asked = client.query_typed(HAS_SCHEMA, &[]).await.map_err(failed)?;
+    if !asked.iter().any(|row| row.try_get(0).unwrap_or(false)) {
+        client
+            .batch_execute("CREATE SCHEMA IF NOT EXISTS foregate")
+            .await
+            .map_err(failed)?;
+    }
     let mut runner = migrations::migrations::runner();
     runner.set_migration_table_name("foregate.migrations");
     runner.run_async(client).await.map_err(unreachable)?;
