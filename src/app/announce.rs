@@ -47,9 +47,10 @@ pub(super) async fn watchdog(gate: Arc<Gate>) {
     }
 }
 
-/// From now on the process `pid` is the service (MAINPID of sd_notify(3)).
+/// From now on the process `pid` is the service (MAINPID of sd_notify(3)). Its pings count from here on, which gives it the
+/// watchdog's whole time for the first.
 pub(super) fn succeeded_by(pid: u32) {
-    if let Err(error) = sd_notify::notify(&[NotifyState::MainPid(pid)]) {
+    if let Err(error) = sd_notify::notify(&[NotifyState::MainPid(pid), NotifyState::Watchdog]) {
         tracing::warn!(%error, pid, "systemd cannot be told about the successor");
     }
 }

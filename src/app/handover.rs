@@ -232,7 +232,11 @@ fn give(mut stream: &UnixStream, sockets: &[(u8, TcpListener)]) -> anyhow::Resul
 pub(super) fn start_successor() {
     let mut arguments = std::env::args_os();
     let Some(program) = arguments.next() else { return };
-    match std::process::Command::new(&program).args(arguments).spawn() {
+    let mut command = std::process::Command::new(&program);
+    // It would tell the successor that the watchdog waits for another process (sd_watchdog_enabled(3)): without it, and with
+    // the limit still there, the successor pings, as the service's new main process must.
+    command.args(arguments).env_remove("WATCHDOG_PID");
+    match command.spawn() {
         Ok(child) => tracing::info!(pid = child.id(), "SIGUSR2: started a successor"),
         Err(error) => tracing::error!(program = ?program, %error, "SIGUSR2: no successor can be started"),
     }

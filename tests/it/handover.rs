@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -17,6 +17,7 @@ use crate::load::Successor;
 use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
 use crate::support::load::DRAIN_GRACE;
+use crate::support::notify::Manager;
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
@@ -143,14 +144,7 @@ async fn successor_takes_over_without_a_loss_to_tls_h2_or_an_open_tunnel() {
         clients.spawn(ask_over_h2(address, Arc::clone(&h2), Arc::clone(&counts)));
     }
     goes_on(&counts, 50).await;
-    let addresses = gate.path("addresses.json");
-    std::fs::remove_file(&addresses).expect("the old addresses");
-    gate.signal(Signal::USR2);
-    wait::until("the addresses of the successor", async || {
-        addresses.exists().then_some(())
-    })
-    .await;
-    let successor = Successor::of(&gate);
+    let successor = Successor::of(&gate).await;
     goes_on(&counts, 100).await;
     // The old process lives on for its tunnel alone.
     tunnel.send("still").await;
@@ -163,5 +157,20 @@ async fn successor_takes_over_without_a_loss_to_tls_h2_or_an_open_tunnel() {
     while let Some(ended) = clients.join_next().await {
         ended.expect("no request fails");
     }
+    drop(successor);
+}
+
+#[tokio::test]
+async fn successor_becomes_the_main_process_and_pings_the_watchdog() {
+    let origin = Origin::answering("x").await;
+    let manager = Manager::new();
+    let mut gate = Gate::start_watched(&Config::before(&origin), &manager, Duration::from_secs(6)).await;
+    manager.hears(gate.pid(), "READY=1").await;
+    manager.hears(gate.pid(), "WATCHDOG=1").await;
+    let successor = Successor::of(&gate).await;
+    manager.hears(gate.pid(), &format!("MAINPID={}", successor.pid())).await;
+    // Only now would systemd heed the successor.
+    manager.hears(successor.pid(), "WATCHDOG=1").await;
+    assert!(gate.exited().await.success(), "{}", gate.log());
     drop(successor);
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
@@ -10,6 +11,7 @@ use tempfile::TempDir;
 
 use super::certificates::Files;
 use super::client::{self, Answer};
+use super::notify::Manager;
 use super::origin::Origin;
 use super::wait;
 
@@ -99,6 +101,18 @@ impl Gate {
             .stdin(std::os::fd::OwnedFd::from(socket));
         let directory = tempfile::tempdir().expect("a private folder");
         Self::launch(directory, config, command, |_| ()).await
+    }
+
+    /// Starts as systemd starts a service with a watchdog (sd_watchdog_enabled(3)), which names the process as above.
+    pub(crate) async fn start_watched(config: &Config, manager: &Manager, limit: Duration) -> Self {
+        let script = r#"WATCHDOG_PID=$$ exec "$0" run --config "$1""#;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_foregate")])
+            .env("WATCHDOG_USEC", limit.as_micros().to_string())
+            .stdin(Stdio::null());
+        let directory = tempfile::tempdir().expect("a private folder");
+        Self::launch(directory, config, command, |command| manager.is_told_by(command)).await
     }
 
     /// `command` but for the path of the configuration; `shape` has the last word.
