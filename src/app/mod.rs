@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -77,17 +78,17 @@ pub fn faults(loaded: &Loaded) -> Vec<String> {
 }
 
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {
-    // Before anything else, so that a signal during the start is not lost.
+    // Before anything else, so that a signal during the start neither ends the process nor is lost.
     let mut signals = Signals::new()?;
+    let hangups = receive(SignalKind::hangup())?;
     let mut inherited = Inherited::take(&loaded.config.state_dir);
     let running = build::start(loaded, &mut inherited, behind).await?;
     log.register(&running.registry)
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
-    let mut reloading = reload::watch(reloader, &loaded.files)?;
     let door = Door::open(&loaded.config.state_dir)?;
     let stop_admin = CancellationToken::new();
-    let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
+    let admin = JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
     let mut pitr = start_pitr(&running, &stop_pitr);
     if let Some(routine) = &running.recovery {
@@ -97,6 +98,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     announce::ready(&running)?;
     inherited.ready();
     let sockets = listening(&running)?;
+    let mut reloading = reload::watch(reloader, &loaded.files, hangups);
     reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {
         why = signals.end() => {
@@ -126,15 +128,15 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
 }
 
 /// A socket that cannot be made is shown, and stops no traffic.
-fn start_pitr(running: &Running, stop: &CancellationToken) -> tokio::task::JoinSet<()> {
+fn start_pitr(running: &Running, stop: &CancellationToken) -> JoinSet<()> {
     let Some(keeper) = &running.pitr else {
-        return tokio::task::JoinSet::new();
+        return JoinSet::new();
     };
     keeper.start(stop).unwrap_or_else(|error| {
         let text = format!("not running: {:#}", anyhow::Error::from(error));
         tracing::error!("point-in-time recovery is {text}");
         running.board.set("pitr", Condition::Degraded(text));
-        tokio::task::JoinSet::new()
+        JoinSet::new()
     })
 }
 
@@ -199,22 +201,27 @@ struct Signals {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        let open = |kind| signal(kind).context("signals cannot be received");
         Ok(Self {
-            terminate: open(SignalKind::terminate())?,
-            interrupt: open(SignalKind::interrupt())?,
-            upgrade: open(SignalKind::user_defined2())?,
+            terminate: receive(SignalKind::terminate())?,
+            interrupt: receive(SignalKind::interrupt())?,
+            upgrade: receive(SignalKind::user_defined2())?,
         })
     }
 
     /// Returns the signal that ends the process. SIGUSR2 starts a successor, which takes over by itself.
     async fn end(&mut self) -> &'static str {
+        let mut successors = JoinSet::new();
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.upgrade.recv() => handover::start_successor(),
+                _ = self.upgrade.recv() => drop(successors.spawn(handover::run_successor())),
+                Some(_) = successors.join_next() => {}
             }
         }
     }
+}
+
+fn receive(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("signals cannot be received")
 }

@@ -174,3 +174,37 @@ async fn successor_becomes_the_main_process_and_pings_the_watchdog() {
     assert!(gate.exited().await.success(), "{}", gate.log());
     drop(successor);
 }
+
+/// The processes that `pid` has started and that have not been waited for, zombies among them (proc(5): the parent stands
+/// second after the name, which is in parentheses and may hold anything).
+fn children(pid: u32) -> usize {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let is_child = |entry: &std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+        (parent == pid.to_string()).then_some(())
+    };
+    processes.filter(|entry| is_child(entry).is_some()).count()
+}
+
+#[tokio::test]
+async fn successor_that_fails_is_told_of_and_leaves_no_zombie() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin);
+    let gate = Gate::start(&config).await;
+    gate.rewrite(&config.set("limits.nonsense", "1"));
+    gate.signal(Signal::USR2);
+    wait::until("the successor in the log", async || {
+        gate.log().contains("started a successor").then_some(())
+    })
+    .await;
+    wait::until("the end of the successor", async || {
+        (children(gate.pid()) == 0).then_some(())
+    })
+    .await;
+    wait::until("its end in the log", async || {
+        gate.log().contains("ended before it took over").then_some(())
+    })
+    .await;
+    assert_eq!(client::get(gate.address, "/", "").await.status, 200);
+}
