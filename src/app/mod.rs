@@ -148,7 +148,7 @@ fn listening(running: &Running) -> anyhow::Result<Listening> {
             .map(TcpListener::try_clone)
             .collect::<Result<Vec<_>, _>>()
     };
-    let ours = running.gate.sockets();
+    let ours = running.workers.sockets();
     let copies = || {
         let gate = Sockets {
             gates: copy(&ours.gates)?,
@@ -166,7 +166,7 @@ fn listening(running: &Running) -> anyhow::Result<Listening> {
 /// drain can be watched.
 async fn stop(running: Running) {
     let Running {
-        gate,
+        workers,
         blocks,
         access_log,
         access_writer,
@@ -178,10 +178,7 @@ async fn stop(running: Running) {
     // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup. A
     // swap of databases is, for half a swap shuts the app out.
     stop_vault.cancel();
-    match Arc::try_unwrap(gate) {
-        Ok(gate) => gate.drain().await,
-        Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
-    }
+    workers.drain().await;
     if tokio::time::timeout(VAULT_TIMEOUT, schedule.join_next()).await.is_err() {
         tracing::warn!("the vault did not end in time");
     }
