@@ -3,6 +3,7 @@
 mod alarms;
 mod announce;
 mod build;
+mod doubts;
 mod handover;
 mod limits;
 mod reload;
@@ -22,9 +23,11 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
+use crate::telemetry::access_log;
 use crate::telemetry::health::Condition;
 use crate::telemetry::logging::{self, Log};
 use build::Running;
+pub use doubts::doubts;
 use handover::{Door, Inherited, Listening};
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
@@ -66,15 +69,18 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     served
 }
 
-/// What stands in the way of a start with this configuration and that only its files can tell: certificates and keys.
+/// What stands in the way of a start with this configuration and that only its files can tell: certificates, keys, the log.
 #[must_use]
 pub fn faults(loaded: &Loaded) -> Vec<String> {
-    let Config { proxy, admin, .. } = &loaded.config;
+    let Config { proxy, admin, log, .. } = &loaded.config;
     let of_gate = crate::proxy::faults(proxy, Clock::system().wall());
     let of_admin = crate::admin::fault(admin);
+    let of_log = access_log::fault(&log.access_log);
     let of_gate = of_gate.into_iter().map(anyhow::Error::from);
-    let all = of_gate.chain(of_admin.map(anyhow::Error::from));
-    all.map(|error| format!("{error:#}")).collect()
+    let all = of_gate
+        .chain(of_admin.map(anyhow::Error::from))
+        .chain(of_log.map(anyhow::Error::from));
+    all.map(|error| doubts::told(&error)).collect()
 }
 
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {

@@ -1,0 +1,48 @@
+//! What a start survives and an operator should mend all the same, as `foregate check` tells it.
+
+use std::io::{Error, ErrorKind, Result};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::config::Loaded;
+use crate::repository::Repository;
+
+/// How long is waited for a directory.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A directory for backups that takes none: the gate serves without it.
+#[must_use]
+pub fn doubts(loaded: &Loaded) -> Vec<String> {
+    let backup = &loaded.config.backup;
+    let is_wanted = backup.database.is_some() || !backup.plan.files.is_empty();
+    let url = is_wanted.then(|| backup.repository.url.clone());
+    let tried = url.map_or(Ok(()), |url| {
+        let about = format!("no backup can be written to {url}");
+        within(LOOK_TIMEOUT, move || Repository::try_directory(&url)).context(about)
+    });
+    tried.err().iter().map(told).collect()
+}
+
+/// A share that does not answer must not hold up the start, which asks this first.
+fn within<T: Send + 'static>(limit: Duration, look: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, answer) = std::sync::mpsc::sync_channel(1);
+    // Left behind if it never ends; the process does not wait for it.
+    drop(std::thread::Builder::new().spawn(move || drop(sender.send(look())))?);
+    let late = |_| Error::from(ErrorKind::TimedOut);
+    answer.recv_timeout(limit).map_err(late)?
+}
+
+/// With its causes, and with the place of the remedy where a unit's sandbox is the likeliest of them.
+pub(super) fn told(error: &anyhow::Error) -> String {
+    let is_read_only = error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<Error>();
+        cause.is_some_and(|cause| cause.kind() == ErrorKind::ReadOnlyFilesystem)
+    });
+    let remedy = if is_read_only {
+        "; in a systemd unit see ReadWritePaths="
+    } else {
+        ""
+    };
+    format!("{error:#}{remedy}")
+}
