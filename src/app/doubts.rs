@@ -14,13 +14,12 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A directory for backups that takes none: the gate serves without it.
 #[must_use]
 pub fn doubts(loaded: &Loaded) -> Vec<String> {
-    let backup = &loaded.config.backup;
-    let is_wanted = backup.database.is_some() || !backup.plan.files.is_empty();
-    let url = is_wanted.then(|| backup.repository.url.clone());
-    let tried = url.map_or(Ok(()), |url| {
-        let about = format!("no backup can be written to {url}");
-        within(LOOK_TIMEOUT, move || Repository::try_directory(&url)).context(about)
-    });
+    let Some(vault) = loaded.config.backup.vault() else {
+        return Vec::new();
+    };
+    let url = vault.repository.url;
+    let about = format!("no backup can be written to {url}");
+    let tried = within(LOOK_TIMEOUT, move || Repository::try_directory(&url)).context(about);
     tried.err().iter().map(told).collect()
 }
 
@@ -45,4 +44,24 @@ pub(super) fn told(error: &anyhow::Error) -> String {
         ""
     };
     format!("{error:#}{remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_that_never_ends_is_given_up() {
+        let (never, waiting) = std::sync::mpsc::channel::<()>();
+        let looked = within(Duration::from_millis(1), move || Ok(waiting.recv().is_ok()));
+        assert_eq!(looked.unwrap_err().kind(), ErrorKind::TimedOut);
+        drop(never);
+    }
+
+    #[test]
+    fn sandbox_is_named_where_it_is_the_likeliest_cause() {
+        let about = |kind: ErrorKind| told(&anyhow::Error::from(Error::from(kind)).context("no log"));
+        assert!(about(ErrorKind::ReadOnlyFilesystem).contains("ReadWritePaths="));
+        assert!(!about(ErrorKind::PermissionDenied).contains("ReadWritePaths="));
+    }
 }

@@ -134,13 +134,14 @@ fn check_tries_the_access_log_and_the_directory_of_backups_and_makes_neither() {
     let directory = folder();
     let at = |path: &str| directory.path().join(path);
     let with = |log: &Path, repository: &Path| {
-        let sets = "[[backup.files]]\nname = \"app\"\npaths = [\"/etc\"]\nschedule = \"Sun 04:00\"\n";
+        let database = format!("[database]\nurl = {{ file = {:?} }}\n", at("url"));
         let text = format!(
-            "[tls]\nmode = \"off\"\n[log]\naccess_log = {log:?}\n[backup]\nrepository = \"file://{}\"\n{sets}",
+            "[tls]\nmode = \"off\"\n[log]\naccess_log = {log:?}\n[backup]\nrepository = \"file://{}\"\n{database}",
             repository.display()
         );
         check(directory.path(), &text)
     };
+    std::fs::write(at("url"), "postgres://user@127.0.0.1/app").expect("the address is written");
     let good = with(&at("access.log"), &at("deep/backups"));
     assert!(good.status.success(), "{}", stderr(&good));
     assert!(!stderr(&good).contains("no backup"), "{}", stderr(&good));
