@@ -9,6 +9,9 @@ UPSTREAM ?=
 # Most tests wait for processes and disks: twice the cores end in two thirds of the time.
 TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 
+# Whether this system makes a network for whoever asks; in many containers it does not.
+OWN_NETWORK := unshare $(if $(filter-out 0,$(shell id -u)),--map-root-user) --net ip link set lo up 2>/dev/null
+
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -17,10 +20,15 @@ run: ## build the release binary and start the demo; UPSTREAM=http://127.0.0.1:3
 	exec ./target/release/foregate demo $(if $(UPSTREAM),--upstream '$(UPSTREAM)')
 
 test: deps lint doc ## install what tests need, then fmt, clippy, docs, unit and black-box tests
-	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  echo '+ cargo nextest run'; $(CARGO) nextest run --locked --no-fail-fast --test-threads $(TEST_THREADS); \
+	@left_out=; \
+	if ! $(OWN_NETWORK); then \
+	  echo 'left out: tests in a network of their own (own_network::), since none can be made here' >&2; \
+	  left_out='-- --skip own_network::'; \
+	fi; \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  echo '+ cargo nextest run'; $(CARGO) nextest run --locked --no-fail-fast --test-threads $(TEST_THREADS) $$left_out; \
 	else \
-	  echo '+ cargo test'; $(CARGO) test --locked --no-fail-fast --lib --bins --tests; \
+	  echo '+ cargo test'; $(CARGO) test --locked --no-fail-fast --lib --bins --tests $$left_out; \
 	fi
 
 deps: ## install what the tests need (apt-get); without the right to, say what is missing

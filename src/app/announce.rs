@@ -47,9 +47,11 @@ pub(super) async fn watchdog(gate: Arc<Gate>) {
     }
 }
 
-/// From now on the process `pid` is the service (MAINPID of sd_notify(3)).
+/// From now on the process `pid` is the service (MAINPID of sd_notify(3)), and it alone is heard. So a reload that is under
+/// way here is over for systemd, and the successor has the watchdog's whole time for its first ping.
 pub(super) fn succeeded_by(pid: u32) {
-    if let Err(error) = sd_notify::notify(&[NotifyState::MainPid(pid)]) {
+    let states = [NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Watchdog];
+    if let Err(error) = sd_notify::notify(&states) {
         tracing::warn!(%error, pid, "systemd cannot be told about the successor");
     }
 }

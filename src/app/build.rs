@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::handover::{Inherited, Listening};
+use super::handover::Inherited;
 use crate::admin;
 use crate::backup;
 use crate::clock::Clock;
@@ -28,6 +28,7 @@ use crate::telemetry::health::Board;
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) gate: Arc<Gate>,
+    pub(super) workers: proxy::Workers,
     pub(super) guard: Arc<Guard>,
     pub(super) blocks: Keeper,
     pub(super) admin: Arc<admin::Listener>,
@@ -67,11 +68,9 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
         board: board.clone(),
         certificates: certificates.clone(),
     };
-    let Listening {
-        gate: for_gate,
-        admin: for_admin,
-    } = std::mem::take(&mut inherited.listening);
-    let gate = Gate::start(config.proxy.clone(), parts, for_gate).context("the gate cannot be started")?;
+    let listening = std::mem::take(&mut inherited.listening);
+    let (gate, workers) =
+        Gate::start(config.proxy.clone(), parts, listening.gate).context("the gate cannot be started")?;
     let vault_parts = backup::service::Parts {
         clock,
         alerts: alerts.clone(),
@@ -96,10 +95,11 @@ pub(super) async fn start(loaded: &Loaded, inherited: &mut Inherited, behind: &H
         vault: vault.clone(),
         certificates,
     };
-    let admin = admin::Listener::bind(config.admin.clone(), admin_parts, for_admin)
+    let admin = admin::Listener::bind(config.admin.clone(), admin_parts, listening.admin)
         .context("the admin listener cannot be started")?;
     Ok(Running {
         gate: Arc::new(gate),
+        workers,
         guard,
         blocks,
         admin: Arc::new(admin),

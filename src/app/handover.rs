@@ -224,16 +224,28 @@ fn give(mut stream: &UnixStream, sockets: &[(u8, TcpListener)]) -> anyhow::Resul
     Ok(())
 }
 
-/// Starts the binary anew with the same arguments: after an upgrade of the file, that is the new version.
+/// Starts a successor and waits for its end, which this process sees only if it fails: then it says so, and no zombie stays.
+pub(super) async fn run_successor() {
+    let mut successor = match start_successor() {
+        Ok(child) => child,
+        Err(error) => return tracing::error!(%error, "SIGUSR2: no successor can be started"),
+    };
+    tracing::info!(pid = successor.id(), "SIGUSR2: started a successor");
+    match successor.wait().await {
+        Ok(status) => tracing::error!(%status, "the successor ended before it took over; going on"),
+        Err(error) => tracing::error!(%error, "the successor cannot be waited for"),
+    }
+}
+
+/// The binary anew with the same arguments: after an upgrade of the file, that is the new version.
 #[expect(
     clippy::disallowed_methods,
     reason = "the successor must outlive this process, unlike the children of backups"
 )]
-pub(super) fn start_successor() {
+fn start_successor() -> std::io::Result<tokio::process::Child> {
     let mut arguments = std::env::args_os();
-    let Some(program) = arguments.next() else { return };
-    match std::process::Command::new(&program).args(arguments).spawn() {
-        Ok(child) => tracing::info!(pid = child.id(), "SIGUSR2: started a successor"),
-        Err(error) => tracing::error!(program = ?program, %error, "SIGUSR2: no successor can be started"),
-    }
+    let mut command = tokio::process::Command::new(arguments.next().unwrap_or_default());
+    // It would tell the successor that the watchdog waits for another process (sd_watchdog_enabled(3)): without it, and with
+    // the limit still there, the successor pings, as the service's new main process must.
+    command.args(arguments).env_remove("WATCHDOG_PID").spawn()
 }

@@ -3,6 +3,7 @@
 mod alarms;
 mod announce;
 mod build;
+mod doubts;
 mod handover;
 mod limits;
 mod recovery;
@@ -16,15 +17,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::config::{Config, Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
+use crate::telemetry::access_log;
 use crate::telemetry::health::{Board, Condition};
 use crate::telemetry::logging::{self, Log};
 use build::Running;
+pub use doubts::doubts;
 use handover::{Door, Inherited, Listening};
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
@@ -66,46 +69,38 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     served
 }
 
-/// What stands in the way of a start with this configuration and that only its files can tell: certificates and keys.
+/// What stands in the way of a start with this configuration and that only its files can tell: certificates, keys, the log.
 #[must_use]
 pub fn faults(loaded: &Loaded) -> Vec<String> {
-    let Config { proxy, admin, .. } = &loaded.config;
+    let Config { proxy, admin, log, .. } = &loaded.config;
     let (of_gate, _) = crate::proxy::check(proxy);
     let of_admin = crate::admin::check(admin).err();
+    let of_log = access_log::fault(&log.access_log);
     let of_gate = of_gate.into_iter().map(anyhow::Error::from);
-    let all = of_gate.chain(of_admin.map(anyhow::Error::from));
-    all.map(|error| format!("{error:#}")).collect()
-}
-
-/// What stops no start, and is wrong all the same: certificates that have expired. An alarm tells of them, too.
-#[must_use]
-pub fn doubts(loaded: &Loaded) -> Vec<String> {
-    let Config { proxy, admin, .. } = &loaded.config;
-    let (_, of_gate) = crate::proxy::check(proxy);
-    let of_admin = crate::admin::check(admin).ok().flatten();
-    let now = Clock::system().wall();
-    let over = of_gate.into_iter().chain(of_admin).filter(|expiry| expiry.is_over(now));
-    over.map(|expiry| alarms::expired(&expiry.path.display().to_string(), expiry.at))
-        .collect()
+    let all = of_gate
+        .chain(of_admin.map(anyhow::Error::from))
+        .chain(of_log.map(anyhow::Error::from));
+    all.map(|error| doubts::told(&error)).collect()
 }
 
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {
-    // Before anything else, so that a signal during the start is not lost.
+    // Before anything else, so that a signal during the start neither ends the process nor is lost.
     let mut signals = Signals::new()?;
+    let hangups = receive(SignalKind::hangup())?;
     let mut inherited = Inherited::take(&loaded.config.state_dir);
     let running = build::start(loaded, &mut inherited, behind).await?;
     log.register(&running.registry)
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
-    let mut reloading = reload::watch(reloader, &loaded.files)?;
     let door = open_door(&loaded.config.state_dir, &running.board);
     let stop_admin = CancellationToken::new();
-    let admin = tokio::task::JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
+    let admin = JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
     let pitr = recovery::start(&loaded.config, &running, &stop_pitr, behind).await;
     announce::ready(&running)?;
     inherited.ready();
     let sockets = listening(&running)?;
+    let mut reloading = reload::watch(reloader, &loaded.files, hangups);
     reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {
         why = signals.end() => {
@@ -164,7 +159,7 @@ fn listening(running: &Running) -> anyhow::Result<Listening> {
             .map(TcpListener::try_clone)
             .collect::<Result<Vec<_>, _>>()
     };
-    let ours = running.gate.sockets();
+    let ours = running.workers.sockets();
     let copies = || {
         let gate = Sockets {
             gates: copy(&ours.gates)?,
@@ -182,7 +177,7 @@ fn listening(running: &Running) -> anyhow::Result<Listening> {
 /// drain can be watched.
 async fn stop(running: Running) {
     let Running {
-        gate,
+        workers,
         blocks,
         access_log,
         access_writer,
@@ -194,10 +189,7 @@ async fn stop(running: Running) {
     // A backup is not waited for: the drain of the gate is what clients see, and the next start makes up for the backup. A
     // swap of databases is, for half a swap shuts the app out.
     stop_vault.cancel();
-    match Arc::try_unwrap(gate) {
-        Ok(gate) => gate.drain().await,
-        Err(_) => tracing::error!("a reload still holds the gate; ending without a drain"),
-    }
+    workers.drain().await;
     if tokio::time::timeout(VAULT_TIMEOUT, schedule.join_next()).await.is_err() {
         tracing::warn!("the vault did not end in time");
     }
@@ -217,22 +209,27 @@ struct Signals {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        let open = |kind| signal(kind).context("signals cannot be received");
         Ok(Self {
-            terminate: open(SignalKind::terminate())?,
-            interrupt: open(SignalKind::interrupt())?,
-            upgrade: open(SignalKind::user_defined2())?,
+            terminate: receive(SignalKind::terminate())?,
+            interrupt: receive(SignalKind::interrupt())?,
+            upgrade: receive(SignalKind::user_defined2())?,
         })
     }
 
     /// Returns the signal that ends the process. SIGUSR2 starts a successor, which takes over by itself.
     async fn end(&mut self) -> &'static str {
+        let mut successors = JoinSet::new();
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.upgrade.recv() => handover::start_successor(),
+                _ = self.upgrade.recv() => drop(successors.spawn(handover::run_successor())),
+                Some(_) = successors.join_next() => {}
             }
         }
     }
+}
+
+fn receive(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("signals cannot be received")
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
 
 use super::Origin;
@@ -237,11 +237,12 @@ impl Metrics {
 }
 
 /// Watches the files and SIGHUP until the set is dropped.
-pub(super) fn watch(reloader: Arc<Reloader>, files: &[PathBuf]) -> anyhow::Result<JoinSet<()>> {
-    let mut hangups = signal(SignalKind::hangup()).context("SIGHUP cannot be received")?;
+pub(super) fn watch(reloader: Arc<Reloader>, files: &[PathBuf], mut hangups: Signal) -> JoinSet<()> {
     let (watcher, handle, mut changes) = Watcher::new(files, Pace::default());
     let mut tasks = JoinSet::new();
     tasks.spawn(watcher.run());
+    // What was written while this process started was read too early, and the watcher takes it for what is in force.
+    handle.poke();
     let poke: Handle = handle.clone();
     let access_log = reloader.access_log.clone();
     tasks.spawn(async move {
@@ -262,7 +263,7 @@ pub(super) fn watch(reloader: Arc<Reloader>, files: &[PathBuf]) -> anyhow::Resul
             tell_systemd(&[NotifyState::Ready]);
         }
     });
-    Ok(tasks)
+    tasks
 }
 
 fn announce_reloading() {

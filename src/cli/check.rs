@@ -2,7 +2,7 @@
 
 use super::{Error, Source, complain, say};
 use crate::app::{self, Origin};
-use crate::config::{self, Config, Errors, Loaded, Overrides, Style};
+use crate::config::{self, Config, Errors, Findings, Loaded, Overrides, Style};
 
 pub(super) fn run(source: &Source) -> Result<(), Error> {
     let overrides = Overrides {
@@ -16,8 +16,8 @@ pub(super) fn run(source: &Source) -> Result<(), Error> {
     let name = origin
         .path
         .map_or("defaults".to_owned(), |path| path.display().to_string());
-    let doubts = Errors::about(name.clone(), app::doubts(&loaded));
-    complain(&doubts.findings().render(config::Severity::Warning, style()));
+    let doubts = Findings::about(name.clone(), app::doubts(&loaded));
+    complain(&doubts.render(config::Severity::Warning, style()));
     let faults = app::faults(&loaded);
     if !faults.is_empty() {
         return Err(Error::Usage(config::report(&Errors::about(name, faults), style())));

@@ -72,8 +72,7 @@ impl Errors {
     /// About the source as a whole: what was found by whoever used the configuration.
     #[must_use]
     pub fn about(origin: String, messages: Vec<String>) -> Self {
-        let list = messages.into_iter().map(Finding::whole).collect();
-        Self::of(Findings::new(origin, list, 0))
+        Self::of(Findings::about(origin, messages))
     }
 
     #[must_use]
@@ -189,6 +188,12 @@ fn floor_boundary(text: &str, at: usize) -> usize {
 }
 
 impl Findings {
+    /// About the source as a whole, as in [`Errors::about`].
+    #[must_use]
+    pub fn about(origin: String, messages: Vec<String>) -> Self {
+        Self::new(origin, messages.into_iter().map(Finding::whole).collect(), 0)
+    }
+
     /// `more`: how many were left out of `list`.
     pub(super) fn new(origin: String, mut list: Vec<Finding>, more: usize) -> Self {
         list.sort_by_key(|finding| (finding.line, finding.column));

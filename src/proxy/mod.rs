@@ -1,6 +1,6 @@
 //! The data plane: everything between a client and the app. Never waits for disk, database or the control plane.
 //!
-//! [`Gate`] is what the composition root sees: start, reload, drain. Each worker is one thread (`worker`) with its own
+//! [`Gate`] and its [`Workers`] are what the composition root sees: start, reload, drain. Each worker is one thread (`worker`) with its own
 //! listeners (`listener`), connections (`connection`) and pool (`upstream`); `pipeline` tells the story of a request.
 
 mod account;
@@ -28,11 +28,11 @@ mod tls;
 mod tunnel;
 mod upstream;
 mod worker;
+mod workers;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::thread;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -44,6 +44,7 @@ pub use config::Config;
 #[doc(hidden)]
 pub use connection::Control;
 pub use hold::{Held, Holder};
+pub use workers::Workers;
 
 use crate::clock::Clock;
 use crate::guard::Guard;
@@ -52,14 +53,9 @@ use crate::telemetry::certificates::{Certificates, Expiry};
 use crate::telemetry::health::Board;
 use connection::Kind;
 use metrics::Metrics;
-use shared::{Census, Phase, Shared};
+use shared::{Census, Shared};
 use snapshot::Snapshot;
 use upstream::Known;
-use worker::{Watches, Worker};
-
-/// How long workers have to notice that the drain is over.
-const ENDING: Duration = Duration::from_secs(2);
-const POLL_ENDED: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -106,11 +102,7 @@ pub struct Sockets {
 pub struct Gate {
     addresses: Vec<SocketAddr>,
     redirects: Vec<SocketAddr>,
-    threads: Vec<thread::JoinHandle<()>>,
-    /// Copies of all listening sockets, for a successor; closed when the drain begins.
-    sockets: Sockets,
     snapshot: watch::Sender<Arc<Snapshot>>,
-    phase: watch::Sender<Phase>,
     certificates: Certificates,
     shared: Arc<Shared>,
     /// Looks after the app's servers and the memory that is left; ends with the gate.
@@ -122,10 +114,9 @@ impl Gate {
     ///
     /// `inherited` are listening sockets from a predecessor or systemd: those on a configured address are used instead of
     /// new ones, so that what waits in their queues is served. To be called on the control plane's runtime.
-    pub fn start(config: Config, parts: Parts, inherited: Sockets) -> Result<Self, Error> {
+    pub fn start(config: Config, parts: Parts, inherited: Sockets) -> Result<(Self, Workers), Error> {
         let listeners = bind_all(&config, inherited)?;
         let addresses = addresses_of(&listeners, |kind| kind != Kind::Redirect);
-        let sockets = copies(&listeners).map_err(Error::Copy)?;
         let https_port = addresses.first().map_or(443, SocketAddr::port);
         let shared = Arc::new(Shared {
             metrics: Metrics::register(&parts.registry)?,
@@ -140,55 +131,37 @@ impl Gate {
         });
         let via = HeaderValue::try_from(format!("1.1 fg-{:08x}", getrandom::u32()?))
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 foregate"));
-        let workers = config.server.workers;
         let servers = known(&config, &[]);
         let first = prepare(config, servers, via, None, &shared)?;
         first.show(&parts.certificates);
         let up = upstream::register(&parts.registry)?;
         let memory = memory::Gauges::register(&parts.registry)?;
         let (snapshot, snapshots) = watch::channel(Arc::new(first.snapshot));
-        let (phase, phases) = watch::channel(Phase::Serving);
-        let watches = Watches {
-            snapshot: snapshots,
-            blocks: shared.guard.blocklist().changes(),
-            phase: phases,
-        };
         let mut watch = JoinSet::new();
         drop(watch.spawn(memory::watch(
-            watches.snapshot.clone(),
+            snapshots.clone(),
             Arc::clone(&shared),
             memory,
             parts.board.clone(),
         )));
-        drop(watch.spawn(upstream::look_after(watches.snapshot.clone(), up, parts.board)));
-        let mut gate = Self {
+        drop(watch.spawn(upstream::look_after(snapshots.clone(), up, parts.board)));
+        let redirects = addresses_of(&listeners, |kind| kind == Kind::Redirect);
+        let workers = Workers::start(listeners, &shared, snapshots)?;
+        let gate = Self {
             addresses,
-            redirects: addresses_of(&listeners, |kind| kind == Kind::Redirect),
-            threads: Vec::with_capacity(workers),
-            sockets,
+            redirects,
             snapshot,
-            phase,
             certificates: parts.certificates,
             shared,
             _watch: watch,
         };
-        for (number, share) in deal(listeners, workers).into_iter().enumerate() {
-            gate.threads
-                .push(spawn(number, share, Arc::clone(&gate.shared), watches.clone())?);
-        }
-        Ok(gate)
+        Ok((gate, workers))
     }
 
     /// Where the gate listens, in the order of the config.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
-    }
-
-    /// The listening sockets, for a successor.
-    #[must_use]
-    pub fn sockets(&self) -> &Sockets {
-        &self.sockets
     }
 
     /// By which requests can be held back; it does not keep the gate alive.
@@ -226,39 +199,6 @@ impl Gate {
         prepared.show(&self.certificates);
         self.snapshot.send_replace(Arc::new(prepared.snapshot));
     }
-
-    /// Stops accepting, finishes what is in flight, and ends everything that is left after `drain_timeout`.
-    pub async fn drain(self) {
-        let timeout = self.snapshot.borrow().config.server.drain_timeout;
-        drop(self.sockets);
-        self.phase.send_replace(Phase::Draining);
-        let ended = || self.threads.iter().all(thread::JoinHandle::is_finished);
-        if !wait_for(ended, timeout).await {
-            tracing::warn!(
-                connections = self.shared.census.total(),
-                "drain timeout: closing what is left"
-            );
-            self.phase.send_replace(Phase::Ending);
-            if !wait_for(ended, ENDING).await {
-                tracing::error!("a worker did not end");
-                return;
-            }
-        }
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a worker ended by a panic");
-            }
-        }
-    }
-}
-
-async fn wait_for(condition: impl Fn() -> bool, limit: Duration) -> bool {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(POLL_ENDED).await;
-        }
-    };
-    tokio::time::timeout(limit, waiting).await.is_ok()
 }
 
 /// One listening socket with what its connections are for.
@@ -292,38 +232,12 @@ fn bind_all(config: &Config, mut inherited: Sockets) -> Result<Vec<Vec<Listener>
     gates.chain(redirects).map(bind).collect()
 }
 
-fn copies(listeners: &[Vec<Listener>]) -> std::io::Result<Sockets> {
-    let mut sockets = Sockets::default();
-    for (kind, socket) in listeners.iter().flatten() {
-        let pool = if *kind == Kind::Redirect {
-            &mut sockets.redirects
-        } else {
-            &mut sockets.gates
-        };
-        pool.push(socket.try_clone()?);
-    }
-    Ok(sockets)
-}
-
 fn addresses_of(listeners: &[Vec<Listener>], wanted: impl Fn(Kind) -> bool) -> Vec<SocketAddr> {
     let firsts = listeners.iter().filter_map(|sockets| sockets.first());
     firsts
         .filter(|(kind, _)| wanted(*kind))
         .filter_map(|(_, socket)| socket.local_addr().ok())
         .collect()
-}
-
-/// Deals the sockets of every address out to the workers in turn; inherited ones may be more or fewer than workers.
-fn deal(listeners: Vec<Vec<Listener>>, workers: usize) -> Vec<Vec<Listener>> {
-    let mut shares: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
-    for sockets in listeners {
-        for (number, socket) in sockets.into_iter().enumerate() {
-            if let Some(share) = shares.get_mut(number % workers.max(1)) {
-                share.push(socket);
-            }
-        }
-    }
-    shares
 }
 
 /// What is known of the servers of `config`, kept from `before` where they are the same.
@@ -371,38 +285,4 @@ fn prepare(
         via,
     };
     Ok(Prepared { snapshot })
-}
-
-fn spawn(
-    number: usize,
-    listeners: Vec<Listener>,
-    shared: Arc<Shared>,
-    watches: Watches,
-) -> Result<thread::JoinHandle<()>, Error> {
-    let seed = getrandom::u64()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::Thread)?;
-    let work = move || {
-        let local = tokio::task::LocalSet::new();
-        let serving = local.run_until(async move {
-            let snapshot = Arc::clone(&watches.snapshot.borrow());
-            let worker = Worker::new(number, shared, snapshot, seed);
-            for (kind, listener) in listeners {
-                let accepting = listener::accept(std::rc::Rc::clone(&worker), listener, kind, watches.phase.clone());
-                drop(tokio::task::spawn_local(async move {
-                    if let Err(error) = accepting.await {
-                        tracing::error!(%error, "a listener ended");
-                    }
-                }));
-            }
-            worker.sweep(watches).await;
-        });
-        runtime.block_on(serving);
-    };
-    thread::Builder::new()
-        .name(format!("worker-{number}"))
-        .spawn(work)
-        .map_err(Error::Thread)
 }

@@ -11,6 +11,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::Error;
 use super::transfer::PIECE_BYTES;
@@ -82,6 +83,28 @@ impl Repository {
             return super::bucket::check(url).map(drop);
         }
         Err("is neither a directory nor a bucket")
+    }
+
+    /// Whether the directory at `url` could be written to now, or made; makes nothing, and asks no bucket.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn try_directory(url: &str) -> io::Result<()> {
+        let Some(directory) = url.strip_prefix("file://") else {
+            return Ok(());
+        };
+        let mut places = std::path::Path::new(directory).ancestors();
+        let place = places.find(|place| place.exists());
+        let place = place.unwrap_or(std::path::Path::new("/"));
+        if !place.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(accessat(
+            CWD,
+            place,
+            Access::WRITE_OK | Access::EXEC_OK,
+            AtFlags::EACCESS,
+        )?)
     }
 
     #[must_use]

@@ -3,9 +3,12 @@
 //! Each worker formats into its own buffer and hands full buffers over; the writer thread (`outlet`) alone touches the
 //! file. When it cannot keep up, whole buffers are dropped and the lines in them counted.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use prometheus::IntCounter;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::AccessLog;
 use super::outlet::{self, Output, Room};
@@ -62,6 +65,31 @@ fn open(target: &AccessLog) -> Result<Output, Error> {
             source,
         }),
     }
+}
+
+/// Whether the log could be opened now; makes nothing.
+#[must_use]
+pub fn fault(target: &AccessLog) -> Option<Error> {
+    let AccessLog::File(path) = target else { return None };
+    let tried = match std::fs::metadata(path) {
+        Ok(there) if there.is_file() || there.is_dir() => OpenOptions::new().append(true).open(path).map(drop),
+        // A pipe would wait for its reader.
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => may_make(path),
+        Err(error) => Err(error),
+    };
+    let path = path.clone();
+    tried.err().map(|source| Error::Open { path, source })
+}
+
+fn may_make(path: &Path) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    Ok(accessat(
+        CWD,
+        directory,
+        Access::WRITE_OK | Access::EXEC_OK,
+        AtFlags::EACCESS,
+    )?)
 }
 
 impl Sink {

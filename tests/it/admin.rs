@@ -270,11 +270,15 @@ async fn admin_beyond_loopback() {
     assert!(scraped.text().contains("foregate_build_info"), "{scraped:?}");
 }
 
-#[tokio::test]
-async fn beyond_loopback_admin_asks_for_tls_a_client_certificate_and_a_token_even_for_metrics() {
-    let name = "admin::beyond_loopback_admin_asks_for_tls_a_client_certificate_and_a_token_even_for_metrics";
-    if namespace::is_here_or_runs(name) {
-        admin_beyond_loopback().await;
+mod own_network {
+    use super::{admin_beyond_loopback, namespace};
+
+    #[tokio::test]
+    async fn beyond_loopback_admin_asks_for_tls_a_client_certificate_and_a_token_even_for_metrics() {
+        let test = "beyond_loopback_admin_asks_for_tls_a_client_certificate_and_a_token_even_for_metrics";
+        if namespace::is_here_or_runs(&format!("admin::own_network::{test}")) {
+            admin_beyond_loopback().await;
+        }
     }
 }
 

@@ -136,6 +136,43 @@ fn check_makes_nothing() {
 }
 
 #[test]
+fn check_tries_the_access_log_and_the_directory_of_backups_and_makes_neither() {
+    let directory = folder();
+    let at = |path: &str| directory.path().join(path);
+    let with = |log: &Path, repository: &Path| {
+        let database = format!("[database]\nurl = {{ file = {:?} }}\n", at("url"));
+        let text = format!(
+            "[tls]\nmode = \"off\"\n[log]\naccess_log = {log:?}\n[backup]\nrepository = \"file://{}\"\n{database}",
+            repository.display()
+        );
+        check(directory.path(), &text)
+    };
+    std::fs::write(at("url"), "postgres://user@127.0.0.1/app").expect("the address is written");
+    let good = with(&at("access.log"), &at("deep/backups"));
+    assert!(good.status.success(), "{}", stderr(&good));
+    assert!(!stderr(&good).contains("no backup"), "{}", stderr(&good));
+    assert!(!at("access.log").exists() && !at("deep").exists());
+
+    // Backups that fail are seen and mended later: the gate starts.
+    std::fs::write(at("file"), "kept").expect("a file");
+    let doubtful = with(&at("file"), &at("file/backups"));
+    assert!(doubtful.status.success(), "{}", stderr(&doubtful));
+    assert!(
+        stderr(&doubtful).contains("no backup can be written to"),
+        "{}",
+        stderr(&doubtful)
+    );
+    assert_eq!(std::fs::read_to_string(at("file")).expect("the file"), "kept");
+
+    // A log that cannot be opened stops the start.
+    for wrong in ["absent/access.log", "file/access.log", "."] {
+        let refused = with(&at(wrong), &at("backups"));
+        assert_eq!(refused.status.code(), Some(USAGE), "{wrong}: {}", stderr(&refused));
+        assert!(stderr(&refused).contains("the access log"), "{}", stderr(&refused));
+    }
+}
+
+#[test]
 fn token_prints_a_line_that_the_configuration_takes() {
     let directory = folder();
     let made = foregate(&["token", "--name", "ops@example", "--role", "operator"]);

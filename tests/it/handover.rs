@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -17,6 +17,7 @@ use crate::load::Successor;
 use crate::support::certificates::Authority;
 use crate::support::client::{self, Raw};
 use crate::support::load::DRAIN_GRACE;
+use crate::support::notify::Manager;
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
@@ -155,14 +156,7 @@ async fn successor_takes_over_without_a_loss_to_tls_h2_or_an_open_tunnel() {
         clients.spawn(ask_over_h2(address, Arc::clone(&h2), Arc::clone(&counts)));
     }
     goes_on(&counts, 50).await;
-    let addresses = gate.path("addresses.json");
-    std::fs::remove_file(&addresses).expect("the old addresses");
-    gate.signal(Signal::USR2);
-    wait::until("the addresses of the successor", async || {
-        addresses.exists().then_some(())
-    })
-    .await;
-    let successor = Successor::of(&gate);
+    let successor = Successor::of(&gate).await;
     goes_on(&counts, 100).await;
     // The old process lives on for its tunnel alone.
     tunnel.send("still").await;
@@ -176,4 +170,53 @@ async fn successor_takes_over_without_a_loss_to_tls_h2_or_an_open_tunnel() {
         ended.expect("no request fails");
     }
     drop(successor);
+}
+
+#[tokio::test]
+async fn successor_becomes_the_main_process_and_pings_the_watchdog() {
+    let origin = Origin::answering("x").await;
+    let manager = Manager::new();
+    let mut gate = Gate::start_watched(&Config::before(&origin), &manager, Duration::from_secs(6)).await;
+    manager.hears(gate.pid(), "READY=1").await;
+    manager.hears(gate.pid(), "WATCHDOG=1").await;
+    let successor = Successor::of(&gate).await;
+    manager.hears(gate.pid(), &format!("MAINPID={}", successor.pid())).await;
+    // Only now would systemd heed the successor.
+    manager.hears(successor.pid(), "WATCHDOG=1").await;
+    assert!(gate.exited().await.success(), "{}", gate.log());
+    drop(successor);
+}
+
+/// The processes that `pid` has started and that have not been waited for, zombies among them (proc(5): the parent stands
+/// second after the name, which is in parentheses and may hold anything).
+fn children(pid: u32) -> usize {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let is_child = |entry: &std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+        (parent == pid.to_string()).then_some(())
+    };
+    processes.filter(|entry| is_child(entry).is_some()).count()
+}
+
+#[tokio::test]
+async fn successor_that_fails_is_told_of_and_leaves_no_zombie() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin);
+    let gate = Gate::start(&config).await;
+    gate.rewrite(&config.set("limits.nonsense", "1"));
+    gate.signal(Signal::USR2);
+    wait::until("the successor in the log", async || {
+        gate.log().contains("started a successor").then_some(())
+    })
+    .await;
+    wait::until("the end of the successor", async || {
+        (children(gate.pid()) == 0).then_some(())
+    })
+    .await;
+    wait::until("its end in the log", async || {
+        gate.log().contains("ended before it took over").then_some(())
+    })
+    .await;
+    assert_eq!(client::get(gate.address, "/", "").await.status, 200);
 }

@@ -42,14 +42,7 @@ async fn successor_takes_over_under_load_without_a_failed_request() {
     let mut gate = Gate::start(&config).await;
     let load = Load::start(gate.address);
     load.goes_on(100).await;
-    let addresses = gate.path("addresses.json");
-    std::fs::remove_file(&addresses).expect("the old addresses");
-    gate.signal(Signal::USR2);
-    wait::until("the addresses of the successor", async || {
-        addresses.exists().then_some(())
-    })
-    .await;
-    let successor = Successor::of(&gate);
+    let successor = Successor::of(&gate).await;
     load.goes_on(200).await;
     assert!(gate.exited().await.success(), "{}", gate.log());
     load.goes_on(200).await;
@@ -62,8 +55,16 @@ async fn successor_takes_over_under_load_without_a_failed_request() {
 pub(crate) struct Successor(rustix::process::Pid);
 
 impl Successor {
-    /// The only process that has this test's configuration on its command line.
-    pub(crate) fn of(gate: &Gate) -> Self {
+    /// Has the gate start it, and waits until it serves. It is the only other process that has this test's configuration on
+    /// its command line.
+    pub(crate) async fn of(gate: &Gate) -> Self {
+        let addresses = gate.path("addresses.json");
+        std::fs::remove_file(&addresses).expect("the old addresses");
+        gate.signal(Signal::USR2);
+        wait::until("the addresses of the successor", async || {
+            addresses.exists().then_some(())
+        })
+        .await;
         let config = gate.path("config.toml").display().to_string();
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
         let found = processes.filter_map(|entry| {
@@ -74,6 +75,10 @@ impl Successor {
         });
         let pid = found.last().expect("the successor runs");
         Self(rustix::process::Pid::from_raw(pid).expect("a process id"))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.as_raw_nonzero().get().unsigned_abs()
     }
 }
 

@@ -302,3 +302,54 @@ async fn logs_and_the_length_of_the_drain_follow_a_reload() {
     gate.signal(Signal::TERM);
     assert!(gate.exited().await.success(), "{}", gate.log());
 }
+
+/// A store that takes a connection and says nothing until it is dropped.
+struct Store {
+    _held: tokio::net::TcpStream,
+    _listener: tokio::net::TcpListener,
+    /// With its address.
+    _file: tempfile::TempDir,
+}
+
+/// A gate in the middle of its start: it has read its configuration and waits for the store.
+async fn starting(config: &Config) -> (Gate, Store) {
+    let store = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let directory = tempfile::tempdir().expect("a folder");
+    let file = directory.path().join("store");
+    let address = store.local_addr().expect("a bound socket has an address");
+    std::fs::write(&file, format!("postgres://user@{address}/app?sslmode=disable")).expect("the address is written");
+    let from = format!("{{ file = {:?} }}", file.display().to_string());
+    let gate = Gate::begin(&config.clone().set("store.postgres", &from));
+    let (held, _) = wait::within("the call to the store", store.accept())
+        .await
+        .expect("a connection");
+    (
+        gate,
+        Store {
+            _held: held,
+            _listener: store,
+            _file: directory,
+        },
+    )
+}
+
+#[tokio::test]
+async fn change_made_while_the_gate_starts_takes_effect() {
+    let origin = Origin::answering("x").await;
+    let config = Config::before(&origin);
+    let (mut gate, store) = starting(&config).await;
+    gate.rewrite(&config.set("headers.referrer_policy", r#""meanwhile""#));
+    drop(store);
+    gate.ready().await;
+    takes_effect(&gate, "what was written during the start", "meanwhile").await;
+}
+
+#[tokio::test]
+async fn hangup_while_the_gate_starts_does_not_end_it() {
+    let origin = Origin::answering("x").await;
+    let (mut gate, store) = starting(&Config::before(&origin)).await;
+    gate.signal(Signal::HUP);
+    drop(store);
+    gate.ready().await;
+    assert_eq!(client::get(gate.address, "/", "").await.status, 200);
+}

@@ -3,14 +3,23 @@
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
 use tokio::sync::Notify;
 
 use crate::support::client::{self, Raw};
 use crate::support::frames::{self, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, frame};
+use crate::support::notify::Manager;
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::{metrics, wait};
+
+async fn closed_port(gate: &Gate) {
+    wait::until("the closed port", async || {
+        tokio::net::TcpStream::connect(gate.address).await.err()
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn request_in_flight_is_answered_after_sigterm() {
@@ -25,6 +34,35 @@ async fn request_in_flight_is_answered_after_sigterm() {
     open.notify_one();
     assert_eq!(raw.answer().await.body.as_ref(), b"late");
     assert!(gate.exited().await.success(), "{}", gate.log());
+}
+
+#[tokio::test]
+async fn sigterm_in_the_middle_of_a_reload_drains_all_the_same() {
+    let open = Arc::new(Notify::new());
+    let gate_of_origin = Arc::clone(&open);
+    let origin = Origin::start(move |_| Script::After(Arc::clone(&gate_of_origin), ok("late"))).await;
+    let (directory, manager) = (private(), Manager::new());
+    let pipe = directory.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
+    let config = Config::before(&origin);
+    let mut gate = Gate::start_shaped(directory, &config, |command| manager.is_told_by(command)).await;
+    // The reload that belongs to the start is over.
+    for line in ["READY=1", "RELOADING=1", "READY=1"] {
+        manager.hears(gate.pid(), line).await;
+    }
+    let mut raw = Raw::plain(gate.address).await;
+    raw.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    origin.wait_for("/slow").await;
+    // Whoever opens it waits for somebody who reads, as for a disk that does not answer.
+    gate.rewrite(&config.set("log.access_log", &format!("{:?}", pipe.display().to_string())));
+    manager.hears(gate.pid(), "RELOADING=1").await;
+    gate.signal(Signal::TERM);
+    closed_port(&gate).await;
+    open.notify_one();
+    assert_eq!(raw.answer().await.body.as_ref(), b"late");
+    let reader = rustix::fs::open(&pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
+    assert!(gate.exited().await.success(), "{}", gate.log());
+    drop(reader.expect("the other end of the pipe"));
 }
 
 #[tokio::test]
@@ -53,10 +91,7 @@ async fn drain_refuses_new_clients_and_ends_idle_ones() {
     origin.wait_for("/slow/h2").await;
     gate.signal(Signal::TERM);
     idle.closed().await;
-    wait::until("the closed port", async || {
-        tokio::net::TcpStream::connect(gate.address).await.err()
-    })
-    .await;
+    closed_port(&gate).await;
     // HTTP/2 is told first, without an error, and keeps its stream.
     assert_eq!(streams.fate(1).await, Fate::GoAway(0));
     open.notify_waiters();

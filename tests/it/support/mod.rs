@@ -10,6 +10,7 @@ pub(crate) mod h2c;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod namespace;
+pub(crate) mod notify;
 pub(crate) mod origin;
 pub(crate) mod postgres;
 pub(crate) mod process;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
@@ -10,6 +11,7 @@ use tempfile::TempDir;
 
 use super::certificates::Files;
 use super::client::{self, Answer};
+use super::notify::Manager;
 use super::origin::Origin;
 use super::wait;
 
@@ -84,9 +86,7 @@ impl Gate {
 
     /// Starts with another environment or other streams.
     pub(crate) async fn start_shaped(directory: TempDir, config: &Config, shape: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
-        command.args(["run", "--config"]).stdin(Stdio::null());
-        Self::launch(directory, config, command, shape).await
+        Self::launch(directory, config, Self::command(), shape).await
     }
 
     /// Starts as systemd starts a service of this socket (sd_listen_fds(3)): descriptor 3, and environment variables of which
@@ -101,13 +101,38 @@ impl Gate {
         Self::launch(directory, config, command, |_| ()).await
     }
 
+    /// Starts as systemd starts a service with a watchdog (sd_watchdog_enabled(3)), which names the process as above.
+    pub(crate) async fn start_watched(config: &Config, manager: &Manager, limit: Duration) -> Self {
+        let script = r#"WATCHDOG_PID=$$ exec "$0" run --config "$1""#;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_foregate")])
+            .env("WATCHDOG_USEC", limit.as_micros().to_string())
+            .stdin(Stdio::null());
+        let directory = tempfile::tempdir().expect("a private folder");
+        Self::launch(directory, config, command, |command| manager.is_told_by(command)).await
+    }
+
+    /// Starts, and does not wait: it has no addresses until it is [`Self::ready`].
+    pub(crate) fn begin(config: &Config) -> Self {
+        let directory = tempfile::tempdir().expect("a private folder");
+        Self::spawn(directory, config, Self::command(), |_| ())
+    }
+
+    fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
+        command.args(["run", "--config"]).stdin(Stdio::null());
+        command
+    }
+
+    async fn launch(directory: TempDir, config: &Config, command: Command, shape: impl FnOnce(&mut Command)) -> Self {
+        let mut gate = Self::spawn(directory, config, command, shape);
+        gate.ready().await;
+        gate
+    }
+
     /// `command` but for the path of the configuration; `shape` has the last word.
-    async fn launch(
-        directory: TempDir,
-        config: &Config,
-        mut command: Command,
-        shape: impl FnOnce(&mut Command),
-    ) -> Self {
+    fn spawn(directory: TempDir, config: &Config, mut command: Command, shape: impl FnOnce(&mut Command)) -> Self {
         write(&directory, config);
         let addresses = directory.path().join("addresses.json");
         drop(std::fs::remove_file(&addresses));
@@ -119,10 +144,20 @@ impl Gate {
             .stdout(output("stdout"))
             .stderr(output("stderr"));
         shape(&mut command);
-        let mut child = command.spawn().expect("the gate starts");
-        let stderr = directory.path().join("stderr");
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        Self {
+            directory,
+            child: command.spawn().expect("the gate starts"),
+            address: nowhere,
+            admin: nowhere,
+        }
+    }
+
+    /// Waits until it serves.
+    pub(crate) async fn ready(&mut self) {
+        let (addresses, stderr) = (self.path("addresses.json"), self.path("stderr"));
         let ready = wait::until("the addresses of the gate", async || {
-            if let Some(status) = child.try_wait().expect("the gate is our child") {
+            if let Some(status) = self.child.try_wait().expect("the gate is our child") {
                 panic!(
                     "the gate ended ({status}): {}",
                     std::fs::read_to_string(&stderr).unwrap_or_default()
@@ -133,12 +168,8 @@ impl Gate {
         let ready = ready.await;
         let address =
             |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok()).expect("an address");
-        Self {
-            address: address(&ready["gate"][0]),
-            admin: address(&ready["admin"]),
-            directory,
-            child,
-        }
+        self.address = address(&ready["gate"][0]);
+        self.admin = address(&ready["admin"]);
     }
 
     pub(crate) fn pid(&self) -> u32 {

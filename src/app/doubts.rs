@@ -1,0 +1,83 @@
+//! What a start survives and an operator should mend all the same, as `foregate check` tells it.
+
+use std::io::{Error, ErrorKind, Result};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::alarms;
+use crate::clock::Clock;
+use crate::config::{Config, Loaded};
+use crate::repository::Repository;
+
+/// How long is waited for a directory.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All of them.
+#[must_use]
+pub fn doubts(loaded: &Loaded) -> Vec<String> {
+    let mut all = expired_certificates(&loaded.config);
+    all.extend(no_backups(&loaded.config));
+    all
+}
+
+/// An alarm tells of them, too.
+fn expired_certificates(config: &Config) -> Vec<String> {
+    let (_, of_gate) = crate::proxy::check(&config.proxy);
+    let of_admin = crate::admin::check(&config.admin).ok().flatten();
+    let now = Clock::system().wall();
+    let over = of_gate.into_iter().chain(of_admin).filter(|expiry| expiry.is_over(now));
+    over.map(|expiry| alarms::expired(&expiry.path.display().to_string(), expiry.at))
+        .collect()
+}
+
+/// A directory for backups that takes none: the gate serves without it.
+fn no_backups(config: &Config) -> Option<String> {
+    let url = config.backup.vault()?.repository.url;
+    let about = format!("no backup can be written to {url}");
+    let tried = within(LOOK_TIMEOUT, move || Repository::try_directory(&url)).context(about);
+    tried.err().as_ref().map(told)
+}
+
+/// A share that does not answer must not hold up the start, which asks this first.
+fn within<T: Send + 'static>(limit: Duration, look: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, answer) = std::sync::mpsc::sync_channel(1);
+    // Left behind if it never ends; the process does not wait for it.
+    drop(std::thread::Builder::new().spawn(move || drop(sender.send(look())))?);
+    let late = |_| Error::from(ErrorKind::TimedOut);
+    answer.recv_timeout(limit).map_err(late)?
+}
+
+/// With its causes, and with the place of the remedy where a unit's sandbox is the likeliest of them.
+pub(super) fn told(error: &anyhow::Error) -> String {
+    let is_read_only = error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<Error>();
+        cause.is_some_and(|cause| cause.kind() == ErrorKind::ReadOnlyFilesystem)
+    });
+    let remedy = if is_read_only {
+        "; in a systemd unit see ReadWritePaths="
+    } else {
+        ""
+    };
+    format!("{error:#}{remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_that_never_ends_is_given_up() {
+        let (never, waiting) = std::sync::mpsc::channel::<()>();
+        let looked = within(Duration::from_millis(1), move || Ok(waiting.recv().is_ok()));
+        assert_eq!(looked.unwrap_err().kind(), ErrorKind::TimedOut);
+        drop(never);
+    }
+
+    #[test]
+    fn sandbox_is_named_where_it_is_the_likeliest_cause() {
+        let about = |kind: ErrorKind| told(&anyhow::Error::from(Error::from(kind)).context("no log"));
+        assert!(about(ErrorKind::ReadOnlyFilesystem).contains("ReadWritePaths="));
+        assert!(!about(ErrorKind::PermissionDenied).contains("ReadWritePaths="));
+    }
+}
