@@ -105,6 +105,7 @@ impl Routine {
         let metrics = Metrics::new(parts.clock).and_then(|metrics| metrics.register(&parts.registry).map(|()| metrics));
         let metrics = metrics.map_err(|error| Error::Drill(error.to_string()))?;
         let pitr = parts.config;
+        let policy = Policy::new(pitr.window, pitr.base_backup);
         let recovery = Recovery::open(Ground {
             target: Target::parse(&parts.database)?,
             clock: parts.clock,
@@ -121,9 +122,9 @@ impl Routine {
             },
         })?;
         Ok(Arc::new(Self {
-            recovery,
+            recovery: recovery.with_policy(policy),
             time_zone: parts.time_zone,
-            policy: Policy::new(pitr.window, pitr.base_backup),
+            policy,
             base: Arc::new(Kind::new(BASE, pitr.base_backup)),
             drill: Arc::new(Kind::new(DRILL, pitr.drill)),
             clock: parts.clock,
