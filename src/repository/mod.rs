@@ -9,6 +9,7 @@ mod bucket;
 pub mod fingerprint;
 mod folders;
 pub mod frames;
+pub mod hashed;
 pub mod layout;
 mod listing;
 pub mod manifest;

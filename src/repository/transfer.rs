@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use super::Error;
 use super::frames::Compression;
 use super::manifest::Part;
-use super::seal::{self, Hashed, Keys, Measured, Sealed};
+use super::hashed::Hashed;
+use super::seal::{self, Keys, Measured, Sealed, Tally};
 use super::stages;
 use super::storage::{CALL_TIMEOUT, Repository, within, within_limit};
 use super::worker;
@@ -168,7 +169,7 @@ impl Repository {
         keys: Arc<Keys>,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<(Sealed, W), Error> {
-        let (opened, hashed) = self.get_opened(key, Hashed::new(sink), keys, progress).await?;
+        let (opened, hashed) = self.get_opened(key, Hashed::<_, Tally>::new(sink), keys, progress).await?;
         Ok(hashed.sealed(opened))
     }
 

@@ -14,6 +14,7 @@ use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::cause::chain;
 use crate::clock::Clock;
 use crate::secret::Secret;
 
@@ -244,20 +245,10 @@ async fn deliver(client: &reqwest::Client, config: &Config, message: &Message) -
     let answered = match request.send().await {
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("the answer was {}", answer.status())),
-        Err(error) => Err(reason(&error.without_url())),
+        // None of the causes holds the address.
+        Err(error) => Err(chain(&error.without_url())),
     };
     Some(answered)
-}
-
-/// The chain of causes, none of which holds the address.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

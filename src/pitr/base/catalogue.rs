@@ -9,7 +9,6 @@ use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Lease, Manifest, Tombstone};
 use crate::repository::{self, Repository};
 
-const NOTE_BYTES_MAX: u64 = 64 * 1024;
 /// How long a base backup is leased to a recovery: longer than any.
 const LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 
@@ -66,7 +65,7 @@ pub(in crate::pitr) async fn list(repository: &Repository, cluster: &Cluster) ->
         let Some(mut base) = read(repository, key, folder).await? else {
             continue;
         };
-        let tombstone: Option<Tombstone> = note(repository, &layout::base_tombstone(cluster, base.id)).await?;
+        let tombstone: Option<Tombstone> = repository.read_note(&layout::base_tombstone(cluster, base.id)).await?;
         base.deleted_at = tombstone.map(|tombstone| tombstone.at);
         base.incomplete = repository.incomplete(folder, &base.parts, &listed).await?;
         base.leased_until = leases.get(&base.id).copied();
@@ -99,21 +98,10 @@ async fn read(repository: &Repository, key: &str, folder: &str) -> Result<Option
 async fn leases(repository: &Repository) -> Result<BTreeMap<Ulid, jiff::Timestamp>, Error> {
     let mut until = BTreeMap::new();
     for (key, _) in repository.list("leases").await? {
-        if let Some(lease) = note::<Lease>(repository, &key).await? {
+        if let Some(lease) = repository.read_note::<Lease>(&key).await? {
             let latest = until.entry(lease.id).or_insert(lease.expires_at);
             *latest = lease.expires_at.max(*latest);
         }
     }
     Ok(until)
-}
-
-async fn note<T: serde::de::DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>, Error> {
-    let Some(bytes) = repository.read(key, NOTE_BYTES_MAX).await? else {
-        return Ok(None);
-    };
-    let parsed = serde_json::from_slice(&bytes).map_err(|error| repository::Error::Manifest {
-        key: key.to_owned(),
-        reason: error.to_string(),
-    })?;
-    Ok(Some(parsed))
 }

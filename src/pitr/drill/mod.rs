@@ -23,6 +23,7 @@ use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::postgres::server::hand_over;
+use crate::telemetry::cause::chain;
 
 /// What a drill looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,14 +269,4 @@ fn random_share() -> f64 {
         return 1.0;
     }
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
-}
-
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }

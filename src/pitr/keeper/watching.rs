@@ -7,13 +7,13 @@ use jiff::SignedDuration;
 
 use super::Keeper;
 use crate::pitr::archive::Archive;
-use crate::pitr::archiver::chain;
 use crate::pitr::inventory::take;
 use crate::pitr::retention::Policy;
 use crate::pitr::setup::Way;
 use crate::pitr::watch::{self, Seen, Verdict};
 use crate::postgres::{self, Admin};
 use crate::repository::layout::{self, Cluster};
+use crate::telemetry::cause::chain;
 
 const WATCH_EVERY: Duration = Duration::from_secs(15);
 const WATCH_EVERY_MIN: Duration = Duration::from_secs(1);

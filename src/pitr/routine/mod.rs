@@ -24,7 +24,7 @@ pub use self::kind::{Ended, Run};
 use self::metrics::Metrics;
 use super::archiver::Archiver;
 use super::base::{Base, Mode};
-use super::drill::{self, Drill};
+use super::drill::Drill;
 use super::recovery::{self, Ground, Recovery};
 use super::retention::Policy;
 use super::window::Window;
@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository;
 use crate::repository::layout::Cluster;
+use crate::telemetry::cause::chain;
 use crate::telemetry::health::{Board, Condition};
 
 /// How often the window is looked at: what a look takes is at most this share of the time, within these bounds.
@@ -271,7 +272,7 @@ impl Routine {
                 true
             }
             Err(error) => {
-                let text = format!("no base backup could be taken: {}", drill::chain(&error));
+                let text = format!("no base backup could be taken: {}", chain(&error));
                 self.base.end(self.clock.wall(), Some(text.clone()));
                 self.report(BASE, &text);
                 false
@@ -289,7 +290,7 @@ impl Routine {
                 "retention was applied to base backups and log"
             ),
             Err(error) => {
-                let text = format!("retention could not be applied: {}", drill::chain(&Error::from(error)));
+                let text = format!("retention could not be applied: {}", chain(&Error::from(error)));
                 self.base.trouble(self.clock.wall(), text.clone());
                 self.report(BASE, &text);
             }
@@ -308,7 +309,7 @@ impl Routine {
                 );
                 drill.failure
             }
-            Err(error) => Some(drill::chain(&error)),
+            Err(error) => Some(chain(&error)),
         };
         let failure = failure.map(|failure| failed_drill(&failure));
         if let Some(failure) = &failure {
@@ -415,7 +416,7 @@ fn unseen(error: &Error) -> String {
                 configured; base backups and retention go on"
             .to_owned();
     }
-    format!("the repository cannot be read: {}", drill::chain(error))
+    format!("the repository cannot be read: {}", chain(error))
 }
 
 fn failed_drill(failure: &str) -> String {
