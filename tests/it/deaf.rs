@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixListener;
+use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::Notify;
 
 use crate::support::client::{self, Raw};
@@ -130,15 +130,30 @@ fn unread_bytes() -> usize {
     buffer.trim().parse::<usize>().expect("a number") + (48 << 10)
 }
 
-/// On its first connection it answers before it has read the last bytes of an upload, and never reads them; on others it
-/// is sound.
-async fn unread(listener: UnixListener, unread: usize) {
+/// Whether nothing waits in the kernel of what was sent by the socket at this port (proc(5), /proc/net/tcp).
+fn is_taken(from: SocketAddr) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc");
+    let port = format!(":{:04X}", from.port());
+    table.lines().skip(1).all(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, _, queues, ..] = fields.as_slice() else {
+            return true;
+        };
+        let is_meant = local.ends_with(&port) || remote.ends_with(&port);
+        !is_meant || *queues == "00000000:00000000"
+    })
+}
+
+/// On its first connection it answers, when it is told to, before it has read the last bytes of an upload, and never reads
+/// them; on others it is sound.
+async fn unread(listener: UnixListener, unread: usize, answers: Arc<Notify>) {
     let (mut deaf, _) = listener.accept().await.expect("a connection");
     let mut read = 0;
     while read < BYTES - unread {
         let mut piece = vec![0; (BYTES - unread - read).min(64 << 10)];
         read += deaf.read(&mut piece).await.expect("an upload");
     }
+    answers.notified().await;
     deaf.write_all(&ok("early")).await.expect("the answer");
     while let Ok((mut sound, _)) = listener.accept().await {
         let mut head = Vec::new();
@@ -151,13 +166,20 @@ async fn unread(listener: UnixListener, unread: usize) {
 async fn upload_that_its_app_has_not_read_yet_keeps_no_other_request_waiting() {
     let directory = tempfile::tempdir().expect("a folder");
     let path = directory.path().join("app");
-    let app = unread(UnixListener::bind(&path).expect("a free path"), unread_bytes());
-    let app = tokio::spawn(app);
+    let (listener, answers) = (
+        UnixListener::bind(&path).expect("a free path"),
+        Arc::<Notify>::default(),
+    );
+    let app = tokio::spawn(unread(listener, unread_bytes(), Arc::clone(&answers)));
     let unused = Origin::answering("x").await;
     let servers = format!("[\"unix:{}\"]", path.display());
     let gate = Gate::start(&impatient(&unused).set("upstream.servers", &servers)).await;
-    let mut raw = Raw::plain(gate.address).await;
+    let stream = TcpStream::connect(gate.address).await.expect("the port accepts");
+    let from = stream.local_addr().expect("an address");
+    let mut raw = Raw::over(stream);
     raw.send(post("/early")).await;
+    wait::until("the whole upload in the gate", async || is_taken(from).then_some(())).await;
+    answers.notify_one();
     assert_eq!(raw.answer().await.text(), "early");
     raw.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(raw.answer().await.text(), "sound");
