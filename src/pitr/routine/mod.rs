@@ -210,6 +210,10 @@ impl Routine {
         let mut recovery = self.recovery.clone();
         let told = Arc::clone(kind);
         recovery.bases.progress = Arc::new(move |step, bytes| told.progress(step, bytes));
+        if name == DRILL {
+            // Here and not beside it: a drill that begins must not be swept before it holds its lock.
+            recovery.sweep_scratch().await;
+        }
         let (mut rest_until, mut ordered) = (Duration::ZERO, false);
         loop {
             let due = self.due(kind);
