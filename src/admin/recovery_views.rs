@@ -83,12 +83,19 @@ pub fn window(window: &Window, now: Timestamp) -> Value {
         .iter()
         .map(|hole| json!({"from": hole.from, "to": hole.to, "because": hole.because}))
         .collect();
+    // Pinned base backups whose log retention thinned out: no part of the window, and no gap before it.
+    let islands: Vec<Value> = window
+        .islands
+        .iter()
+        .map(|island| json!({"base": island.base.to_string(), "from": island.from, "to": island.to}))
+        .collect();
     json!({
         "earliest": window.earliest(),
         "latest": window.latest(),
         "recoveryPointSeconds": window.recovery_point(now).map(|point| point.as_secs_f64()),
         "stretches": stretches,
         "gaps": holes,
+        "islands": islands,
         "endsBecause": window.ends_because,
     })
 }

@@ -12,8 +12,6 @@ use crate::repository::layout::Cluster;
 use crate::repository::manifest::{self, Content, Manifest};
 use crate::repository::{self, layout};
 
-const NOTE_BYTES_MAX: u64 = 64 * 1024;
-
 /// Keys and sizes of all objects.
 type Listed = BTreeMap<String, u64>;
 
@@ -74,15 +72,15 @@ impl Vault {
         let mut verifications = Vec::new();
         // In the order of their ids.
         for note in beginning(listed, &format!("{folder}/verify-")) {
-            verifications.extend(self.note(note).await?);
+            verifications.extend(self.repository.read_note(note).await?);
         }
         let mut leases = Vec::new();
         for lease in beginning(listed, &format!("leases/{id}-")) {
-            leases.extend(self.note(lease).await?);
+            leases.extend(self.repository.read_note(lease).await?);
         }
         let tombstone = layout::tombstone(id);
         let tombstone = match listed.contains_key(&tombstone) {
-            true => self.note(&tombstone).await?,
+            true => self.repository.read_note(&tombstone).await?,
             false => None,
         };
         Ok(Entry {
@@ -95,17 +93,6 @@ impl Vault {
             tombstone,
             leases,
         })
-    }
-
-    pub(super) async fn note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
-        let Some(bytes) = self.repository.read(key, NOTE_BYTES_MAX).await? else {
-            return Ok(None);
-        };
-        let parsed = serde_json::from_slice(&bytes).map_err(|error| repository::Error::Manifest {
-            key: key.to_owned(),
-            reason: error.to_string(),
-        })?;
-        Ok(Some(parsed))
     }
 
     /// The id of the backup whose folder, manifest or part lies at `path`: a key of the repository, or its absolute path

@@ -8,10 +8,10 @@
 use std::collections::HashSet;
 
 use super::script::{Statement, Subject, statements};
-use super::verify::chain;
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::admin::identifier;
+use crate::telemetry::cause::chain;
 
 /// Far more than the roles of any cluster take.
 const BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -40,6 +40,7 @@ use ulid::Ulid;
 use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository::{self, Keys, Repository};
+use crate::telemetry::cause::chain;
 
 pub use self::entry::{Entry, Subject, is_of};
 pub use self::prune::Pruned;
@@ -74,7 +75,7 @@ pub type Progress = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
 /// An error with its causes, in one line.
 #[must_use]
 pub fn explain(error: &Error) -> String {
-    verify::chain(error)
+    chain(error)
 }
 
 /// Progress that nobody hears.

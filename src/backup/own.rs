@@ -5,10 +5,10 @@ use std::path::Path;
 
 use super::create::{connection_name, pg_dump};
 use super::preflight::Ground;
-use super::verify::chain;
 use super::{Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::child::Command;
+use crate::telemetry::cause::chain;
 
 /// The schema of the store and of the heartbeats.
 const SCHEMA: &str = "foregate";

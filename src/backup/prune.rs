@@ -94,7 +94,7 @@ impl Vault {
                 continue;
             }
             // Nothing is erased before its grace is over: this manifest was lost in some other way.
-            let note = self.note(tombstone).await?;
+            let note = self.repository.read_note(tombstone).await?;
             if note.is_some_and(|note: Tombstone| !self.is_over(&note, now)) {
                 continue;
             }

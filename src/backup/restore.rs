@@ -19,13 +19,14 @@ use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
-use super::verify::{chain, to_json};
+use super::verify::to_json;
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::repository::layout;
 use crate::repository::manifest::{Character, Content, Lease};
+use crate::telemetry::cause::chain;
 
 /// A lease outlives the longest restore; one that was left behind must not hold a backup for ever.
 const LEASE: Duration = Duration::from_hours(24);

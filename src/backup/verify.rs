@@ -12,6 +12,7 @@ use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::repository::manifest::{Content, Level, Manifest, Part, Verification};
 use crate::repository::{self, Keys, layout};
+use crate::telemetry::cause::chain;
 
 impl Vault {
     /// Reads every part of a backup back. Returns the level reached, at most 2.
@@ -200,16 +201,6 @@ pub(super) fn is_damage(error: &Error) -> bool {
         }
         _ => false,
     }
-}
-
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 pub(super) fn to_json(value: &impl serde::Serialize) -> Vec<u8> {

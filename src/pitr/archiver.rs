@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::postgres::{self, Admin, Target};
 use crate::repository::layout::Cluster;
 use crate::repository::{Keys, Repository};
+pub use crate::telemetry::cause::chain;
 
 /// Which cluster is ours, from one start to the next.
 const CLUSTER_FILE: &str = "pitr-cluster";
@@ -223,19 +224,6 @@ pub async fn identify(target: &Target) -> Result<Cluster, postgres::Error> {
         system_identifier: admin.system_identifier().await?,
         major: admin.server_version().await? / 10_000,
     })
-}
-
-/// An error and its causes, as one line.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 impl Error {

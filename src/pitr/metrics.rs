@@ -62,7 +62,7 @@ impl Metrics {
             archive_segments: gauge("foregate_pitr_archive_segments", "Segments in the repository.")?,
             gap_segments: gauge(
                 "foregate_pitr_gap_segments",
-                "Segments that are missing between the oldest and the newest.",
+                "Segments that are missing of what base backups need.",
             )?,
             ready_files: gauge(
                 "foregate_pitr_ready_files",

@@ -9,6 +9,7 @@ use super::base::{self, Bases, Progress};
 use super::config::Check;
 use super::drill::Records;
 use super::plan::Refusal;
+use super::retention::Policy;
 use super::survey::Marks;
 use super::{archive, history};
 use crate::clock::Clock;
@@ -60,6 +61,7 @@ pub struct Recovery {
     pub(super) bases: Bases,
     pub(super) marks: Marks,
     pub(super) records: Records,
+    pub(super) policy: Policy,
     archiver: Option<Arc<Archiver>>,
 }
 
@@ -93,8 +95,15 @@ impl Recovery {
             bases,
             marks: Arc::default(),
             records: Arc::default(),
+            policy: Policy::default(),
             archiver: ground.archiver,
         })
+    }
+
+    /// By which retention thins out base backups and log, where that is not the usual one.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     #[must_use]

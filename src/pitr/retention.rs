@@ -202,6 +202,13 @@ pub fn holds(bases: &[Base], histories: &Histories, policy: &Policy, now: Timest
     bases.iter().map(hold).collect()
 }
 
+impl Hold {
+    /// The last segment that must stay; `None`: there is none.
+    pub(super) fn last(&self, size: SegmentSize) -> Option<u64> {
+        self.stop.map(|stop| Lsn(stop.0.saturating_sub(1)).segment(size))
+    }
+}
+
 /// Whether a segment may go. `history`: that of its timeline; a timeline of unknown origin keeps everything.
 #[must_use]
 pub fn is_needed(segment: SegmentName, history: Option<&History>, holds: &[Hold], size: SegmentSize) -> bool {
@@ -209,8 +216,7 @@ pub fn is_needed(segment: SegmentName, history: Option<&History>, holds: &[Hold]
     holds.iter().any(|hold| {
         let follows = history.legs_from(hold.timeline, hold.start).is_some();
         let first = hold.start.segment(size);
-        let last = hold.stop.map(|stop| Lsn(stop.0.saturating_sub(1)).segment(size));
-        let from_there = segment.number >= first && last.is_none_or(|last| segment.number <= last);
+        let from_there = segment.number >= first && hold.last(size).is_none_or(|last| segment.number <= last);
         // The copy's own log stands on its own timeline; what came of it, on any that follows.
         follows && from_there && (hold.stop.is_none() || segment.timeline == hold.timeline)
     })

@@ -17,6 +17,7 @@ use super::history::{History, Leg};
 use super::inventory::{self, Inventory};
 use super::name::{File, Lsn, SegmentSize, Timeline};
 use super::records::{self, Demands, Record, Scanner};
+use super::retention::{self, Hold};
 use super::window::{self, Reach, Window};
 use super::{Error, Recovery};
 use crate::repository;
@@ -103,6 +104,18 @@ impl Survey {
             .iter()
             .find(|history| history.timeline == timeline)
             .cloned()
+    }
+
+    /// As retention takes them.
+    fn histories(&self) -> retention::Histories {
+        let timelines = self.objects.iter().map(|object| object.file.timeline());
+        timelines.map(|timeline| (timeline, self.history(timeline))).collect()
+    }
+
+    /// Whether the log of the base backup behind `hold` is broken just where retention keeps no more of it.
+    fn is_island(&self, hold: &Hold, chain: &Chain) -> bool {
+        let first = chain.gaps.first().filter(|gap| !gap.is_disputed);
+        first.is_some_and(|gap| hold.last(self.size).is_some_and(|last| last < gap.first))
     }
 
     pub(super) fn follow(&self, legs: &[Leg]) -> Chain {
@@ -253,7 +266,8 @@ impl Recovery {
         let cluster = self.cluster().await?;
         let bases = self.bases.list(&cluster).await?;
         let size = bases.last().map_or(SegmentSize::DEFAULT, |base| base.segment_size);
-        Ok(inventory::take(&self.bases.archive(&cluster), size).await?)
+        let now = self.bases.clock.wall();
+        Ok(inventory::take(&self.bases.archive(&cluster), size, &self.policy, now).await?)
     }
 
     /// The restorable window along the newest timeline.
@@ -272,16 +286,18 @@ impl Recovery {
                 ..Window::default()
             });
         };
+        let now = self.bases.clock.wall();
+        let holds = retention::holds(&survey.bases, &survey.histories(), &self.policy, now);
         let mut reaches = Vec::new();
-        for base in &survey.bases {
+        for (base, hold) in survey.bases.iter().zip(&holds) {
             if let Some(legs) = history.legs_from(base.timeline, base.start) {
-                reaches.push(self.reach(survey, base, &legs).await?);
+                reaches.push(self.reach(survey, base, hold, &legs).await?);
             }
         }
         Ok(window::window(&reaches))
     }
 
-    async fn reach(&self, survey: &Survey, base: &Base, legs: &[Leg]) -> Result<Reach, Error> {
+    async fn reach(&self, survey: &Survey, base: &Base, hold: &Hold, legs: &[Leg]) -> Result<Reach, Error> {
         let chain = survey.follow(legs);
         let mut broken_by = chain.gaps.first().map(|gap| survey.segment_names(gap));
         let mut to = None;
@@ -310,6 +326,7 @@ impl Recovery {
             from: base.stopped_at,
             to,
             broken_by,
+            is_island: survey.is_island(hold, &chain),
         })
     }
 

@@ -16,6 +16,8 @@ pub struct Reach {
     pub to: Option<Timestamp>,
     /// What is missing first, as a sentence. `None`: the log goes on to its end.
     pub broken_by: Option<String>,
+    /// It is pinned, and retention removed the log behind its own.
+    pub is_island: bool,
 }
 
 /// An unbroken stretch of instants.
@@ -33,12 +35,25 @@ pub struct Hole {
     pub because: String,
 }
 
+/// A pinned base backup that stands apart from the window, with no more of the log than that of its own copying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Island {
+    pub base: Ulid,
+    /// When it ended.
+    pub from: Timestamp,
+    /// The last instant that can be reached from it; `None`: its log holds no later commit, so that it can be had only as it
+    /// is, at the position at which it ended.
+    pub to: Option<Timestamp>,
+}
+
 /// The restorable window.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Window {
     /// Oldest first; they do not touch.
     pub stretches: Vec<Stretch>,
     pub holes: Vec<Hole>,
+    /// Oldest first. What retention removed between them and the window is no hole.
+    pub islands: Vec<Island>,
     /// Why nothing after the end can be reached, beyond there being no more log.
     pub ends_because: Option<String>,
 }
@@ -54,18 +69,31 @@ impl Window {
         self.stretches.last().map(|stretch| stretch.to)
     }
 
+    /// Also from pinned base backups that stand apart.
     #[must_use]
     pub fn holds(&self, at: Timestamp) -> bool {
-        self.stretches
+        self.reached()
             .iter()
             .any(|stretch| stretch.from <= at && at <= stretch.to)
+    }
+
+    /// All instants that can be reached, those of islands as well; oldest first.
+    fn reached(&self) -> Vec<Stretch> {
+        let islands = self.islands.iter().filter_map(|island| {
+            let (from, to) = (island.from, island.to?);
+            Some(Stretch { from, to })
+        });
+        let mut reached: Vec<Stretch> = islands.chain(self.stretches.iter().copied()).collect();
+        reached.sort_by_key(|stretch| stretch.from);
+        reached
     }
 
     /// The nearest instants before and after `at` that can be reached.
     #[must_use]
     pub fn nearest(&self, at: Timestamp) -> (Option<Timestamp>, Option<Timestamp>) {
-        let before = self.stretches.iter().rev().find(|stretch| stretch.from <= at);
-        let after = self.stretches.iter().find(|stretch| at <= stretch.to);
+        let reached = self.reached();
+        let before = reached.iter().rev().find(|stretch| stretch.from <= at);
+        let after = reached.iter().find(|stretch| at <= stretch.to);
         (
             before.map(|stretch| stretch.to.min(at)),
             after.map(|stretch| stretch.from.max(at)),
@@ -113,11 +141,20 @@ pub fn window(reaches: &[Reach]) -> Window {
     let mut window = Window::default();
     for reach in sorted {
         // The last commit itself is what stops recovery in front of it.
-        let Some(to) = reach.to.filter(|to| *to > reach.from) else {
+        let last = reach.to.filter(|to| *to > reach.from);
+        let last = last.map(|to| to.saturating_sub(SignedDuration::from_micros(1)).unwrap_or(to));
+        if reach.is_island {
+            window.islands.push(Island {
+                base: reach.base,
+                from: reach.from,
+                to: last,
+            });
+            continue;
+        }
+        let Some(to) = last else {
             window.ends_because = reach.broken_by.clone().or(window.ends_because);
             continue;
         };
-        let to = to.saturating_sub(SignedDuration::from_micros(1)).unwrap_or(to);
         match window.stretches.last_mut() {
             Some(last) if reach.from <= last.to => {
                 if to >= last.to {
@@ -155,6 +192,7 @@ mod tests {
             from: second(from),
             to: to.map(second),
             broken_by: broken_by.map(str::to_owned),
+            is_island: false,
         }
     }
 
@@ -183,6 +221,34 @@ mod tests {
         assert_eq!(window.nearest(second(5)), (None, Some(second(10))));
         assert_eq!(window.nearest(second(70)), (Some(second(70)), Some(second(70))));
         assert_eq!(window.nearest(second(500)).1, None);
+    }
+
+    #[test]
+    fn a_pinned_base_backup_apart_from_the_window_makes_no_hole_and_is_not_where_the_window_begins() {
+        let island = |base, from, to| Reach {
+            is_island: true,
+            ..reach(base, from, to, Some("segments 4 to 7 are missing"))
+        };
+        let window = window(&[
+            island(1, 10, None),
+            island(2, 20, Some(25)),
+            reach(3, 60, Some(100), None),
+        ]);
+        assert_eq!((window.holes.len(), &window.ends_because), (0, &None));
+        assert_eq!(window.earliest(), Some(second(60)));
+        let ids: Vec<u64> = window.islands.iter().map(|island| island.base.timestamp_ms()).collect();
+        assert_eq!(ids, [1, 2]);
+        assert_eq!(window.islands[0].to, None);
+        assert!(window.holds(second(20)) && window.holds(second(24)) && !window.holds(second(25)));
+        assert!(
+            !window.holds(second(10)),
+            "nothing in its log could stop a recovery there"
+        );
+        let (before, after) = window.nearest(second(40));
+        assert!(before < Some(second(25)) && before >= Some(second(24)));
+        assert_eq!(after, Some(second(60)));
+        assert!(window.holds(window.at_share(0.0).expect("an instant")));
+        assert_eq!(window.at_share(0.0), Some(second(60)));
     }
 
     #[test]

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 
-/// One request, which carries a part of 8 MiB at most: a line of 1.2 Mbit/s keeps up.
-const REQUEST_TIMEOUT: &str = "60s";
+use super::completion::COMPLETION_TIMEOUT;
+
+/// How long the store may be silent, from a request to its answer and within that. What is sent is a part of 8 MiB at most: a
+/// line of 1.2 Mbit/s keeps up.
+const SILENCE_TIMEOUT: &str = "60s";
 /// A credentials file is a few lines.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -43,16 +47,16 @@ pub(super) fn open(url: &str) -> Result<Opened, String> {
         "s3" => Arc::new(s3(bucket)?),
         "az" => {
             let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket);
-            if is_unset("AZURE_TIMEOUT") {
-                builder = builder.with_config(AzureConfigKey::Client(ClientConfigKey::Timeout), REQUEST_TIMEOUT);
+            for (key, value) in timeouts("AZURE_TIMEOUT") {
+                builder = builder.with_config(AzureConfigKey::Client(key), value);
             }
             let built = builder.with_retry(retry()).build();
             Arc::new(built.map_err(|error| error.to_string())?)
         }
         _ => {
             let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
-            if is_unset("GOOGLE_TIMEOUT") {
-                builder = builder.with_config(GoogleConfigKey::Client(ClientConfigKey::Timeout), REQUEST_TIMEOUT);
+            for (key, value) in timeouts("GOOGLE_TIMEOUT") {
+                builder = builder.with_config(GoogleConfigKey::Client(key), value);
             }
             let built = builder.with_retry(retry()).build();
             Arc::new(built.map_err(|error| error.to_string())?)
@@ -63,8 +67,8 @@ pub(super) fn open(url: &str) -> Result<Opened, String> {
 
 fn s3(bucket: &str) -> Result<object_store::aws::AmazonS3, String> {
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry());
-    if is_unset("AWS_TIMEOUT") {
-        builder = builder.with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), REQUEST_TIMEOUT);
+    for (key, value) in timeouts("AWS_TIMEOUT") {
+        builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
     }
     if is_unset("AWS_ACCESS_KEY_ID")
         && let Some(file) = std::env::var_os("AWS_SHARED_CREDENTIALS_FILE")
@@ -84,6 +88,24 @@ fn retry() -> RetryConfig {
         retry_timeout: Duration::from_secs(60),
         ..RetryConfig::default()
     }
+}
+
+/// One timeout holds for all requests of a client, and the completion of an upload outlasts all others while the store says
+/// by spaces that it goes on. So what `variable` limits is the silence; each call has its own limit besides.
+fn timeouts(variable: &str) -> [(ClientConfigKey, String); 2] {
+    let silence = std::env::var(variable).unwrap_or_else(|_| SILENCE_TIMEOUT.to_owned());
+    let whole = format!("{}s", COMPLETION_TIMEOUT.as_secs());
+    [
+        (ClientConfigKey::ReadTimeout, silence),
+        (ClientConfigKey::Timeout, whole),
+    ]
+}
+
+/// Whether the store took a request, as far as can be told, and never answered it.
+pub(super) fn is_unanswered(error: &object_store::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    let mut kinds = causes.filter_map(|cause| Some(cause.downcast_ref::<HttpError>()?.kind()));
+    kinds.any(|kind| matches!(kind, HttpErrorKind::Timeout | HttpErrorKind::Interrupted))
 }
 
 fn is_unset(name: &str) -> bool {

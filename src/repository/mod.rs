@@ -6,9 +6,12 @@
 mod behind;
 #[cfg(feature = "object-store-cloud")]
 mod bucket;
+mod completion;
 pub mod fingerprint;
 mod folders;
+
 pub mod frames;
+pub mod hashed;
 pub mod layout;
 mod listing;
 pub mod manifest;

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Error;
 use super::frames::{self, Compression};
+use super::hashed::{Hashed, Hasher};
 use crate::secret::Secret;
 
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -94,53 +95,24 @@ pub(super) struct Tally {
     hash: Sha256,
 }
 
-impl Tally {
-    pub(super) fn add(&mut self, bytes: &[u8]) {
+impl Hasher for Tally {
+    fn add(&mut self, bytes: &[u8]) {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         self.hash.update(bytes);
     }
+}
 
+impl Tally {
     /// The count, and the hash in hexadecimal.
     pub(super) fn finish(self) -> (u64, String) {
         (self.bytes, hex::encode(self.hash.finalize()))
     }
 }
 
-/// Counts and hashes what is written or read through it.
-pub(super) struct Hashed<W> {
-    inner: W,
-    tally: Tally,
-}
-
-impl<W> Hashed<W> {
-    pub(super) fn new(inner: W) -> Self {
-        let tally = Tally::default();
-        Self { inner, tally }
-    }
-
+impl<T> Hashed<T, Tally> {
     /// What was opened or closed, together with the hash of what was in it, and what was wrapped.
-    pub(super) fn sealed(self, opened: Measured) -> (Sealed, W) {
-        (opened.sealed(self.tally), self.inner)
-    }
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.tally.add(bytes.get(..written).unwrap_or(bytes));
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.tally.add(buffer.get(..read).unwrap_or_default());
-        Ok(read)
+    pub(super) fn sealed(self, opened: Measured) -> (Sealed, T) {
+        (opened.sealed(self.hasher), self.inner)
     }
 }
 
@@ -216,7 +188,7 @@ pub fn seal(
     confirm: impl FnOnce() -> io::Result<()>,
     progress: impl Fn(u64),
 ) -> io::Result<Sealed> {
-    let mut plain = Hashed::new(source);
+    let mut plain = Hashed::<_, Tally>::new(source);
     let closed = close(&mut plain, sink, keys, compression, confirm, progress)?;
     Ok(plain.sealed(closed).0)
 }
@@ -233,12 +205,12 @@ pub fn close(
     confirm: impl FnOnce() -> io::Result<()>,
     progress: impl Fn(u64),
 ) -> io::Result<Measured> {
-    let mut cipher = Cipher::new(Hashed::new(sink), keys)?;
+    let mut cipher = Cipher::new(Hashed::<_, Tally>::new(sink), keys)?;
     let plain_bytes = frames::compress(source, &mut cipher, compression, progress)?;
     confirm()?;
     let mut stored = cipher.finish()?;
     stored.flush()?;
-    let (stored_bytes, stored_sha256) = stored.tally.finish();
+    let (stored_bytes, stored_sha256) = stored.hasher.finish();
     Ok(Measured {
         plain_bytes,
         stored_bytes,
@@ -297,7 +269,7 @@ fn through<T>(
     encrypted: bool,
     read: impl FnOnce(&mut dyn Read) -> io::Result<T>,
 ) -> io::Result<(T, Tally)> {
-    let mut hashed = Hashed::new(stored);
+    let mut hashed = Hashed::<_, Tally>::new(stored);
     let done = if encrypted {
         let buffered = BufReader::with_capacity(BUFFER_BYTES, &mut hashed);
         let decryptor = age::Decryptor::new_buffered(buffered).map_err(invalid)?;
@@ -308,7 +280,7 @@ fn through<T>(
     };
     // What stands behind the end is part of the stored hash as well.
     io::copy(&mut hashed, &mut io::sink())?;
-    Ok((done, hashed.tally))
+    Ok((done, hashed.hasher))
 }
 
 /// The second half of [`open`]. Returns how much came out.

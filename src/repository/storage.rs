@@ -20,6 +20,7 @@ use super::transfer::PIECE_BYTES;
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(180);
 /// More objects than this in one listing is not our repository.
 const LIST_MAX: usize = 1_000_000;
+const NOTE_BYTES_MAX: u64 = 64 * 1024;
 
 /// An open repository; clones share it.
 #[derive(Debug, Clone)]
@@ -160,6 +161,21 @@ impl Repository {
             });
         }
         within("reading", key, found.bytes()).await.map(Some)
+    }
+
+    /// A small object in JSON: a lease, a tombstone, a verification. `None`: there is none.
+    ///
+    /// # Errors
+    /// Of the store, or an object that is not what its key says.
+    pub async fn read_note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        let Some(bytes) = self.read(key, NOTE_BYTES_MAX).await? else {
+            return Ok(None);
+        };
+        let parsed = serde_json::from_slice(&bytes).map_err(|error| Error::Manifest {
+            key: key.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Some(parsed))
     }
 
     /// The keys below `prefix` (a folder, or `""`) and their sizes.

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
@@ -15,10 +14,11 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::frames::Compression;
+use super::hashed::Hashed;
 use super::manifest::Part;
-use super::seal::{self, Hashed, Keys, Measured, Sealed};
+use super::seal::{self, Keys, Measured, Sealed, Tally};
 use super::stages;
-use super::storage::{CALL_TIMEOUT, Repository, within, within_limit};
+use super::storage::{Repository, within};
 use super::worker;
 use crate::priority;
 
@@ -26,8 +26,6 @@ use crate::priority;
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Read at once from a file, where no round trip has to be made up for.
 const RANGE_BYTES: u64 = 1024 * 1024;
-/// A directory syncs a whole file when it is completed: as much as memory holds may still have to be written then.
-const SYNC_TIMEOUT: Duration = Duration::from_hours(2);
 /// Parts of one upload; S3 takes 10,000.
 const PARTS_MAX: u64 = 9_000;
 /// What one object in a bucket holds; a stream goes on in the next one.
@@ -42,10 +40,10 @@ fn piece(key: &str, number: usize) -> String {
 }
 
 /// An upload under way.
-struct Piece {
-    key: String,
-    upload: Box<dyn MultipartUpload>,
-    bytes: u64,
+pub(super) struct Piece {
+    pub(super) key: String,
+    pub(super) upload: Box<dyn MultipartUpload>,
+    pub(super) bytes: u64,
 }
 
 /// What travels from the sealing thread to the store.
@@ -132,7 +130,7 @@ impl Repository {
                 continue;
             };
             if self.directory.is_none() && current.bytes >= self.piece_bytes {
-                stored.push(complete(current, CALL_TIMEOUT).await?);
+                stored.push(self.complete(current).await?);
                 current = self.begin(piece(key, stored.len())).await?;
             }
             current.bytes = current.bytes.saturating_add(chunk.len() as u64);
@@ -143,8 +141,7 @@ impl Repository {
             }
         }
         if ended {
-            let limit = self.directory.as_ref().map_or(CALL_TIMEOUT, |_| SYNC_TIMEOUT);
-            stored.push(complete(current, limit).await?);
+            stored.push(self.complete(current).await?);
         } else {
             abort(current).await;
         }
@@ -168,7 +165,9 @@ impl Repository {
         keys: Arc<Keys>,
         progress: impl Fn(u64) + Send + 'static,
     ) -> Result<(Sealed, W), Error> {
-        let (opened, hashed) = self.get_opened(key, Hashed::new(sink), keys, progress).await?;
+        let (opened, hashed) = self
+            .get_opened(key, Hashed::<_, Tally>::new(sink), keys, progress)
+            .await?;
         Ok(hashed.sealed(opened))
     }
 
@@ -327,18 +326,7 @@ impl Repository {
     }
 }
 
-/// Returns the key. An upload that cannot be completed is taken back.
-async fn complete(mut piece: Piece, limit: Duration) -> Result<String, Error> {
-    match within_limit(limit, "completing", &piece.key, piece.upload.complete()).await {
-        Ok(_) => Ok(piece.key),
-        Err(error) => {
-            abort(piece).await;
-            Err(error)
-        }
-    }
-}
-
-async fn abort(mut piece: Piece) {
+pub(super) async fn abort(mut piece: Piece) {
     // What an abort cannot clean up, the sweep at a later start does.
     drop(within("aborting", &piece.key, piece.upload.abort()).await);
 }

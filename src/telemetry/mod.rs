@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod alert;
+pub mod cause;
 pub mod certificates;
 pub mod health;
 pub mod logging;

@@ -12,6 +12,7 @@ mod blocklist;
 mod cli;
 mod clients;
 mod corpus;
+mod deaf;
 mod early;
 mod families;
 mod grpc;

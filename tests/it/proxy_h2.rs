@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Request};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::support::frames::{self, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, frame};
+use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, frame};
 use crate::support::origin::{Origin, Script};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
@@ -114,4 +114,40 @@ async fn streams_of_one_connection_do_not_wait_for_each_other() {
     open.notify_one();
     // The second answer names its status by the table that the first one filled, or in the static one: 0x88 either way.
     assert_eq!(client.fate(1).await, Fate::Status(200));
+}
+
+/// All of a body, and its end in a frame of its own when the body is at the app.
+async fn ended_apart(client: &mut Frames, stream: u32, origin: &Origin) {
+    let (head, body) = (frames::post("/", "4"), format!("{stream:04}"));
+    let head = frame(HEADERS, END_HEADERS, stream, &head);
+    client
+        .send(&[head, frame(DATA, 0, stream, body.as_bytes())].concat())
+        .await;
+    origin.wait_for(&body).await;
+    client.send(&frame(DATA, END_STREAM, stream, b"")).await;
+}
+
+#[tokio::test]
+async fn upload_whose_end_comes_apart_leaves_its_connection_to_others() {
+    let origin = Origin::answering("x").await;
+    let gate = Gate::start(&Config::before(&origin).set("server.workers", "1")).await;
+    let mut client = Frames::open(gate.address).await;
+    for stream in [1, 3, 5] {
+        ended_apart(&mut client, stream, &origin).await;
+        assert_eq!(client.fate(stream).await, Fate::Status(200));
+        client.data(stream, 1).await;
+    }
+    assert_eq!(origin.received().len(), 1, "{}", origin.text());
+}
+
+#[tokio::test]
+async fn app_that_is_late_with_an_upload_whose_end_came_apart_is_504() {
+    let origin = Origin::start(|_| Script::Never).await;
+    let config = Config::before(&origin)
+        .set("server.timeouts.request_body_idle", r#""1s""#)
+        .set("upstream.response_timeout", r#""1s""#);
+    let gate = Gate::start(&config).await;
+    let mut client = Frames::open(gate.address).await;
+    ended_apart(&mut client, 1, &origin).await;
+    assert_eq!(client.fate(1).await, Fate::Status(504));
 }

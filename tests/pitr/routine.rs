@@ -84,6 +84,27 @@ fn what_is_due_is_done_and_a_drill_that_fails_is_told_and_remembered() {
     );
 }
 
+#[test]
+fn what_killed_drills_left_goes_at_the_start_and_what_a_living_one_owns_stays() {
+    let cluster = Cluster::new();
+    let scratch = cluster.root().join("scratch");
+    let (left, owned, other) = (
+        scratch.join("foregate-drill-01K9ZZZZZZZZZZZZZZZZZZZZZZ"),
+        scratch.join("foregate-drill-01K9YYYYYYYYYYYYYYYYYYYYYY"),
+        scratch.join("foregate-drill-by-hand"),
+    );
+    for directory in [&left, &owned, &other] {
+        std::fs::create_dir_all(directory.join("data")).expect("made");
+        std::fs::write(directory.join("data/PG_VERSION"), "15").expect("written");
+    }
+    let lock = std::fs::File::open(&owned).expect("opened");
+    lock.try_lock().expect("nobody else holds it");
+    let server = Server::start_with(&cluster, &format!("scratch = \"{}\"", scratch.display()), &[]);
+    until("the end of what was left", || !left.exists());
+    assert!(owned.join("data/PG_VERSION").exists() && other.join("data/PG_VERSION").exists());
+    drop((lock, server));
+}
+
 const VIEWER: &str = "a-token-that-may-look";
 
 fn seen(server: &Server, path: &str) -> serde_json::Value {

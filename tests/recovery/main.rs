@@ -6,6 +6,7 @@
 )]
 
 mod configuration;
+mod island;
 mod quiet;
 mod script;
 mod support;

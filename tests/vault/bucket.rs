@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -26,7 +27,17 @@ pub(crate) enum Fault {
     Cut,
     /// The request is carried out, and its answer lost.
     AnswerLost,
+    /// It is carried out only when the client has given up, and never answered.
+    Late,
+    /// Status 200 comes at once, then a space each [`SPACES_EVERY`] for as long as [`SPACES`], and only then the answer.
+    Spaces,
 }
+
+/// Longer than an impatient client lets a store be silent, and than all its attempts.
+const LATE: Duration = Duration::from_secs(20);
+/// Longer than an impatient client lets a store be silent, which it is for less.
+const SPACES: Duration = Duration::from_secs(6);
+const SPACES_EVERY: Duration = Duration::from_millis(250);
 
 /// What goes wrong: requests of `method` whose target contains `part`, `times` of them.
 struct Rule {
@@ -42,6 +53,8 @@ pub(crate) struct Script {
     pub(crate) seen: Vec<String>,
     /// From this request on nothing is answered.
     pub(crate) silent_from: Option<usize>,
+    /// What goes on whether or not a client waits for it.
+    behind: tokio::task::JoinSet<Option<()>>,
 }
 
 /// The server; it ends with the test.
@@ -184,11 +197,38 @@ async fn answer(
                 .map_err(std::io::Error::other)?;
             Err(std::io::ErrorKind::ConnectionReset.into())
         }
+        Some(Fault::Late) => {
+            let request = request.map(s3s::Body::from);
+            let late = async move {
+                tokio::time::sleep(LATE).await;
+                service.call(request).await.ok().map(drop)
+            };
+            script.lock().expect("not poisoned").behind.spawn(late);
+            std::future::pending().await
+        }
+        Some(Fault::Spaces) => Ok(hyper::Response::new(slowly(service, &script, request))),
         None => service
             .call(request.map(s3s::Body::from))
             .await
             .map_err(std::io::Error::other),
     }
+}
+
+/// The body of the answer behind many spaces.
+fn slowly(service: S3Service, script: &Mutex<Script>, request: hyper::Request<Incoming>) -> s3s::Body {
+    let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::io::Error>::new(1);
+    let spaces = async move {
+        let mut ticks = tokio::time::interval(SPACES_EVERY);
+        for _ in 0..SPACES.as_millis() / SPACES_EVERY.as_millis() {
+            ticks.tick().await;
+            sender.send_data(Bytes::from_static(b" ")).await.ok()?;
+        }
+        let answer = service.call(request.map(s3s::Body::from)).await.ok()?;
+        let answer = answer.into_body().collect().await.ok()?.to_bytes();
+        sender.send_data(answer).await.ok()
+    };
+    script.lock().expect("not poisoned").behind.spawn(spaces);
+    s3s::Body::http_body_unsync(body)
 }
 
 /// A store whose repository is a bucket, and 20 MB of files: three parts of an upload.
@@ -261,6 +301,35 @@ fn errors_that_pass_are_waited_out() {
     }
     create(&store, &files).expect("the second attempt of each works");
     assert_eq!(store.good(), 1);
+}
+
+#[test]
+fn upload_whose_parts_are_put_together_for_longer_than_a_store_may_be_silent_is_waited_for() {
+    let (mut store, server, files) = files();
+    store.environment = server.impatient_environment();
+    server.fail("POST", "uploadId=", Fault::Spaces, 1);
+    create(&store, &files).expect("spaces are no silence");
+    assert_eq!(store.good(), 1);
+}
+
+#[test]
+fn upload_that_was_completed_counts_though_the_answer_was_lost() {
+    let (mut store, server, files) = files();
+    store.environment = server.impatient_environment();
+    for (fault, times) in [
+        // Asked again, the store knows of no such upload.
+        (Fault::AnswerLost, 1),
+        (Fault::AnswerLost, usize::MAX),
+        (Fault::Late, usize::MAX),
+    ] {
+        let before = store.good();
+        server.fail("POST", "uploadId=", fault, times);
+        create(&store, &files).unwrap_or_else(|error| panic!("{fault:?}, {times} times: {error}"));
+        let seen = server.heal();
+        assert_eq!(store.good(), before + 1, "{fault:?}, {times} times");
+        let is_abort = |seen: &&String| seen.starts_with("DELETE") && seen.contains("uploadId=");
+        assert!(!seen.iter().any(|seen| is_abort(&seen)), "{seen:?}");
+    }
 }
 
 #[test]

@@ -37,6 +37,7 @@ function drawTimeline(window, bases, drills) {
   const ends = (stretch) => `${when(stretch.from)} – ${when(stretch.to)}`;
   const nodes = [shape("rect", { x: LINE.left, y: LINE.top, width: LINE.right - LINE.left, height: LINE.height, class: "none" }, "cannot be recovered")];
   nodes.push(...window.stretches.map((stretch) => bar(place, stretch.from, stretch.to, "can", `every instant: ${ends(stretch)}`)));
+  nodes.push(...window.islands.map((island) => bar(place, island.from, island.to ?? island.from, "can", `pinned, as it was: ${when(island.from)}`)));
   nodes.push(...window.gaps.map((gap) => bar(place, gap.from, gap.to, "gap", `${gap.because}: ${ends(gap)}`)));
   if (window.endsBecause && window.latest) {
     nodes.push(bar(place, window.latest, new Date(place.to).toISOString(), "gap", `nothing later: ${window.endsBecause}`));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Act, Parts, Run, Service, State, lock};
 use crate::backup::Error;
-use crate::backup::verify::chain;
+use crate::telemetry::cause::chain;
 
 /// Writes down how a run ended, also if its task is dropped in the middle.
 pub(super) struct Ending {

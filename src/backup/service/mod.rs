@@ -28,10 +28,10 @@ use ulid::Ulid;
 
 pub use self::run::{Act, Run, State, Status, Step};
 pub use self::stats::KindStats;
-use super::verify::chain;
 use super::{Entry, Error, Hold, Recovered, Settings, Subject, Vault};
 use crate::clock::Clock;
 use crate::telemetry::alert::Alerts;
+use crate::telemetry::cause::chain;
 use crate::telemetry::health::Board;
 use ending::{Ending, files_subject};
 use history::History;

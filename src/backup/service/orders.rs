@@ -7,10 +7,11 @@ use ulid::Ulid;
 
 use super::{Act, Refusal, Run, Service, stats};
 use crate::backup::files::FileSet;
-use crate::backup::verify::{chain, is_damage};
+use crate::backup::verify::is_damage;
 use crate::backup::{Entry, Pruned, Swap};
 use crate::repository::Manifest;
 use crate::repository::manifest::{Content, Level};
+use crate::telemetry::cause::chain;
 
 impl Service {
     /// Starts a backup that carries `labels`; returns its id at once.

@@ -11,9 +11,9 @@ use ulid::Ulid;
 
 use super::{Refusal, Service, State, files_subject, lock};
 use crate::backup::task::{due, served};
-use crate::backup::verify::chain;
 use crate::backup::{Entry, Error, Plan, Recovered};
 use crate::tasks::calendar::Schedule;
+use crate::telemetry::cause::chain;
 
 const LOOK: Duration = Duration::from_secs(30);
 /// While a restore waits to be finished or undone, and perhaps nobody can log in.

@@ -236,7 +236,8 @@ impl<'a> Site<'a> {
                 checks,
             },
         };
-        Ok(Recovery::open(ground)?)
+        // By the configuration's window, not the usual one.
+        Ok(Recovery::open(ground)?.with_policy(self.policy(None)))
     }
 
     fn time(&self, text: &str) -> anyhow::Result<jiff::Timestamp> {

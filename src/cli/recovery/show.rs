@@ -92,6 +92,18 @@ pub(super) fn window(window: &Window, now: Timestamp) -> String {
     if let Some(because) = &window.ends_because {
         lines.push(format!("and nothing later: {because}"));
     }
+    for island in &window.islands {
+        let also = format!(
+            "also pinned base backup {}, as it was {}",
+            island.base,
+            second(island.from)
+        );
+        lines.push(
+            island
+                .to
+                .map_or_else(|| also.clone(), |to| format!("{also} to {}", second(to))),
+        );
+    }
     if let Some(point) = window.recovery_point(now) {
         lines.push(format!(
             "if the server burned now, {:.1} s would be lost",

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::{Archive, Archived, Error, Found};
 use crate::pitr::name::File;
-use crate::repository::fingerprint::Fingerprinted;
+use crate::repository::fingerprint::Fingerprinting;
+use crate::repository::hashed::Hashed;
 use crate::repository::{self, layout, seal};
 
 /// Longer objects are opened as they arrive.
@@ -57,7 +58,7 @@ impl Archive {
     /// # Errors
     /// Of the repository or the sink, or content that is not what the name says.
     pub async fn fetch<W: Write + Send + 'static>(&self, archived: &Archived, sink: W) -> Result<W, Error> {
-        let sink = Fingerprinted::new(sink);
+        let sink = Hashed::<_, Fingerprinting>::new(sink);
         let sink = match archived.stored_bytes {
             0..=IN_MEMORY_MAX => self.fetch_whole(archived, sink).await?,
             _ => {

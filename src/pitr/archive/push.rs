@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::{Archive, Error, Pushed};
 use crate::pitr::header::{self, Header};
 use crate::pitr::name::File;
-use crate::repository::fingerprint::{Fingerprinted, Unchanged};
+use crate::repository::fingerprint::{Fingerprinting, Unchanged};
 use crate::repository::frames::Compression;
+use crate::repository::hashed::Hashed;
 use crate::repository::seal;
 
 /// A file up to this size is sealed in memory. A longer one is read twice.
@@ -40,7 +41,7 @@ impl Archive {
         }
         let keys = Arc::clone(&self.keys);
         // One byte more tells that it grew.
-        let mut source = Fingerprinted::new(source.take(bytes.saturating_add(1)));
+        let mut source = Hashed::<_, Fingerprinting>::new(source.take(bytes.saturating_add(1)));
         let sealing = tokio::task::spawn_blocking(move || {
             let stored = seal::seal_whole(&mut source, &keys, Compression::LOG)?;
             Ok((stored, source.fingerprint()))
@@ -73,7 +74,7 @@ impl Archive {
         let unread = |source| Error::Read { file, source };
         let mut again = source.try_clone().map_err(unread)?;
         let first = tokio::task::spawn_blocking(move || {
-            let mut sink = Fingerprinted::new(io::sink());
+            let mut sink = Hashed::<_, Fingerprinting>::new(io::sink());
             io::copy(&mut &source, &mut sink).map(|_| sink.fingerprint())
         });
         let fingerprint = first.await.map_err(|_| Error::Worker)?.map_err(unread)?;

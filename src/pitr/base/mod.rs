@@ -23,6 +23,8 @@ use crate::repository::layout::Cluster;
 use crate::repository::manifest::{Manifest, Part, Tablespace};
 use crate::repository::{self, Keys, Repository};
 
+pub(super) use self::catalogue::list;
+pub(super) use self::prune::histories;
 pub use self::prune::{Mode, Pruned};
 
 /// Hears how far a run is: the step, and the bytes of it so far.

@@ -42,7 +42,7 @@ struct Log {
 }
 
 /// Of every timeline in `log`; of one whose file is missing, or cannot be opened without a key, nobody can say.
-async fn histories(archive: &Archive, log: &[Archived]) -> Result<Histories, Error> {
+pub(in crate::pitr) async fn histories(archive: &Archive, log: &[Archived]) -> Result<Histories, Error> {
     let timelines: BTreeSet<Timeline> = log.iter().map(|archived| archived.file.timeline()).collect();
     let mut histories = Histories::new();
     for timeline in timelines {

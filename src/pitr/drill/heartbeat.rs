@@ -8,6 +8,7 @@ use crate::pitr::name::Lsn;
 use crate::pitr::plan::Plan;
 use crate::pitr::recover::Running;
 use crate::pitr::{Error, Recovery};
+use crate::telemetry::cause::chain;
 
 /// Beats this long before the target are read: what was before says no more.
 const BEATS_SINCE: SignedDuration = SignedDuration::from_hours(24);
@@ -100,7 +101,7 @@ async fn newest(running: &mut Running) -> Result<Found, Error> {
         Err(error) => {
             return Ok(Found::None(format!(
                 "no heartbeat can be read in database {database:?}: {}",
-                super::chain(&error)
+                chain(&error)
             )));
         }
     };

@@ -23,6 +23,7 @@ use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::postgres::server::hand_over;
+use crate::telemetry::cause::chain;
 
 /// What a drill looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +118,7 @@ impl Recovery {
         drill.base = Some(plan.base.id);
         drill.unpacked_bytes = plan.base.unpacked_bytes();
         drill.replayed_bytes = plan.replay_bytes;
-        self.sweep_scratch();
+        self.sweep_scratch().await;
         let user = self.account(&self.config.scratch)?;
         let made = std::fs::DirBuilder::new().recursive(true).create(&self.config.scratch);
         made.map_err(local("making the scratch directory"))?;
@@ -189,17 +190,30 @@ impl Recovery {
         Ok(rates(&drills))
     }
 
-    /// Removes what killed drills left. Their servers died with them; a drill that runs holds a lock.
-    fn sweep_scratch(&self) {
-        let entries = std::fs::read_dir(&self.config.scratch).into_iter().flatten().flatten();
-        for entry in entries {
-            let name = entry.file_name();
-            let id = name
-                .to_str()
-                .and_then(|name| name.strip_prefix("foregate-")?.strip_prefix(SCRATCH)?.strip_prefix('-'));
-            if id.is_some_and(|id| Ulid::from_string(id).is_ok()) && hold(&entry.path()).is_ok() {
-                // What cannot be removed is tried again by the next drill.
-                drop(std::fs::remove_dir_all(entry.path()));
+    /// Removes what killed drills left, which may be as large as the database.
+    pub(super) async fn sweep_scratch(&self) {
+        let scratch = self.config.scratch.clone();
+        // Of a sweep that panics, as of what it cannot remove, the next drill takes care.
+        drop(tokio::task::spawn_blocking(move || sweep(&scratch)).await);
+    }
+}
+
+/// The servers of killed drills died with them; a drill that runs holds a lock.
+fn sweep(scratch: &Path) {
+    for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let id = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("foregate-")?.strip_prefix(SCRATCH)?.strip_prefix('-'));
+        if id.is_none_or(|id| Ulid::from_string(id).is_err()) {
+            continue;
+        }
+        if let Ok(_held) = hold(&entry.path()) {
+            match std::fs::remove_dir_all(entry.path()) {
+                Ok(()) => tracing::info!(directory = %entry.path().display(), "removed what a killed drill left"),
+                Err(error) => {
+                    tracing::warn!(directory = %entry.path().display(), %error, "what a killed drill left stays");
+                }
             }
         }
     }
@@ -268,14 +282,4 @@ fn random_share() -> f64 {
         return 1.0;
     }
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
-}
-
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }

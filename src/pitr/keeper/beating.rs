@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Keeper;
-use crate::pitr::archiver::chain;
 use crate::pitr::beat::Beat;
 use crate::pitr::heartbeat::Heart;
 use crate::pitr::metrics::seconds;
+use crate::telemetry::cause::chain;
 
 /// Between two objects of beats: what a crash can lose of them. The log itself has them all.
 const WRITE_EVERY: Duration = Duration::from_secs(300);

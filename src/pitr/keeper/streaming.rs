@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Keeper;
-use crate::pitr::archiver::chain;
 use crate::pitr::name::File;
 use crate::pitr::stream::{Config, Error};
+use crate::telemetry::cause::chain;
 
 /// How often the spool is looked at: one listing of a small directory.
 const DRAIN_EVERY: Duration = Duration::from_secs(1);

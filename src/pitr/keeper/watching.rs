@@ -7,12 +7,13 @@ use jiff::SignedDuration;
 
 use super::Keeper;
 use crate::pitr::archive::Archive;
-use crate::pitr::archiver::chain;
 use crate::pitr::inventory::take;
+use crate::pitr::retention::Policy;
 use crate::pitr::setup::Way;
 use crate::pitr::watch::{self, Seen, Verdict};
 use crate::postgres::{self, Admin};
 use crate::repository::layout::{self, Cluster};
+use crate::telemetry::cause::chain;
 
 const WATCH_EVERY: Duration = Duration::from_secs(15);
 const WATCH_EVERY_MIN: Duration = Duration::from_secs(1);
@@ -138,7 +139,9 @@ impl Keeper {
         let size = self.within(ask).await.map_err(|error| chain(&error))?;
         self.sweep(&archive).await;
         let begun = self.clock.tick();
-        let inventory = take(&archive, size).await.map_err(|error| error.chain())?;
+        let policy = Policy::new(self.config.window, self.config.base_backup);
+        let counting = take(&archive, size, &policy, self.clock.wall());
+        let inventory = counting.await.map_err(|error| chain(&error))?;
         let took = self.clock.tick().saturating_sub(begun);
         let missing = inventory
             .gaps

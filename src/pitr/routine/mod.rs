@@ -24,7 +24,7 @@ pub use self::kind::{Ended, Run};
 use self::metrics::Metrics;
 use super::archiver::Archiver;
 use super::base::{Base, Mode};
-use super::drill::{self, Drill};
+use super::drill::Drill;
 use super::recovery::{self, Ground, Recovery};
 use super::retention::Policy;
 use super::window::Window;
@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository;
 use crate::repository::layout::Cluster;
+use crate::telemetry::cause::chain;
 use crate::telemetry::health::{Board, Condition};
 
 /// How often the window is looked at: what a look takes is at most this share of the time, within these bounds.
@@ -105,6 +106,7 @@ impl Routine {
     /// An address, a key or a metric that cannot be used.
     pub fn open(parts: Parts) -> Result<Arc<Self>, Error> {
         let pitr = parts.config;
+        let policy = Policy::new(pitr.window, pitr.base_backup);
         let recovery = Recovery::open(Ground {
             target: Target::parse(&parts.database)?,
             clock: parts.clock,
@@ -124,9 +126,9 @@ impl Routine {
         let metrics = Metrics::new(parts.clock).and_then(|metrics| metrics.register(&parts.registry).map(|()| metrics));
         let metrics = metrics.map_err(|error| Error::Drill(error.to_string()))?;
         Ok(Arc::new(Self {
-            recovery,
+            recovery: recovery.with_policy(policy),
             time_zone: parts.time_zone,
-            policy: Policy::new(pitr.window, pitr.base_backup),
+            policy,
             base: Arc::new(Kind::new(BASE, pitr.base_backup)),
             drill: Arc::new(Kind::new(DRILL, pitr.drill)),
             clock: parts.clock,
@@ -211,6 +213,10 @@ impl Routine {
         let mut recovery = self.recovery.clone();
         let told = Arc::clone(kind);
         recovery.bases.progress = Arc::new(move |step, bytes| told.progress(step, bytes));
+        if name == DRILL {
+            // Here and not beside it: a drill that begins must not be swept before it holds its lock.
+            recovery.sweep_scratch().await;
+        }
         let (mut rest_until, mut ordered) = (Duration::ZERO, false);
         loop {
             let due = self.due(kind);
@@ -273,7 +279,7 @@ impl Routine {
                 true
             }
             Err(error) => {
-                let text = format!("no base backup could be taken: {}", drill::chain(&error));
+                let text = format!("no base backup could be taken: {}", chain(&error));
                 self.base.end(self.clock.wall(), Some(text.clone()));
                 self.report(BASE, &text);
                 false
@@ -291,7 +297,7 @@ impl Routine {
                 "retention was applied to base backups and log"
             ),
             Err(error) => {
-                let text = format!("retention could not be applied: {}", drill::chain(&Error::from(error)));
+                let text = format!("retention could not be applied: {}", chain(&Error::from(error)));
                 self.base.trouble(self.clock.wall(), text.clone());
                 self.report(BASE, &text);
             }
@@ -310,7 +316,7 @@ impl Routine {
                 );
                 drill.failure
             }
-            Err(error) => Some(drill::chain(&error)),
+            Err(error) => Some(chain(&error)),
         };
         let failure = failure.map(|failure| failed_drill(&failure));
         if let Some(failure) = &failure {
@@ -427,7 +433,7 @@ fn unseen(error: &Error) -> String {
                 configured; base backups and retention go on"
             .to_owned();
     }
-    format!("the repository cannot be read: {}", drill::chain(error))
+    format!("the repository cannot be read: {}", chain(error))
 }
 
 fn failed_drill(failure: &str) -> String {

@@ -124,6 +124,10 @@ impl RequestBody {
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        // HTTP/1.1 does not ask for the end of a body whose length it has sent, and HTTP/2 may tell of it in a frame of its own.
+        if self.is_taken_whole() {
+            self.finish(self.clock.tick());
+        }
         self.flight.end_upload();
     }
 }
@@ -217,6 +221,14 @@ impl Upload {
     fn is_end_stream(&self) -> bool {
         let incoming = self.flight.upload.borrow();
         self.fate.get() == Fate::Complete || incoming.as_ref().is_some_and(Incoming::is_end_stream)
+    }
+
+    /// Whether all of the length that was announced has been taken.
+    fn is_taken_whole(&self) -> bool {
+        let incoming = self.flight.upload.borrow();
+        incoming
+            .as_ref()
+            .is_some_and(|incoming| incoming.size_hint().exact() == Some(0))
     }
 
     /// Whether the client owes nothing of a message that it began.

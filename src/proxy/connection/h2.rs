@@ -28,18 +28,6 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How long a client that is cut off has for reading why.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// Runs tasks on the worker's thread.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::proxy) struct OnThisThread;
-
-impl<F: Future + 'static> Executor<F> for OnThisThread {
-    fn execute(&self, future: F) {
-        drop(tokio::task::spawn_local(async move {
-            future.await;
-        }));
-    }
-}
-
 /// Runs the streams of one connection on the worker's thread, each so that its flight can end it. Nothing else can, while
 /// the client's window is shut: hyper then waits for the window and for nothing besides.
 #[derive(Debug, Clone)]

@@ -18,7 +18,6 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 pub use control::Control;
-pub(super) use h2::OnThisThread;
 pub(super) use io::{ClientIo, Prefixed, Stream};
 
 use super::config::Timeouts;

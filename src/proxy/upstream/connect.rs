@@ -1,22 +1,27 @@
 //! Making a connection to one of the app's servers.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::client::conn::{http1, http2};
+use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use super::super::config::{UpstreamAddress, UpstreamProtocol};
-use super::super::connection::{OnThisThread, Prefixed};
+use super::super::connection::Prefixed;
 use super::super::probes;
 use super::super::worker::Worker;
 use super::known::Known;
-use super::server::Sender;
+use super::server::{Exclusive, Sender};
 
 /// Caps on what an app may send as headers: well above what clients accept.
 const RESPONSE_BUFFER_BYTES_MAX: usize = 256 * 1024;
@@ -30,6 +35,9 @@ const PONG_WITHIN: Duration = Duration::from_secs(5);
 /// Cancelled streams whose late frames are still known for what they are. Frames of forgotten ones look like an attack of the
 /// app (h2#856), so that no count of them ends the connection: it is the clients who cancel.
 const CANCELLED_STREAMS_MAX: usize = 4096;
+/// A connection that nobody wants any more has this long for its end: the app may still read what it answered already. One
+/// that neither reads nor closes would keep it for ever.
+const LINGER: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -128,11 +136,13 @@ where
                 .max_buf_size(RESPONSE_BUFFER_BYTES_MAX)
                 .handshake(io)
                 .await?;
-            drive(connection.with_upgrades());
-            Ok(Sender::Http1(sender))
+            let (wanted, unwanted) = oneshot::channel();
+            drive(connection.with_upgrades(), unwanted);
+            Ok(Sender::Http1(Exclusive::new(sender, wanted)))
         }
         UpstreamProtocol::H2c => {
-            let (sender, connection) = http2::Builder::new(OnThisThread)
+            let tasks = Tasks::default();
+            let (sender, connection) = http2::Builder::new(tasks.clone())
                 .initial_stream_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .timer(TokioTimer::new())
@@ -143,17 +153,66 @@ where
                 .max_local_error_reset_streams(None)
                 .handshake(io)
                 .await?;
-            drive(connection);
+            drive_http2(connection, tasks);
             Ok(Sender::Http2(sender))
         }
     }
 }
 
-/// Runs a connection in a task that ends with it; a failure reaches whoever waits for an answer on it.
-fn drive(connection: impl Future<Output = hyper::Result<()>> + 'static) {
+/// Runs a connection in a task that ends with it, or soon after whoever wanted it has dropped the other end of the channel;
+/// a failure reaches whoever waits for an answer on it.
+fn drive(connection: impl Future<Output = hyper::Result<()>> + 'static, unwanted: oneshot::Receiver<Never>) {
     drop(tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to the app ended");
-        }
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut connection => Some(ended),
+            _ = unwanted => tokio::time::timeout(LINGER, connection.as_mut()).await.ok(),
+        };
+        report(ended);
     }));
+}
+
+/// The same for HTTP/2, where `dispatch` ends with the last of its senders, and leaves the streams to a task of their own.
+fn drive_http2(dispatch: impl Future<Output = hyper::Result<()>> + 'static, tasks: Tasks) {
+    drop(tokio::task::spawn_local(async move {
+        report(Some(dispatch.await));
+        tokio::time::sleep(LINGER).await;
+        tasks.end();
+    }));
+}
+
+fn report(ended: Option<hyper::Result<()>>) {
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%error, "connection to the app ended"),
+        None => tracing::debug!("connection closed on an app that neither reads nor closes"),
+    }
+}
+
+/// Says by its end that a connection is wanted no more, and nothing else.
+pub(super) type Never = std::convert::Infallible;
+
+/// The tasks of one HTTP/2 connection, on this thread. The first that hyper asks for is the connection itself; those of its
+/// streams end with it.
+#[derive(Clone, Default)]
+struct Tasks {
+    connection: Rc<OnceCell<AbortHandle>>,
+}
+
+impl Tasks {
+    fn end(&self) {
+        if let Some(connection) = self.connection.get() {
+            connection.abort();
+        }
+    }
+}
+
+impl<F: Future + 'static> Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        let task = tokio::task::spawn_local(async move {
+            future.await;
+        });
+        self.connection.get_or_init(|| task.abort_handle());
+    }
 }

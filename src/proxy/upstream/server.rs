@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +14,12 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::{http1, http2};
+use tokio::sync::oneshot;
 
 use super::super::body::{Fate, RequestBody};
 use super::super::config::UpstreamProtocol;
 use super::super::worker::Worker;
-use super::connect::{self, Made};
+use super::connect::{self, Made, Never};
 use super::known::Known;
 
 /// Idle connections are closed before the app closes them (Node.js does after 5 s), else a request fails with
@@ -31,6 +32,9 @@ const FAILED_CONNECTS_MAX: u32 = 2;
 const EJECTION_MAX: Duration = Duration::from_secs(60);
 /// The same after this many requests in a row that it took and did not answer soundly.
 const FAILED_ANSWERS_MAX: u32 = 5;
+/// An HTTP/2 connection takes no more requests when the app has neither read nor reset an upload for so many seconds after
+/// its answer.
+const UNREAD_ROUNDS_MAX: u32 = 5;
 /// A server that comes back, or is new beside others, gets its full share only after this long: it may be cold.
 const SLOW_START: Duration = Duration::from_secs(10);
 /// Its share at the beginning, of 1,000.
@@ -43,6 +47,8 @@ pub(in crate::proxy) struct Server {
     shared: RefCell<Option<Shared>>,
     /// How many such connections were made.
     made: Cell<u64>,
+    /// Uploads on such connections that outlived their answers.
+    unread: RefCell<Vec<Unread>>,
     pending: Cell<usize>,
     failed_connects: Cell<u32>,
     failed_answers: Cell<u32>,
@@ -55,9 +61,25 @@ pub(in crate::proxy) struct Server {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Exclusive,
     peer: Option<SocketAddr>,
     since: Duration,
+}
+
+/// An HTTP/1.1 connection. When this is dropped it ends soon, whatever the app does.
+pub(super) struct Exclusive {
+    sender: http1::SendRequest<RequestBody>,
+    _wanted: oneshot::Sender<Never>,
+}
+
+/// hyper's task for an upload waits for the app's window and for nothing besides, so that it ends with the connection only.
+struct Unread {
+    /// Lives as long as the upload.
+    fate: Weak<Cell<Fate>>,
+    /// Of the connection.
+    number: u64,
+    /// How often it was seen.
+    rounds: u32,
 }
 
 #[derive(Clone)]
@@ -83,7 +105,6 @@ impl Tier {
 
 /// A connection in use for one request.
 pub(in crate::proxy) struct Lease {
-    place: Place,
     sender: Sender,
     peer: Option<SocketAddr>,
     is_reused: bool,
@@ -91,16 +112,21 @@ pub(in crate::proxy) struct Lease {
     number: u64,
     /// A connection whose request body is still being sent cannot serve another request.
     upload: Option<Rc<Cell<Fate>>>,
+    place: Place,
 }
 
 /// The way into a connection.
 pub(super) enum Sender {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Exclusive),
     Http2(http2::SendRequest<RequestBody>),
 }
 
 /// Counts one pending request for as long as it lives.
-struct Place(Rc<Server>);
+struct Place {
+    server: Rc<Server>,
+    /// What may be left of the request then.
+    upload: Option<Unread>,
+}
 
 impl Server {
     pub(super) fn new(known: &Arc<Known>, back_since: Option<Duration>) -> Self {
@@ -109,6 +135,7 @@ impl Server {
             idle: RefCell::new(Vec::new()),
             shared: RefCell::new(None),
             made: Cell::new(0),
+            unread: RefCell::default(),
             pending: Cell::new(0),
             failed_connects: Cell::new(0),
             failed_answers: Cell::new(0),
@@ -206,7 +233,7 @@ impl Server {
         connect_timeout: Duration,
         upload: Option<Rc<Cell<Fate>>>,
     ) -> Result<Lease, connect::Error> {
-        let place = Place::take(self);
+        let mut place = Place::take(self);
         let now = worker.coarse_tick();
         let (made, is_reused) = match self.existing(now).await {
             Some(made) => (made, true),
@@ -216,27 +243,28 @@ impl Server {
             }
         };
         let Made { sender, peer } = made;
-        if let Sender::Http2(sender) = &sender
-            && !is_reused
-        {
-            let number = self.made.get() + 1;
-            self.made.set(number);
-            let sender = sender.clone();
-            *self.shared.borrow_mut() = Some(Shared { sender, peer, number });
+        if let Sender::Http2(sender) = &sender {
+            if !is_reused {
+                let number = self.made.get() + 1;
+                self.made.set(number);
+                let sender = sender.clone();
+                *self.shared.borrow_mut() = Some(Shared { sender, peer, number });
+            }
+            place.watch(upload.as_ref(), self.made.get());
         }
         Ok(Lease {
-            place,
             sender,
             peer,
             is_reused,
             number: self.made.get(),
             upload,
+            place,
         })
     }
 
     async fn existing(&self, now: Duration) -> Option<Made> {
         match self.known.config().protocol {
-            UpstreamProtocol::Http1 => self.take_idle(now).await,
+            UpstreamProtocol::Http1 => self.take_idle(now),
             UpstreamProtocol::H2c => {
                 let Shared { mut sender, peer, .. } = self.shared.borrow().clone()?;
                 sender.ready().await.ok()?;
@@ -246,22 +274,15 @@ impl Server {
         }
     }
 
-    async fn take_idle(&self, now: Duration) -> Option<Made> {
-        loop {
-            let Idle {
-                mut sender,
-                peer,
-                since,
-            } = self.idle.borrow_mut().pop()?;
-            if sender.is_closed() || now.saturating_sub(since) > IDLE_MAX {
-                continue;
-            }
-            // Ready at once, or as soon as its task has run after the last answer; an error means that it was closed.
-            if sender.is_ready() || sender.ready().await.is_ok() {
-                let sender = Sender::Http1(sender);
-                return Some(Made { sender, peer });
-            }
-        }
+    /// The latest that is ready. One that is not may be so for long: the app has answered, and not read the request's body.
+    fn take_idle(&self, now: Duration) -> Option<Made> {
+        let mut idle = self.idle.borrow_mut();
+        let at = idle
+            .iter()
+            .rposition(|idle| idle.is_usable(now) && idle.connection.sender.is_ready())?;
+        let Idle { connection, peer, .. } = idle.remove(at);
+        let sender = Sender::Http1(connection);
+        Some(Made { sender, peer })
     }
 
     /// What needs doing once a second: news of the name and the probe, connections that are too old.
@@ -278,9 +299,29 @@ impl Server {
                 *shared = None;
             }
         }
-        self.idle
-            .borrow_mut()
-            .retain(|idle| !idle.sender.is_closed() && now.saturating_sub(idle.since) <= IDLE_MAX);
+        self.idle.borrow_mut().retain(|idle| idle.is_usable(now));
+        self.look_at_unread();
+    }
+
+    /// The app gets a new connection in the place of one that has an upload stuck; the old one ends with its last answer.
+    fn look_at_unread(&self) {
+        self.unread.borrow_mut().retain_mut(|upload| {
+            upload.rounds += 1;
+            let lives = upload.fate.strong_count() > 0;
+            let is_stuck = lives && upload.rounds > UNREAD_ROUNDS_MAX;
+            if is_stuck {
+                self.abandon(upload.number);
+            }
+            lives && !is_stuck
+        });
+    }
+
+    /// No further request uses this HTTP/2 connection.
+    fn abandon(&self, number: u64) {
+        let mut shared = self.shared.borrow_mut();
+        if shared.as_ref().is_some_and(|shared| shared.number == number) {
+            *shared = None;
+        }
     }
 
     /// Whether the server's name (still) leads to `peer`; `None` is that of a server without a name.
@@ -300,10 +341,7 @@ impl Lease {
 
     /// No further request uses this HTTP/2 connection; those that are under way may still be answered.
     pub(super) fn abandon(&self) {
-        let mut shared = self.place.0.shared.borrow_mut();
-        if shared.as_ref().is_some_and(|shared| shared.number == self.number) {
-            *shared = None;
-        }
+        self.place.server.abandon(self.number);
     }
 
     pub(super) async fn send(
@@ -311,7 +349,7 @@ impl Lease {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http1(connection) => connection.sender.try_send_request(request).await,
             Sender::Http2(sender) => sender.try_send_request(for_http2(request)).await,
         }
     }
@@ -319,16 +357,16 @@ impl Lease {
     /// The answer is complete at `now`: the connection may serve another request.
     pub(in crate::proxy) fn give_back(self, now: Duration) {
         let is_sent = self.upload.is_none_or(|fate| fate.get() == Fate::Complete);
-        let Sender::Http1(sender) = self.sender else { return };
-        let server = &self.place.0;
-        if is_sent && !sender.is_closed() && server.leads_to(self.peer) {
+        let Sender::Http1(connection) = self.sender else { return };
+        let (server, peer) = (&self.place.server, self.peer);
+        if is_sent && !connection.sender.is_closed() && server.leads_to(peer) {
             let mut idle = server.idle.borrow_mut();
             if idle.len() < IDLE_CONNECTIONS_MAX {
-                let peer = self.peer;
+                let since = now;
                 idle.push(Idle {
-                    sender,
+                    connection,
                     peer,
-                    since: now,
+                    since,
                 });
             }
         }
@@ -350,16 +388,43 @@ fn for_http2(mut request: Request<RequestBody>) -> Request<RequestBody> {
     request
 }
 
+impl Idle {
+    fn is_usable(&self, now: Duration) -> bool {
+        !self.connection.sender.is_closed() && now.saturating_sub(self.since) <= IDLE_MAX
+    }
+}
+
+impl Exclusive {
+    pub(super) fn new(sender: http1::SendRequest<RequestBody>, wanted: oneshot::Sender<Never>) -> Self {
+        let _wanted = wanted;
+        Self { sender, _wanted }
+    }
+}
+
 impl Place {
     fn take(server: &Rc<Server>) -> Self {
         server.pending.set(server.pending.get() + 1);
-        Self(Rc::clone(server))
+        Self {
+            server: Rc::clone(server),
+            upload: None,
+        }
+    }
+
+    /// Tells the server of the upload if it outlives its answer on the HTTP/2 connection of this number.
+    fn watch(&mut self, upload: Option<&Rc<Cell<Fate>>>, number: u64) {
+        self.upload = upload.map(|fate| Unread {
+            fate: Rc::downgrade(fate),
+            number,
+            rounds: 0,
+        });
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.pending.set(self.0.pending.get().saturating_sub(1));
+        self.server.pending.set(self.server.pending.get().saturating_sub(1));
+        let upload = self.upload.take().filter(|upload| upload.fate.strong_count() > 0);
+        self.server.unread.borrow_mut().extend(upload);
     }
 }
 
@@ -375,7 +440,7 @@ impl fmt::Debug for Server {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("server", &self.place.0.name())
+            .field("server", &self.place.server.name())
             .finish_non_exhaustive()
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::cause::chain;
 use super::Shared;
 use super::troubles::News;
 
@@ -109,17 +110,7 @@ async fn send(shared: &Shared, request: reqwest::RequestBuilder) -> Result<(), S
             Ok(())
         }
         Ok(answer) => Err(format!("the answer was {}", answer.status())),
-        Err(error) => Err(reason(&error.without_url())),
+        // None of the causes holds the address.
+        Err(error) => Err(chain(&error.without_url())),
     }
-}
-
-/// The chain of causes, none of which holds the address.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
