@@ -225,12 +225,22 @@ impl Gate {
     }
 }
 
+/// What it said last is shown with a failed test, whose machine may be out of reach.
 impl Drop for Gate {
     fn drop(&mut self) {
         drop(self.child.kill());
-        drop(self.child.wait());
+        let ended = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
+            eprintln!("the gate ({ended:?}) said last:\n{last}");
+        }
     }
 }
+
+/// Of a log, with a failed test.
+const LINES_SHOWN: usize = 30;
 
 /// The most that was resident since [`reset_peak`].
 pub(crate) fn peak_bytes(pid: u32) -> u64 {
