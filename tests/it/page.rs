@@ -153,7 +153,8 @@ fn known() -> Value {
         base(300, None, Some(&ago(1))),
     );
     let window = json!({"earliest": ago(200), "latest": ago(1), "recoveryPointSeconds": 3600.0, "gaps": [],
-        "stretches": [{"from": ago(200), "to": ago(1)}], "endsBecause": null});
+        "stretches": [{"from": ago(200), "to": ago(1)}], "islands": [{"base": "01K9ZZZZZZZZZZZZZZZZZZZZZZ", "from": ago(300), "to": ago(299)}],
+        "endsBecause": null});
     let run = json!({"now": null, "last": null});
     let looked_at = ago(0);
     let mut looked = window.clone();
@@ -193,7 +194,7 @@ async fn before_the_repository_was_read_nobody_says_that_nothing_can_be_recovere
     let run = json!({"now": null, "last": null});
     let unread = recovery(&[
         json!({"archive": null, "window": null, "lastArchived": null, "baseBackups": null, "lastDrill": null}),
-        json!({"earliest": null, "latest": null, "recoveryPointSeconds": null, "stretches": [], "gaps": [],
+        json!({"earliest": null, "latest": null, "recoveryPointSeconds": null, "stretches": [], "gaps": [], "islands": [],
             "endsBecause": null, "lookedAt": null}),
         json!({"baseBackups": [], "running": false, "run": run, "lookedAt": null}),
         json!({"drills": [], "running": false, "run": run, "lookedAt": null}),
