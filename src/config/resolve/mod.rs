@@ -74,6 +74,15 @@ pub(super) fn config(mut root: Section<'_>, base: &Path, overrides: &Overrides) 
     {
         node.error("needs `database.url`", "as url = { env = \"DATABASE_URL\" }".to_owned());
     }
+    if backup.database.is_none()
+        && !root.section("database").was_written("url")
+        && let Some(node) = root.get("backup")
+    {
+        node.warn(
+            "has no effect without `database.url`: nothing is backed up, files neither",
+            "as url = { env = \"DATABASE_URL\" }".to_owned(),
+        );
+    }
     let alerts = alerts::alerts(root.section("alerts"), base, &mut files);
     let log = log::log(root.section("log"), base);
     check_admin_address(&mut root, &server, admin.listen);

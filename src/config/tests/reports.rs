@@ -122,6 +122,10 @@ fn doubtful_settings_are_warned_about() {
             "[server]\nredirect_http = [\"0.0.0.0:80\"]\n[tls]\nmode = \"off\"",
             "config.toml:2:17: `server.redirect_http` redirects to https",
         ),
+        (
+            "[[backup.files]]\nname = \"app\"\npaths = [\"/srv/app\"]",
+            "config.toml:1:3: `backup` has no effect without `database.url`",
+        ),
     ];
     let quiet = "\n";
     for (text, expected) in table {
