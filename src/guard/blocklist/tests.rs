@@ -145,8 +145,10 @@ async fn postgres_keeps_blocks_shares_them_and_may_die() {
     assert!(keeper.shutdown(Duration::from_secs(10)).await && other.shutdown(Duration::from_secs(10)).await);
 }
 
-/// What a process that is killed leaves: no task gets to say good-bye.
-fn crash(postgres: Option<Secret>, state: &Path, wanted: Durability) {
+/// What a process that is killed leaves: no task gets to say good-bye. The directory of the answer holds what its journal and
+/// snapshot were at that moment: a runtime that ends may still wake a task which tidies them up.
+fn crash(postgres: Option<Secret>, state: &Path, wanted: Durability) -> tempfile::TempDir {
+    let left = tempfile::tempdir().expect("a directory");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let (list, keeper) = open(postgres, state).await;
@@ -160,21 +162,27 @@ fn crash(postgres: Option<Secret>, state: &Path, wanted: Durability) {
         } else {
             assert_eq!(list.block(block).await.expect("blocked").1, wanted);
         }
+        for file in std::fs::read_dir(state).expect("a directory").flatten() {
+            if file.file_name().to_string_lossy().ends_with(".jsonl") {
+                std::fs::copy(file.path(), left.path().join(file.file_name())).expect("copied");
+            }
+        }
         drop((list, keeper));
     });
     runtime.shutdown_background();
+    left
 }
 
-async fn crashed(postgres: Option<Secret>, state: &Path, wanted: Durability) {
+async fn crashed(postgres: Option<Secret>, state: &Path, wanted: Durability) -> tempfile::TempDir {
     let state = state.to_owned();
     let crashing = tokio::task::spawn_blocking(move || crash(postgres, &state, wanted));
-    crashing.await.expect("it ran");
+    crashing.await.expect("it ran")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_block_outlives_a_crash() {
     let state = tempfile::tempdir().expect("a directory");
-    crashed(None, state.path(), Durability::Stored).await;
+    drop(crashed(None, state.path(), Durability::Stored).await);
     let (list, _keeper) = open(None, state.path()).await;
     assert!(finds(&list, "192.0.2.9"));
 }
@@ -183,15 +191,15 @@ async fn sqlite_block_outlives_a_crash() {
 async fn postgres_block_outlives_a_crash_though_the_store_is_away_after_it() {
     let state = tempfile::tempdir().expect("a directory");
     let mut cluster = Cluster::start().await;
-    crashed(cluster.address(), state.path(), Durability::Stored).await;
+    let left = crashed(cluster.address(), state.path(), Durability::Stored).await;
     // Even without any snapshot.
-    drop(std::fs::remove_file(state.path().join("blocks-snapshot.jsonl")));
+    drop(std::fs::remove_file(left.path().join("blocks-snapshot.jsonl")));
     cluster.down();
-    let (list, _keeper) = open(cluster.address(), state.path()).await;
+    let (list, _keeper) = open(cluster.address(), left.path()).await;
     assert!(finds(&list, "192.0.2.9"));
     let queued = tempfile::tempdir().expect("a directory");
-    crashed(cluster.address(), queued.path(), Durability::Queued).await;
-    let (list, _keeper) = open(cluster.address(), queued.path()).await;
+    let left = crashed(cluster.address(), queued.path(), Durability::Queued).await;
+    let (list, _keeper) = open(cluster.address(), left.path()).await;
     assert!(finds(&list, "192.0.2.9"), "from the journal");
     cluster.up().await;
     until("the journal reaches the store", || list.shared.lock().len() == 0).await;
