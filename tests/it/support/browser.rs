@@ -62,7 +62,14 @@ impl Browser {
         let profile = tempfile::tempdir().expect("a private folder");
         let child = Command::new(program)
             .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"])
-            .args(["--disable-dev-shm-usage", "--disable-background-networking"])
+            // It looks for nobody outside: a closed network makes it wait.
+            .args([
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--disable-quic",
+            ])
+            .arg("--disable-dev-shm-usage")
             .args(["--remote-debugging-port=0", "--window-size=1200,1000"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
