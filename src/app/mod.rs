@@ -3,7 +3,7 @@
 mod alarms;
 mod announce;
 mod build;
-mod doubts;
+mod check;
 mod handover;
 mod limits;
 mod recovery;
@@ -20,14 +20,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Loaded, Overrides};
+use crate::config::{Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
-use crate::telemetry::access_log;
 use crate::telemetry::health::{Board, Condition};
 use crate::telemetry::logging::{self, Log};
 use build::Running;
-pub use doubts::doubts;
+pub use check::{Checked, check};
 use handover::{Door, Inherited, Listening};
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
@@ -67,20 +66,6 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
     vault.shutdown_timeout(FLUSH_TIMEOUT);
     runtime.shutdown_timeout(FLUSH_TIMEOUT);
     served
-}
-
-/// What stands in the way of a start with this configuration and that only its files can tell: certificates, keys, the log.
-#[must_use]
-pub fn faults(loaded: &Loaded) -> Vec<String> {
-    let Config { proxy, admin, log, .. } = &loaded.config;
-    let (of_gate, _) = crate::proxy::check(proxy);
-    let of_admin = crate::admin::check(admin).err();
-    let of_log = access_log::fault(&log.access_log);
-    let of_gate = of_gate.into_iter().map(anyhow::Error::from);
-    let all = of_gate
-        .chain(of_admin.map(anyhow::Error::from))
-        .chain(of_log.map(anyhow::Error::from));
-    all.map(|error| doubts::told(&error)).collect()
 }
 
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {

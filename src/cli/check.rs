@@ -16,9 +16,9 @@ pub(super) fn run(source: &Source) -> Result<(), Error> {
     let name = origin
         .path
         .map_or("defaults".to_owned(), |path| path.display().to_string());
-    let doubts = Findings::about(name.clone(), app::doubts(&loaded));
+    let app::Checked { faults, doubts } = app::check(&loaded);
+    let doubts = Findings::about(name.clone(), doubts);
     complain(&doubts.render(config::Severity::Warning, style()));
-    let faults = app::faults(&loaded);
     if !faults.is_empty() {
         return Err(Error::Usage(config::report(&Errors::about(name, faults), style())));
     }

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::postgres::{self, Admin, Target};
 use crate::repository::layout::Cluster;
 use crate::repository::{Keys, Repository};
-pub use crate::telemetry::cause::chain;
+use crate::telemetry::cause::chain;
 
 /// Which cluster is ours, from one start to the next.
 const CLUSTER_FILE: &str = "pitr-cluster";

@@ -9,7 +9,6 @@ mod bucket;
 mod completion;
 pub mod fingerprint;
 mod folders;
-
 pub mod frames;
 pub mod hashed;
 pub mod layout;

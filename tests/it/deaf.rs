@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::support::client::{self, Raw};
 use crate::support::frames::{self, DATA, END_HEADERS, Frames, HEADERS, frame};
-use crate::support::h2c::{self, H2c};
+use crate::support::h2c::H2c;
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
@@ -186,23 +186,20 @@ async fn upload_that_its_app_has_not_read_yet_keeps_no_other_request_waiting() {
     app.abort();
 }
 
-/// It answers whole and at once, and opens no window.
-async fn shut_app() -> H2c {
-    H2c::start(|event, place| match event {
-        h2c::Event::Request => h2c::ok(place.stream, "early"),
-        h2c::Event::Reset => Vec::new(),
-    })
-    .await
-}
-
-#[tokio::test]
-async fn h2c_app_that_opens_no_window_is_left_when_it_is_replaced() {
-    let (app, other) = (shut_app().await, Origin::answering("other").await);
-    let config = impatient(&other).set("upstream.servers", &format!("[{:?}]", app.url()));
+/// A gate before `app`, and a client whose upload was answered before its end.
+async fn answered_early(app: &H2c, unused: &Origin) -> (Gate, Raw) {
+    let config = impatient(unused).set("upstream.servers", &format!("[{:?}]", app.url()));
     let gate = Gate::start(&config).await;
     let mut raw = Raw::plain(gate.address).await;
     drop(raw.try_send(post("/early")).await);
     assert_eq!(raw.answer().await.text(), "early");
+    (gate, raw)
+}
+
+#[tokio::test]
+async fn h2c_app_that_opens_no_window_is_left_when_it_is_replaced() {
+    let (app, other) = (H2c::answering_early().await, Origin::answering("other").await);
+    let (gate, _raw) = answered_early(&app, &other).await;
     assert_eq!(open_to(app.address), 1);
     gate.rewrite(&impatient(&other));
     wait::until("the other app", async || {
@@ -214,12 +211,8 @@ async fn h2c_app_that_opens_no_window_is_left_when_it_is_replaced() {
 
 #[tokio::test]
 async fn h2c_connection_on_which_an_upload_is_stuck_gives_way_to_another() {
-    let (app, unused) = (shut_app().await, Origin::answering("x").await);
-    let config = impatient(&unused).set("upstream.servers", &format!("[{:?}]", app.url()));
-    let gate = Gate::start(&config).await;
-    let mut raw = Raw::plain(gate.address).await;
-    drop(raw.try_send(post("/early")).await);
-    assert_eq!(raw.answer().await.text(), "early");
+    let app = H2c::answering_early().await;
+    let (gate, _raw) = answered_early(&app, &Origin::answering("x").await).await;
     wait::until("another connection alone", async || {
         assert_eq!(client::get(gate.address, "/", "").await.text(), "early");
         (app.connections() == 2 && open_to(app.address) == 1).then_some(())

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use crate::support::client::{Raw, h2};
 use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, WINDOW_UPDATE, frame};
-use crate::support::h2c::{self, H2c};
+use crate::support::h2c::H2c;
 use crate::support::origin::{Origin, Script, ok};
 use crate::support::process::{Config, Gate};
 use crate::support::wait;
@@ -125,11 +125,7 @@ async fn answer_arrives_whole_though_its_client_never_stops_sending() {
 
 #[tokio::test]
 async fn upload_ends_with_its_answer_in_front_of_an_h2c_app() {
-    let app = H2c::start(|event, place| match event {
-        h2c::Event::Request => h2c::ok(place.stream, "early"),
-        h2c::Event::Reset => Vec::new(),
-    })
-    .await;
+    let app = H2c::answering_early().await;
     let unused = Origin::answering("x").await;
     let config = patient(&unused).set("upstream.servers", &format!("[{:?}]", app.url()));
     let gate = Gate::start(&config).await;

@@ -17,12 +17,12 @@ use super::place::Unfinished;
 use crate::config::{self, Wanted};
 use crate::pitr::Archive;
 use crate::pitr::archive::Found;
-use crate::pitr::archiver::chain;
 use crate::pitr::feed::Feed;
 use crate::pitr::socket::client::{Asked, ask};
 use crate::pitr::socket::server::{self, Listener};
 use crate::pitr::socket::{Act, Answer, Request};
 use crate::repository::{Config, Keys, Repository};
+use crate::telemetry::cause::chain;
 
 /// A recovery that asked for nothing for so long has ended.
 const FEED_IDLE: Duration = Duration::from_secs(30);

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
-use super::archiver::{Archiver, Parts, chain};
+use super::archiver::{Archiver, Parts};
 use super::beat::Beat;
 use super::config::Config;
 use super::inventory::Inventory;
@@ -27,6 +27,7 @@ use super::watch::Seen;
 use crate::clock::Clock;
 use crate::postgres::{self, Admin, Target};
 use crate::repository::{self, Keys, Repository};
+use crate::telemetry::cause::chain;
 use crate::telemetry::health::{Board, Condition};
 
 /// As this the keeper's connections are known to the server.

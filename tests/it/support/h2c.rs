@@ -46,6 +46,15 @@ pub(crate) fn ok(stream: u32, body: &str) -> Vec<u8> {
 }
 
 impl H2c {
+    /// Answers each request whole and at once, and opens no window for its body.
+    pub(crate) async fn answering_early() -> Self {
+        Self::start(|event, place| match event {
+            Event::Request => ok(place.stream, "early"),
+            Event::Reset => Vec::new(),
+        })
+        .await
+    }
+
     pub(crate) async fn start(answer: impl Fn(Event, Place) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");

@@ -1,4 +1,4 @@
-//! What a start survives and an operator should mend all the same, as `foregate check` tells it.
+//! What stands in the way of a start, and what it survives and an operator should mend all the same.
 
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
@@ -9,24 +9,42 @@ use super::alarms;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::repository::Repository;
+use crate::telemetry::access_log;
+use crate::telemetry::certificates::Expiry;
 
 /// How long is waited for a directory.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All of them.
+/// What `foregate check` tells beyond the configuration itself: what only its files can tell.
+#[derive(Debug)]
+pub struct Checked {
+    /// What stands in the way of a start: certificates, keys, the log.
+    pub faults: Vec<String>,
+    /// What a start survives and an operator should mend all the same.
+    pub doubts: Vec<String>,
+}
+
+/// Looks at them all; makes nothing.
 #[must_use]
-pub fn doubts(loaded: &Loaded) -> Vec<String> {
-    let mut all = expired_certificates(&loaded.config);
-    all.extend(no_backups(&loaded.config));
-    all
+pub fn check(loaded: &Loaded) -> Checked {
+    let Config { proxy, admin, log, .. } = &loaded.config;
+    let (of_gate, mut expiries) = crate::proxy::check(proxy);
+    let of_admin = crate::admin::check(admin).map(|expiry| expiries.extend(expiry));
+    let faults = of_gate
+        .into_iter()
+        .map(anyhow::Error::from)
+        .chain(of_admin.err().map(anyhow::Error::from))
+        .chain(access_log::fault(&log.access_log).map(anyhow::Error::from));
+    let faults = faults.map(|error| told(&error)).collect();
+    let mut doubts = expired(&expiries);
+    doubts.extend(no_backups(&loaded.config));
+    Checked { faults, doubts }
 }
 
 /// An alarm tells of them, too.
-fn expired_certificates(config: &Config) -> Vec<String> {
-    let (_, of_gate) = crate::proxy::check(&config.proxy);
-    let of_admin = crate::admin::check(&config.admin).ok().flatten();
+fn expired(certificates: &[Expiry]) -> Vec<String> {
     let now = Clock::system().wall();
-    let over = of_gate.into_iter().chain(of_admin).filter(|expiry| expiry.is_over(now));
+    let over = certificates.iter().filter(|expiry| expiry.is_over(now));
     over.map(|expiry| alarms::expired(&expiry.path.display().to_string(), expiry.at))
         .collect()
 }
@@ -49,7 +67,7 @@ fn within<T: Send + 'static>(limit: Duration, look: impl FnOnce() -> Result<T> +
 }
 
 /// With its causes, and with the place of the remedy where a unit's sandbox is the likeliest of them.
-pub(super) fn told(error: &anyhow::Error) -> String {
+fn told(error: &anyhow::Error) -> String {
     let is_read_only = error.chain().any(|cause| {
         let cause = cause.downcast_ref::<Error>();
         cause.is_some_and(|cause| cause.kind() == ErrorKind::ReadOnlyFilesystem)
