@@ -21,6 +21,9 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(180);
 /// More objects than this in one listing is not our repository.
 const LIST_MAX: usize = 1_000_000;
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
+/// Written at once to a file. The kernel copies what one write(2) brings a large folio at a time, up to 2 MiB, and where it is
+/// not preemptible (`PREEMPT_NONE`) nobody else gets that core meanwhile: 3 ms of the gate's, seen with `perf sched`.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// An open repository; clones share it.
 #[derive(Debug, Clone)]
@@ -120,6 +123,16 @@ impl Repository {
             .fold(self.prefix.clone(), |path, segment| path.join(segment))
     }
 
+    /// In the pieces in which it is to be written; they share the chunk's memory.
+    pub(super) fn payload(&self, mut chunk: Bytes) -> PutPayload {
+        let mut pieces = Vec::new();
+        while self.directory.is_some() && chunk.len() > WRITE_BYTES {
+            pieces.push(chunk.split_to(WRITE_BYTES));
+        }
+        pieces.push(chunk);
+        pieces.into_iter().collect()
+    }
+
     /// Writes a small object that must not exist yet. `false`: another one existed, and was left alone.
     ///
     /// # Errors
@@ -128,7 +141,7 @@ impl Repository {
         let path = self.path(key);
         let options = PutOptions::from(PutMode::Create);
         let bytes = Bytes::from(bytes);
-        let put = self.store.put_opts(&path, PutPayload::from(bytes.clone()), options);
+        let put = self.store.put_opts(&path, self.payload(bytes.clone()), options);
         match within("writing", key, put).await {
             Ok(_) => Ok(true),
             // Ours after all, if the answer to a first attempt was lost on the way.
@@ -318,6 +331,17 @@ pub(super) fn slow(act: &'static str, key: &str, limit: Duration) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_write_to_a_file_holds_a_core_for_long() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = Repository::open(&format!("file://{}", directory.path().display())).expect("a repository");
+        let bytes: Bytes = (0..=u8::MAX).cycle().take(5 * WRITE_BYTES + 1).collect();
+        let payload = repository.payload(bytes.clone());
+        assert!(payload.iter().all(|piece| piece.len() <= WRITE_BYTES));
+        assert_eq!(Bytes::from(payload), bytes);
+        assert!(repository.payload(Bytes::new()).iter().all(Bytes::is_empty));
+    }
 
     #[tokio::test]
     async fn listing_that_is_too_long_is_an_error_and_not_a_shorter_list() {

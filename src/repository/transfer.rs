@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
+use object_store::{MultipartUpload, ObjectStoreExt as _};
 use tokio::sync::mpsc;
 
 use super::Error;
@@ -26,9 +26,6 @@ use crate::priority;
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Read at once from a file, where no round trip has to be made up for.
 const RANGE_BYTES: u64 = 1024 * 1024;
-/// Written at once to a file. The kernel copies what one write(2) brings a large folio at a time, up to 2 MiB, and where it is
-/// not preemptible (`PREEMPT_NONE`, a server's usual one) nothing else gets that core meanwhile: 3 ms, seen with `perf sched`.
-const WRITE_BYTES: usize = 64 * 1024;
 /// Parts of one upload; S3 takes 10,000.
 const PARTS_MAX: u64 = 9_000;
 /// What one object in a bucket holds; a stream goes on in the next one.
@@ -149,16 +146,6 @@ impl Repository {
             abort(current).await;
         }
         Ok(ended)
-    }
-
-    /// In the pieces in which it is to be written; they share the chunk's memory.
-    fn payload(&self, mut chunk: Bytes) -> PutPayload {
-        let mut pieces = Vec::new();
-        while self.directory.is_some() && chunk.len() > WRITE_BYTES {
-            pieces.push(chunk.split_to(WRITE_BYTES));
-        }
-        pieces.push(chunk);
-        pieces.into_iter().collect()
     }
 
     async fn begin(&self, key: String) -> Result<Piece, Error> {
