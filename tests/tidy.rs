@@ -283,6 +283,51 @@ fn unknown_targets(document: &str, makefile: &str) -> Vec<String> {
     unknown
 }
 
+/// The keys of the table of alarms, as `backup-verify-<id>`.
+fn documented_alarms(document: &str) -> BTreeSet<&str> {
+    let chapter = document.split("\n## Alarms").nth(1).unwrap_or("");
+    let chapter = chapter.split("\n## ").next().unwrap_or("");
+    let cells = chapter
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    // What stands between the marks is no key, but ", ".
+    let keys = cells.flat_map(|cell| cell.split('`').step_by(2));
+    keys.filter(|key| !key.is_empty()).collect()
+}
+
+/// The keys of alarms that a file of code raises under a name of its own, up to what is filled in: `backup-verify-`.
+fn raised_alarms(file: &str, code: &str) -> BTreeSet<String> {
+    let dense: String = code.split_whitespace().collect();
+    let after = |mark: &str, family: &str| -> Vec<String> {
+        let ends = ['"', '{'];
+        let names = dense.split(mark).skip(1).filter_map(|rest| rest.split(ends).next());
+        let names = names.filter(|name| !name.is_empty());
+        names.map(|name| format!("{family}{name}")).collect()
+    };
+    let mut keys = BTreeSet::new();
+    keys.extend(after("board.set(\"", "health-"));
+    keys.extend(after("health.set(\"", "health-"));
+    if file.starts_with("src/backup/service/") {
+        keys.extend(after("trouble(\"", "backup-"));
+        keys.extend(after("trouble(&format!(\"", "backup-"));
+        keys.extend(after("(\"backup-", "backup-"));
+    }
+    // The generic ones of the service, and those of which only the board tells.
+    keys.retain(|key| key != "backup-" && key != "health-certificates" && key != "health-config");
+    keys
+}
+
+/// Whether the code holds the name, or the beginning, of this key: some are put together far from where they are raised.
+fn is_named(key: &str, code: &str) -> bool {
+    let stem = key.split('<').next().unwrap_or(key);
+    let name = ["health-", "backup-"]
+        .iter()
+        .find_map(|family| stem.strip_prefix(family));
+    let whole = [Some(stem), name].into_iter().flatten();
+    let mut wanted = whole.flat_map(|stem| ["\"", "{"].map(|end| format!("\"{stem}{end}")));
+    wanted.any(|literal| code.contains(&literal))
+}
+
 /// Homes and work folders of one machine, which mean nothing on another.
 fn machine_paths(file: &str, text: &str) -> Vec<String> {
     let marks = [
@@ -416,6 +461,26 @@ fn metrics_of_alarms_and_vault_are_those_of_the_document() {
 }
 
 #[test]
+fn every_alarm_stands_in_the_table_for_operators_and_none_that_does_not_exist() {
+    let document = fs::read_to_string(root().join("docs/operations.md")).expect("the document is there");
+    let documented = documented_alarms(&document);
+    assert!(documented.len() > 20, "{documented:?}");
+    let code = sources().into_iter().map(|(file, text)| {
+        let lines: Vec<&str> = text.lines().take(counted_lines(&file, &text)).collect();
+        (file, lines.join("\n"))
+    });
+    let code: Vec<(String, String)> = code.collect();
+    let stems: BTreeSet<&str> = documented.iter().filter_map(|key| key.split('<').next()).collect();
+    let raised: BTreeSet<String> = code.iter().flat_map(|(file, text)| raised_alarms(file, text)).collect();
+    assert!(raised.len() > 10, "{raised:?}");
+    let missing: Vec<&String> = raised.iter().filter(|key| !stems.contains(key.as_str())).collect();
+    assert!(missing.is_empty(), "not in the table: {missing:?}");
+    let all: String = code.into_iter().map(|(_, text)| text).collect();
+    let unknown: Vec<&&str> = documented.iter().filter(|key| !is_named(key, &all)).collect();
+    assert!(unknown.is_empty(), "raised by nobody: {unknown:?}");
+}
+
+#[test]
 fn tracked_files_name_no_path_of_one_machine() {
     let texts = tracked().into_iter().filter_map(|path| {
         let text = fs::read_to_string(root().join(&path)).ok()?;
@@ -481,6 +546,16 @@ fn the_other_rules_find_what_they_are_for() {
         &["backup_"],
     );
     assert_eq!(found, BTreeSet::from(["foregate_backup_good"]));
+    let table = "x\n## Alarms\n| key |\n| `backup-a-<id>`, `health-b` | `c` |\n## Then\n| `d` |\n";
+    assert_eq!(documented_alarms(table), BTreeSet::from(["backup-a-<id>", "health-b"]));
+    let code =
+        "self.trouble(\n&format!(\"a-{id}\"), x); self.board.set(\"b\", x); raise(\"backup-c\"); log(\"backup: d\")";
+    let raised = raised_alarms("src/backup/service/x.rs", code);
+    assert_eq!(
+        raised.into_iter().collect::<Vec<_>>(),
+        ["backup-a-", "backup-c", "health-b"]
+    );
+    assert!(is_named("backup-a-<id>", code) && is_named("health-b", code) && !is_named("backup-d", code));
     let makefile = "run: ## go\n\tcargo run\n";
     assert_eq!(unknown_targets("`make run` then `make fly`", makefile), ["fly"]);
     assert_eq!(unknown_targets("```\nmake swim X=1\n```", makefile), ["swim"]);

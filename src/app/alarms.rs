@@ -68,14 +68,11 @@ fn look_at_certificates(board: &Board, alerts: &Alerts, in_force: &BTreeMap<Stri
             alerts.resolve(&key, &format!("the certificate {path} is renewed"));
         }
     }
-    for key in alerts.raised().keys() {
-        if let Some(path) = key
-            .strip_prefix(CERTIFICATE)
-            .filter(|path| !in_force.contains_key(*path))
-        {
-            alerts.resolve(key, &format!("the certificate {path} is not used any more"));
-        }
-    }
+    alerts.forget(
+        CERTIFICATE,
+        |path| !in_force.contains_key(path),
+        |path| format!("the certificate {path} is not used any more"),
+    );
     board.set(
         "certificates",
         match over.is_empty() {

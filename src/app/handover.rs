@@ -28,7 +28,9 @@ const SOCKETS_MAX: usize = 253;
 /// How long the sockets may take to arrive.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the new process may take to start before the old one stops waiting and goes on.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// After a failure, before the next successor is looked for.
+const PAUSE: Duration = Duration::from_millis(100);
 const READY: &[u8] = b"ready";
 /// What a socket is for, in the message that carries it.
 const GATE: u8 = b'g';
@@ -179,6 +181,8 @@ impl Door {
                 Ok(pid) => return pid,
                 Err(error) => tracing::warn!(%error, "a successor did not take over; going on"),
             }
+            // What fails at once, as when no more files may be opened, must not be asked for without end.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -222,30 +226,4 @@ fn give(mut stream: &UnixStream, sockets: &[(u8, TcpListener)]) -> anyhow::Resul
     stream.read_exact(&mut answer).context("it ended before it was ready")?;
     anyhow::ensure!(answer == READY, "it said something else than that it is ready");
     Ok(())
-}
-
-/// Starts a successor and waits for its end, which this process sees only if it fails: then it says so, and no zombie stays.
-pub(super) async fn run_successor() {
-    let mut successor = match start_successor() {
-        Ok(child) => child,
-        Err(error) => return tracing::error!(%error, "SIGUSR2: no successor can be started"),
-    };
-    tracing::info!(pid = successor.id(), "SIGUSR2: started a successor");
-    match successor.wait().await {
-        Ok(status) => tracing::error!(%status, "the successor ended before it took over; going on"),
-        Err(error) => tracing::error!(%error, "the successor cannot be waited for"),
-    }
-}
-
-/// The binary anew with the same arguments: after an upgrade of the file, that is the new version.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the successor must outlive this process, unlike the children of backups"
-)]
-fn start_successor() -> std::io::Result<tokio::process::Child> {
-    let mut arguments = std::env::args_os();
-    let mut command = tokio::process::Command::new(arguments.next().unwrap_or_default());
-    // It would tell the successor that the watchdog waits for another process (sd_watchdog_enabled(3)): without it, and with
-    // the limit still there, the successor pings, as the service's new main process must.
-    command.args(arguments).env_remove("WATCHDOG_PID").spawn()
 }

@@ -8,9 +8,10 @@ mod handover;
 mod limits;
 mod recovery;
 mod reload;
+mod succession;
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Loaded, Overrides};
 use crate::priority;
 use crate::proxy::Sockets;
-use crate::telemetry::health::{Board, Condition};
 use crate::telemetry::logging::{self, Log};
 use build::Running;
 pub use check::{Checked, check};
-use handover::{Door, Inherited, Listening};
+use handover::{Inherited, Listening};
+use succession::Succession;
 
 /// The control plane's threads: admin, store, schedules. Small, since nothing there is on a request's path.
 const CONTROL_THREADS: usize = 2;
@@ -71,13 +72,13 @@ pub fn run(origin: Origin, loaded: &Loaded) -> anyhow::Result<()> {
 async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start neither ends the process nor is lost.
     let mut signals = Signals::new()?;
-    let hangups = receive(SignalKind::hangup())?;
+    let (hangups, upgrades) = (receive(SignalKind::hangup())?, receive(SignalKind::user_defined2())?);
     let mut inherited = Inherited::take(&loaded.config.state_dir);
     let running = build::start(loaded, &mut inherited, behind).await?;
     log.register(&running.registry)
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
-    let door = open_door(&loaded.config.state_dir, &running.board);
+    let succession = Succession::prepare(upgrades, &loaded.config.state_dir, &running.board);
     let stop_admin = CancellationToken::new();
     let admin = JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
@@ -92,7 +93,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
             tracing::info!("{why}: draining");
             announce::stopping();
         }
-        successor = successor(door.as_ref(), &sockets) => {
+        successor = succession.successor(&sockets) => {
             tracing::info!(pid = successor, "a successor has taken over: draining");
             if let Some(pid) = successor {
                 announce::succeeded_by(pid);
@@ -112,28 +113,6 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Where it cannot be opened (a disk that takes no writes any more), only an upgrade is in the way, and no traffic.
-fn open_door(state_dir: &Path, board: &Board) -> Option<Door> {
-    let opened = Door::open(state_dir);
-    let told = opened
-        .as_ref()
-        .err()
-        .map(|error| format!("no successor can take over: {error:#}"));
-    if let Some(text) = told {
-        tracing::error!("{text}");
-        board.set("handover", Condition::Degraded(text));
-    }
-    opened.ok()
-}
-
-/// Waits for one that serves.
-async fn successor(door: Option<&Door>, sockets: &Listening) -> Option<u32> {
-    match door {
-        Some(door) => door.successor(sockets).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Everything that listens, for a successor.
@@ -189,7 +168,6 @@ async fn stop(running: Running) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    upgrade: Signal,
 }
 
 impl Signals {
@@ -197,20 +175,14 @@ impl Signals {
         Ok(Self {
             terminate: receive(SignalKind::terminate())?,
             interrupt: receive(SignalKind::interrupt())?,
-            upgrade: receive(SignalKind::user_defined2())?,
         })
     }
 
-    /// Returns the signal that ends the process. SIGUSR2 starts a successor, which takes over by itself.
+    /// Returns the signal that ends the process.
     async fn end(&mut self) -> &'static str {
-        let mut successors = JoinSet::new();
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.upgrade.recv() => drop(successors.spawn(handover::run_successor())),
-                Some(_) = successors.join_next() => {}
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use prometheus::core::{Atomic, AtomicF64, AtomicI64, GenericGaugeVec};
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::archive::Pushed;
@@ -19,13 +20,42 @@ pub struct Metrics {
     last_archived: Gauge,
     pub archive_bytes: IntGauge,
     pub archive_segments: IntGauge,
-    pub gap_segments: IntGauge,
-    pub ready_files: IntGauge,
-    pub ready_age: Gauge,
-    pub slot_retained: IntGauge,
+    pub gap_segments: Measure<AtomicI64>,
+    pub ready_files: Measure<AtomicI64>,
+    pub ready_age: Measure<AtomicF64>,
+    pub slot_retained: Measure<AtomicI64>,
     pub beats: IntCounter,
     pub beat_failures: IntCounter,
     pub last_beat: Gauge,
+}
+
+/// A gauge whose zero looks well, and which therefore is not exported before it is known: one series without a label.
+#[derive(Debug)]
+pub struct Measure<P: Atomic>(GenericGaugeVec<P>);
+
+// Derived, it would ask for a `P` that can be cloned.
+impl<P: Atomic> Clone for Measure<P> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<P: Atomic + 'static> Measure<P> {
+    /// # Errors
+    /// Never, unless the name is misspelt.
+    pub fn new(name: &str, help: &str) -> Result<Self, prometheus::Error> {
+        Ok(Self(GenericGaugeVec::new(Opts::new(name, help), &[])?))
+    }
+
+    /// # Errors
+    /// When the name is taken.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.0.clone()))
+    }
+
+    pub fn set(&self, value: P::T) {
+        self.0.with_label_values(&[""; 0]).set(value);
+    }
 }
 
 impl Metrics {
@@ -60,19 +90,19 @@ impl Metrics {
             )?,
             archive_bytes: gauge("foregate_pitr_archive_bytes", "Log in the repository, as stored.")?,
             archive_segments: gauge("foregate_pitr_archive_segments", "Segments in the repository.")?,
-            gap_segments: gauge(
+            gap_segments: Measure::new(
                 "foregate_pitr_gap_segments",
                 "Segments that are missing of what base backups need.",
             )?,
-            ready_files: gauge(
+            ready_files: Measure::new(
                 "foregate_pitr_ready_files",
                 "Files that PostgreSQL waits to see archived.",
             )?,
-            ready_age: Gauge::new(
+            ready_age: Measure::new(
                 "foregate_pitr_ready_age_seconds",
                 "How long the oldest of them has waited; 0: none waits.",
             )?,
-            slot_retained: gauge(
+            slot_retained: Measure::new(
                 "foregate_pitr_slot_retained_bytes",
                 "Log that the server keeps for the replication slot; -1: the slot is lost.",
             )?,
@@ -91,20 +121,16 @@ impl Metrics {
         registry.register(Box::new(self.pushes.clone()))?;
         registry.register(Box::new(self.pushed_bytes.clone()))?;
         registry.register(Box::new(self.push_seconds.clone()))?;
-        let gauges = [&self.last_archived, &self.ready_age, &self.last_beat];
-        let counts = [
-            &self.archive_bytes,
-            &self.archive_segments,
-            &self.gap_segments,
-            &self.ready_files,
-            &self.slot_retained,
-        ];
-        for gauge in gauges {
+        for gauge in [&self.last_archived, &self.last_beat] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for count in counts {
+        for count in [&self.archive_bytes, &self.archive_segments] {
             registry.register(Box::new(count.clone()))?;
         }
+        for measure in [&self.gap_segments, &self.ready_files, &self.slot_retained] {
+            measure.register(registry)?;
+        }
+        self.ready_age.register(registry)?;
         registry.register(Box::new(self.beats.clone()))?;
         registry.register(Box::new(self.beat_failures.clone()))
     }
@@ -124,4 +150,30 @@ impl Metrics {
 #[must_use]
 pub fn seconds(at: Timestamp) -> f64 {
     Duration::try_from(at.duration_since(Timestamp::UNIX_EPOCH)).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_would_look_well_is_exported_before_it_is_known() {
+        let registry = Registry::new();
+        let metrics = Metrics::new().expect("metrics");
+        metrics.register(&registry).expect("registered");
+        let exported = || {
+            let families = registry.gather();
+            let names = families.iter().map(|family| family.name().to_owned());
+            names
+                .filter(|name| name.contains("_gap_") || name.contains("_ready_") || name.contains("_slot_"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(exported(), [""; 0]);
+        metrics.ready_age.set(0.0);
+        metrics.gap_segments.set(0);
+        assert_eq!(
+            exported(),
+            ["foregate_pitr_gap_segments", "foregate_pitr_ready_age_seconds"]
+        );
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use prometheus::IntCounter;
@@ -73,8 +74,9 @@ pub fn fault(target: &AccessLog) -> Option<Error> {
     let AccessLog::File(path) = target else { return None };
     let tried = match std::fs::metadata(path) {
         Ok(there) if there.is_file() || there.is_dir() => OpenOptions::new().append(true).open(path).map(drop),
-        // A pipe would wait for its reader.
-        Ok(_) => Ok(()),
+        Ok(there) if there.file_type().is_socket() => Err(outlet::unread()),
+        // Not opened: a pipe that is closed again is at its end for whoever reads it.
+        Ok(_) => may(Access::WRITE_OK, path),
         Err(error) if error.kind() == ErrorKind::NotFound => may_make(path),
         Err(error) => Err(error),
     };
@@ -84,12 +86,11 @@ pub fn fault(target: &AccessLog) -> Option<Error> {
 
 fn may_make(path: &Path) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    Ok(accessat(
-        CWD,
-        directory,
-        Access::WRITE_OK | Access::EXEC_OK,
-        AtFlags::EACCESS,
-    )?)
+    may(Access::WRITE_OK | Access::EXEC_OK, directory)
+}
+
+fn may(access: Access, path: &Path) -> std::io::Result<()> {
+    Ok(accessat(CWD, path, access, AtFlags::EACCESS)?)
 }
 
 impl Sink {

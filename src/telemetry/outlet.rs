@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -14,6 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 
 /// Between two looks at whether the thread makes progress while the process ends.
 const LOOK: Duration = Duration::from_millis(20);
@@ -118,8 +121,25 @@ impl Output {
     }
 }
 
+/// Does not wait, as opening a pipe would until somebody reads it. Writing does, for that is what the thread is for.
 fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let opened = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .custom_flags(flags)
+        .open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NXIO) => unread(),
+        _ => error,
+    })?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+/// open(2) says no more than "No such device or address".
+pub(super) fn unread() -> std::io::Error {
+    std::io::Error::other("it is a pipe that nobody reads, or a socket")
 }
 
 /// Starts the thread, by this name. `dropped` counts the lines that got lost.
@@ -319,6 +339,25 @@ mod tests {
             sink.submit(long_line());
         }
         assert!(!writer.stop());
+    }
+
+    #[test]
+    fn pipe_is_opened_only_where_somebody_reads_it_and_is_then_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let refused = Output::file(&path).unwrap_err();
+        assert!(refused.to_string().contains("nobody reads"), "{refused}");
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let mut reader = File::from(rustix::fs::open(&path, flags, Mode::empty()).unwrap());
+        let (sink, writer) = start("test", Output::file(&path).unwrap(), ROOM, counter()).unwrap();
+        sink.submit(long_line());
+        fcntl_setfl(&reader, OFlags::empty()).unwrap();
+        let mut line = vec![0; long_line().len()];
+        reader.read_exact(&mut line).unwrap();
+        assert!(line == long_line());
+        assert!(writer.stop());
     }
 
     #[test]

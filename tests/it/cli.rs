@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -164,12 +165,26 @@ fn check_tries_the_access_log_and_the_directory_of_backups_and_makes_neither() {
     );
     assert_eq!(std::fs::read_to_string(at("file")).expect("the file"), "kept");
 
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
     // A log that cannot be opened stops the start.
-    for wrong in ["absent/access.log", "file/access.log", "."] {
+    for wrong in ["absent/access.log", "file/access.log", ".", "socket"] {
         let refused = with(&at(wrong), &at("backups"));
         assert_eq!(refused.status.code(), Some(USAGE), "{wrong}: {}", stderr(&refused));
         assert!(stderr(&refused).contains("the access log"), "{}", stderr(&refused));
     }
+}
+
+#[test]
+fn certificate_that_is_a_pipe_is_refused_and_not_waited_for() {
+    let directory = folder();
+    let pipe = directory.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
+    let refused = check(
+        directory.path(),
+        &format!("[tls]\nmode = \"files\"\ncertificates = [{{ cert = {pipe:?}, key = {pipe:?} }}]\n"),
+    );
+    assert_eq!(refused.status.code(), Some(USAGE));
+    assert!(stderr(&refused).contains("not a regular file"), "{}", stderr(&refused));
 }
 
 #[test]

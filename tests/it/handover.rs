@@ -2,6 +2,7 @@
 //! have tunnels open.
 
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,14 +42,54 @@ async fn socket_of_systemd_is_served_with_what_waits_in_it() {
 
 /// As where the disk has gone over to reading alone: no reason to stay down.
 #[tokio::test]
-async fn socket_for_successors_that_cannot_be_made_is_told_and_stops_no_start() {
+async fn socket_for_successors_that_cannot_be_made_is_told_and_made_once_it_can_be() {
     let origin = Origin::answering("x").await;
     let directory = tempfile::tempdir().expect("a folder");
     std::fs::create_dir_all(directory.path().join("state/handover.sock")).expect("something is in the way");
-    let gate = Gate::start_in(directory, &Config::before(&origin)).await;
+    let mut gate = Gate::start_in(directory, &Config::before(&origin)).await;
     assert_eq!(client::get(gate.address, "/", "").await.status, 200);
     let health = gate.admin("GET", "/health/comprehensive", "").await.json();
     assert_eq!(health["parts"]["handover"]["status"], "degraded", "{health}");
+    // One that could not take over would serve beside it for ever.
+    gate.signal(Signal::USR2);
+    said(&gate, "SIGUSR2 is ignored: no successor can take over").await;
+    assert_eq!(children(gate.pid()), 0);
+    std::fs::remove_dir(gate.path("state/handover.sock")).expect("it is out of the way");
+    wait::until("the socket", async || {
+        let health = gate.admin("GET", "/health/comprehensive", "").await.json();
+        (health["parts"]["handover"]["status"] == "healthy").then_some(())
+    })
+    .await;
+    let successor = Successor::of(&gate).await;
+    assert!(gate.exited().await.success(), "{}", gate.log());
+    drop(successor);
+}
+
+async fn said(gate: &Gate, words: &str) {
+    wait::until(&format!("{words:?} in the log"), async || {
+        gate.log().contains(words).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn second_order_for_a_successor_is_ignored_while_one_is_under_way() {
+    let origin = Origin::answering("x").await;
+    let mut gate = Gate::start(&Config::before(&origin)).await;
+    // As a successor that takes the sockets and its time: another one has to wait.
+    let slow = UnixStream::connect(gate.path("state/handover.sock")).expect("the gate's door");
+    gate.signal(Signal::USR2);
+    said(&gate, "started a successor").await;
+    let successor = Successor::find(&gate);
+    gate.signal(Signal::USR2);
+    said(&gate, "SIGUSR2 is ignored").await;
+    assert_eq!(gate.log().matches("started a successor").count(), 1, "{}", gate.log());
+    drop((successor, slow));
+    // Both have failed: the next may try.
+    said(&gate, "ended before it took over").await;
+    let successor = Successor::of(&gate).await;
+    assert!(gate.exited().await.success(), "{}", gate.log());
+    drop(successor);
 }
 
 #[derive(Default)]
@@ -206,17 +247,11 @@ async fn successor_that_fails_is_told_of_and_leaves_no_zombie() {
     let gate = Gate::start(&config).await;
     gate.rewrite(&config.set("limits.nonsense", "1"));
     gate.signal(Signal::USR2);
-    wait::until("the successor in the log", async || {
-        gate.log().contains("started a successor").then_some(())
-    })
-    .await;
+    said(&gate, "started a successor").await;
     wait::until("the end of the successor", async || {
         (children(gate.pid()) == 0).then_some(())
     })
     .await;
-    wait::until("its end in the log", async || {
-        gate.log().contains("ended before it took over").then_some(())
-    })
-    .await;
+    said(&gate, "ended before it took over").await;
     assert_eq!(client::get(gate.address, "/", "").await.status, 200);
 }

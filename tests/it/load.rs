@@ -55,8 +55,7 @@ async fn successor_takes_over_under_load_without_a_failed_request() {
 pub(crate) struct Successor(rustix::process::Pid);
 
 impl Successor {
-    /// Has the gate start it, and waits until it serves. It is the only other process that has this test's configuration on
-    /// its command line.
+    /// Has the gate start it, and waits until it serves.
     pub(crate) async fn of(gate: &Gate) -> Self {
         let addresses = gate.path("addresses.json");
         std::fs::remove_file(&addresses).expect("the old addresses");
@@ -65,6 +64,11 @@ impl Successor {
             addresses.exists().then_some(())
         })
         .await;
+        Self::find(gate)
+    }
+
+    /// The only other process that has this test's configuration on its command line.
+    pub(crate) fn find(gate: &Gate) -> Self {
         let config = gate.path("config.toml").display().to_string();
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
         let found = processes.filter_map(|entry| {

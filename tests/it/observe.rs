@@ -1,5 +1,7 @@
 //! What can be seen from outside: metrics and the access log.
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+
 use crate::support::client::{self, Raw};
 use crate::support::metrics;
 use crate::support::origin::Origin;
@@ -44,6 +46,31 @@ async fn access_log_has_one_parsable_line_per_request_without_the_query() {
     assert_eq!(line["client"], "127.0.0.1");
     let text = std::fs::read_to_string(gate.path("access.log")).expect("the log");
     assert!(!text.contains("secret"), "{text}");
+}
+
+#[tokio::test]
+async fn access_log_into_a_pipe_needs_somebody_who_reads_and_holds_no_start_up() {
+    let origin = Origin::answering("x").await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let pipe = elsewhere.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
+    let config = Config::before(&origin).set("log.access_log", &format!("{:?}", pipe.display().to_string()));
+    let mut unread = Gate::begin(&config);
+    assert!(!unread.exited().await.success());
+    assert!(unread.log().contains("a pipe that nobody reads"), "{}", unread.log());
+
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let reader = rustix::fs::open(&pipe, flags, Mode::empty()).expect("the other end of the pipe");
+    let gate = Gate::start(&config).await;
+    client::get(gate.address, "/seen", "").await;
+    let mut text = Vec::new();
+    wait::until("the line in the pipe", async || {
+        let mut piece = [0; 4096];
+        let length = rustix::io::read(&reader, &mut piece).ok()?;
+        text.extend_from_slice(piece.get(..length)?);
+        String::from_utf8_lossy(&text).contains("/seen").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -150,17 +150,10 @@ impl Service {
         if **self.shared.settings.load() == settings {
             return;
         }
-        let sets: Vec<String> = settings
-            .plan
-            .files
-            .iter()
-            .map(|file| files_subject(&file.set.name))
-            .collect();
         self.shared.settings.store(Arc::new(settings));
         *lock(&self.shared.cluster) = None;
         self.open();
-        self.shared
-            .forget_troubles(|subject| subject.starts_with("files-") && !sets.iter().any(|set| set == subject));
+        self.shared.forget_unplanned();
         self.shared.poke.notify_one();
     }
 
@@ -245,6 +238,9 @@ impl Service {
             };
             self.shared.show(&catalogue.entries, self.shared.parts.clock.wall());
             self.shared.show_unreadable(&unreadable);
+            if unreadable.is_empty() {
+                self.shared.forget_deleted(&catalogue.entries);
+            }
         }
         Ok(Arc::clone(&catalogue.entries))
     }
@@ -360,6 +356,8 @@ impl Shared {
 
     /// Metrics, and what is told of a fresh catalogue.
     fn show(&self, entries: &[Entry], now: Timestamp) {
+        // Also what a run told that began before its set was taken out.
+        self.forget_unplanned();
         let kinds = self.kinds(entries, now);
         self.metrics
             .show(&kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum());

@@ -18,7 +18,7 @@ use crate::telemetry::cause::chain;
 const LOOK: Duration = Duration::from_secs(30);
 /// While a restore waits to be finished or undone, and perhaps nobody can log in.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// The metrics and what is overdue are brought up to date this often although nothing runs.
+/// The metrics and what is overdue are brought up to date this often although nothing is changed.
 const REFRESH: Duration = Duration::from_secs(300);
 /// After a failure, doubled each time up to the second.
 const RETRY_FIRST: Duration = Duration::from_secs(300);
@@ -122,11 +122,13 @@ impl Service {
         }
         memory.is_recovered = self.recover().await;
         let tick = clock.tick();
-        if memory.refreshed.is_none_or(|at| tick.saturating_sub(at) >= REFRESH) {
+        let is_old = |at| tick.saturating_sub(at) >= REFRESH;
+        if self.shared.is_stale.load(Ordering::Acquire) || memory.refreshed.is_none_or(is_old) {
             match self.list().await {
                 Ok(_) => self.shared.well("list", "the list of backups can be read again"),
                 Err(error) => {
                     // Asked again at the next look.
+                    memory.refreshed = None;
                     let text = format!("backup: the list of backups cannot be read: {}", explain(&error));
                     return self.shared.trouble("list", &text);
                 }

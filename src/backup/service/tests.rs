@@ -349,6 +349,60 @@ async fn damaged_backup_is_tried_again_by_the_schedule_and_good_again_once_its_s
 }
 
 #[tokio::test]
+async fn damaged_backup_that_is_deleted_is_no_trouble_any_more() {
+    let bed = Bed::new(Vec::new());
+    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    let id = bed.ended().await.id.to_string();
+    let mut bytes = std::fs::read(bed.object()).expect("readable");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    std::fs::write(bed.object(), bytes).expect("writable");
+    drop(bed.service.start_verify(&id, false).await.expect("it starts"));
+    drop(bed.ended().await);
+    let is_told = || bed.raised().contains(&format!("backup-verify-{id}"));
+    drop(bed.service.list().await.expect("a list"));
+    assert!(is_told(), "{:?}", bed.raised());
+    bed.service.delete(&id).await.expect("it is marked");
+    let repository = bed.root.path().join("repository");
+    let unreadable = repository.join("files/01JH0000000000000000000000/manifest.json");
+    std::fs::create_dir_all(unreadable.parent().expect("a folder")).expect("a folder");
+    std::fs::write(&unreadable, "{").expect("writable");
+    drop(bed.service.list().await.expect("a list"));
+    assert!(is_told(), "which one cannot be read is not known: {:?}", bed.raised());
+    std::fs::remove_file(&unreadable).expect("removable");
+    bed.service.shared.is_stale.store(true, Ordering::Release);
+    drop(bed.service.list().await.expect("a list"));
+    assert_eq!(bed.raised(), ["backup-verify"], "the run that failed is another matter");
+}
+
+#[tokio::test]
+async fn what_is_out_of_the_configuration_is_no_trouble_any_more() {
+    let bed = Bed::new(Vec::new());
+    let without = (*bed.service.settings()).clone();
+    bed.with_daily();
+    let shared = &bed.service.shared;
+    let days_later = at(NOW + 30 * DAY);
+    let all_overdue = ["backup-overdue-daily", "backup-overdue-files:app"];
+    shared.show(&[], at(NOW));
+    shared.show(&[], days_later);
+    shared.parts.alerts.raise("backup-size-files-app", "it is small");
+    assert_eq!(bed.raised(), [&all_overdue[..], &["backup-size-files-app"]].concat());
+    bed.service.reload(without.clone());
+    assert_eq!(bed.raised(), ["backup-overdue-files:app", "backup-size-files-app"]);
+    let mut nothing = without;
+    nothing.plan.files.clear();
+    bed.service.reload(nothing.clone());
+    assert_eq!(bed.raised(), [""; 0]);
+    // A run that began before may fail after.
+    shared.trouble("files-app", "it is not there");
+    shared.show(&[], days_later);
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+    shared.parts.alerts.raise("backup-restore", "it failed");
+    nothing.database = None;
+    bed.service.reload(nothing);
+    assert_eq!(bed.raised(), [""; 0], "the vault is off");
+}
+
+#[tokio::test]
 async fn without_an_identity_the_stored_bytes_are_compared_and_only_damage_is_called_damage() {
     let bed = Bed::new(recipient());
     drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));

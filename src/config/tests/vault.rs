@@ -62,3 +62,21 @@ fn section_that_no_configuration_has_is_a_mistake_for_a_command_as_well() {
     load("[bakcup]\nrepository = \"file:///srv\"\n", NOTHING).unwrap_err();
     load("[backup]\nrepositry = \"file:///srv\"\n", NOTHING).unwrap_err();
 }
+
+#[test]
+fn command_knows_every_section_that_the_configuration_has_and_no_other() {
+    let table = DeTable::parse("").unwrap();
+    let known_to = |resolve: &dyn Fn(Section<'_>)| {
+        let sink = Sink::new("");
+        resolve(Section::root(table.get_ref(), &sink));
+        let mut known = sink.known();
+        known.retain(|path| !path.contains('.'));
+        known.sort();
+        known.dedup();
+        known
+    };
+    let base = Path::new("");
+    let by_all = known_to(&|root| drop(resolve::config(root, base, &Overrides::default())));
+    assert!(by_all.contains(&"log".to_owned()), "{by_all:?}");
+    assert_eq!(known_to(&|root| drop(resolve::vault(root, base, NOTHING))), by_all);
+}

@@ -73,12 +73,13 @@ impl Keeper {
             .ready_files
             .set(i64::try_from(seen.ready_files).unwrap_or(i64::MAX));
         metrics.ready_age.set(seen.ready_age.as_secs_f64());
-        let retained = match &seen.slot {
-            Some(slot) if slot.is_lost => -1,
-            Some(slot) => i64::try_from(slot.retained_bytes).unwrap_or(i64::MAX),
-            None => 0,
-        };
-        metrics.slot_retained.set(retained);
+        if self.config.wal == Way::Stream {
+            metrics.slot_retained.set(match &seen.slot {
+                Some(slot) if slot.is_lost => -1,
+                Some(slot) => i64::try_from(slot.retained_bytes).unwrap_or(i64::MAX),
+                None => 0,
+            });
+        }
         let verdict = match self.config.wal {
             Way::ArchiveCommand => watch::judge_archiver(&seen, self.config.patience),
             Way::Stream => watch::judge_slot(&seen, &self.config.slot),
@@ -149,13 +150,13 @@ impl Keeper {
             .map(crate::pitr::chain::Gap::segments)
             .sum::<u64>();
         let metrics = self.metrics();
+        metrics.gap_segments.set(i64::try_from(missing).unwrap_or(i64::MAX));
         metrics
             .archive_bytes
             .set(i64::try_from(inventory.stored_bytes).unwrap_or(i64::MAX));
         metrics
             .archive_segments
             .set(i64::try_from(inventory.segments).unwrap_or(i64::MAX));
-        metrics.gap_segments.set(i64::try_from(missing).unwrap_or(i64::MAX));
         self.note(
             "archive",
             (missing > 0)

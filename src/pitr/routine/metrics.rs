@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use prometheus::core::{Collector, Desc};
+use prometheus::core::{AtomicF64, AtomicI64, Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::clock::Clock;
 use crate::pitr::base::{self, Base};
 use crate::pitr::drill::Drill;
-use crate::pitr::metrics::seconds;
+use crate::pitr::metrics::{Measure, seconds};
 use crate::pitr::window::Window;
 
 #[derive(Debug)]
@@ -18,15 +18,15 @@ pub(super) struct Metrics {
     earliest: Gauge,
     latest: Gauge,
     recovery_point: Point,
-    holes: IntGauge,
+    holes: Measure<AtomicI64>,
     bases: IntGauge,
     base_bytes: IntGauge,
     base_at: Gauge,
     taken: IntCounterVec,
     drill_at: Gauge,
     drill_passed: IntGauge,
-    drill_recovery_time: Gauge,
-    drill_recovery_point: Gauge,
+    drill_recovery_time: Measure<AtomicF64>,
+    drill_recovery_point: Measure<AtomicF64>,
     drills: IntCounterVec,
 }
 
@@ -78,7 +78,7 @@ impl Metrics {
                 clock,
                 latest: Arc::default(),
             },
-            holes: count(
+            holes: Measure::new(
                 "foregate_pitr_window_gaps",
                 "Stretches within the window that cannot be recovered, and one if its end is a gap.",
             )?,
@@ -97,11 +97,11 @@ impl Metrics {
                 "When the last drill began; 0: never.",
             )?,
             drill_passed: count("foregate_pitr_last_drill_passed", "1: the last drill passed.")?,
-            drill_recovery_time: gauge(
+            drill_recovery_time: Measure::new(
                 "foregate_pitr_drill_recovery_time_seconds",
                 "How long the last drill took, from the plan to a server that takes writes.",
             )?,
-            drill_recovery_point: gauge(
+            drill_recovery_point: Measure::new(
                 "foregate_pitr_drill_recovery_point_seconds",
                 "What would have been lost when the last drill began.",
             )?,
@@ -110,21 +110,17 @@ impl Metrics {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let gauges = [
-            &self.earliest,
-            &self.latest,
-            &self.base_at,
-            &self.drill_at,
-            &self.drill_recovery_time,
-            &self.drill_recovery_point,
-        ];
+        let gauges = [&self.earliest, &self.latest, &self.base_at, &self.drill_at];
         registry.register(Box::new(self.recovery_point.clone()))?;
         for gauge in gauges {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for count in [&self.holes, &self.bases, &self.base_bytes, &self.drill_passed] {
+        for count in [&self.bases, &self.base_bytes, &self.drill_passed] {
             registry.register(Box::new(count.clone()))?;
         }
+        self.holes.register(registry)?;
+        self.drill_recovery_time.register(registry)?;
+        self.drill_recovery_point.register(registry)?;
         for results in [&self.taken, &self.drills] {
             for result in ["passed", "failed"] {
                 // There from the start, so that a first failure is a rise.
@@ -197,6 +193,36 @@ mod tests {
             .iter()
             .find(|family| family.name() == "foregate_pitr_recovery_point_seconds")?;
         Some(found.get_metric().first()?.get_gauge().get_value())
+    }
+
+    #[test]
+    fn empty_repository_shows_no_number_that_looks_well() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(Clock::system()).expect("metrics");
+        metrics.register(&registry).expect("registered");
+        let value = |name: &str| {
+            let families = registry.gather();
+            let found = families
+                .iter()
+                .find(|family| family.name() == format!("foregate_pitr_{name}"))?;
+            Some(found.get_metric().first()?.get_gauge().get_value())
+        };
+        assert_eq!(value("window_gaps"), None, "nothing is known yet");
+        metrics.listed(&[]);
+        metrics.looked(&Window::default(), &[]);
+        for (name, expected) in [
+            ("window_earliest_timestamp_seconds", Some(0.0)),
+            ("window_latest_timestamp_seconds", Some(0.0)),
+            ("recovery_point_seconds", Some(-1.0)),
+            ("base_backups", Some(0.0)),
+            ("last_base_backup_timestamp_seconds", Some(0.0)),
+            ("last_drill_passed", Some(0.0)),
+            ("last_drill_timestamp_seconds", Some(0.0)),
+            ("drill_recovery_time_seconds", None),
+            ("drill_recovery_point_seconds", None),
+        ] {
+            assert_eq!(value(name), expected, "{name}");
+        }
     }
 
     #[test]

@@ -88,6 +88,10 @@ fn bounded(path: &Path) -> Result<Vec<u8>, Error> {
         path: path.to_owned(),
         source,
     };
+    // Asked before opening, which would wait for the other end of a FIFO.
+    if !std::fs::metadata(path).map_err(refuse)?.is_file() {
+        return Err(refuse(std::io::Error::other("it is not a regular file")));
+    }
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(refuse)?;
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(refuse)?;

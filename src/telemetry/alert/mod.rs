@@ -142,6 +142,16 @@ impl Alerts {
         }
     }
 
+    /// Tells that those troubles are over whose name is `prefix` and a subject that is gone, in the words of `text`: nobody
+    /// else would end them.
+    pub fn forget(&self, prefix: &str, is_gone: impl Fn(&str) -> bool, text: impl Fn(&str) -> String) {
+        for key in self.raised().keys() {
+            if let Some(subject) = key.strip_prefix(prefix).filter(|subject| is_gone(subject)) {
+                self.resolve(key, &text(subject));
+            }
+        }
+    }
+
     /// Tells whoever watches that all is well.
     pub fn ping(&self) {
         self.shared.pinged.notify_one();
