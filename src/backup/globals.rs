@@ -117,12 +117,26 @@ impl Missing {
             admin.batch("making a role", "RELEASE role").await?;
         }
         admin.batch("making the roles", "COMMIT").await?;
-        notes.extend(
-            self.roles
-                .iter()
-                .map(|role| format!("role {role:?} was missing and has been made")),
-        );
+        notes.extend(self.roles.iter().map(|role| {
+            let lacks = match self.lacks_password(role) {
+                true => ", without a password: the backup holds none for it (only a superuser's does)",
+                false => "",
+            };
+            format!("role {role:?} was missing and has been made{lacks}")
+        }));
         Ok(())
+    }
+
+    /// Whether `role` may log in, and the backup tells no password with which.
+    fn lacks_password(&self, role: &str) -> bool {
+        let is_its = |one: &&Statement| matches!(&one.subject, Subject::Role(name) if name == role);
+        let says = |words: &str| {
+            self.statements
+                .iter()
+                .filter(is_its)
+                .any(|one| one.text.contains(words))
+        };
+        says(" LOGIN") && !says(" PASSWORD '")
     }
 
     /// Their directories must exist on the server, empty.
@@ -167,5 +181,25 @@ impl std::io::Write for Bounded {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn role_that_could_log_in_and_whose_password_nobody_kept_is_told() {
+        let script = "CREATE ROLE app;\nALTER ROLE app WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM-SHA-256$4096:c2FsdA==$a:b';\n\
+                      CREATE ROLE shop;\nALTER ROLE shop WITH NOSUPERUSER LOGIN;\n\
+                      CREATE ROLE staff;\nALTER ROLE staff WITH NOLOGIN;\n";
+        let missing = Missing {
+            statements: statements(script),
+            ..Missing::default()
+        };
+        assert_eq!(
+            ["app", "shop", "staff"].map(|role| missing.lacks_password(role)),
+            [false, true, false]
+        );
     }
 }

@@ -133,7 +133,7 @@ impl Vault {
     /// An address or a key that cannot be used.
     pub fn open(config: Config, clock: Clock, progress: Progress) -> Result<Self, Error> {
         let target = Target::parse(&config.database)?;
-        let repository = Repository::open(&config.repository.url)?;
+        let repository = Repository::open_known(&config.repository.url, &config.state_dir)?;
         let keys = Keys::new(&config.repository.recipients, config.repository.identity.as_ref())?;
         Ok(Self {
             config,

@@ -73,6 +73,12 @@ impl Archiver {
         }
     }
 
+    /// Where it archives.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.parts.repository
+    }
+
     /// The cluster whose log is archived, as far as it is known.
     #[must_use]
     pub fn ours(&self) -> Option<Cluster> {

@@ -83,7 +83,11 @@ impl Recovery {
         let stored = &config.repository;
         let bases = Bases {
             target: ground.target,
-            repository: Repository::open(&stored.url)?,
+            // The server's own recognises its directory.
+            repository: match &ground.archiver {
+                Some(archiver) => archiver.repository().clone(),
+                None => Repository::open(&stored.url)?,
+            },
             keys: Arc::new(Keys::new(&stored.recipients, stored.identity.as_ref())?),
             clock: ground.clock,
             progress: ground.progress,

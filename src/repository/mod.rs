@@ -11,6 +11,7 @@ pub mod fingerprint;
 mod folders;
 pub mod frames;
 pub mod hashed;
+mod identity;
 pub mod layout;
 mod listing;
 pub mod manifest;
@@ -45,6 +46,10 @@ pub struct Config {
 pub enum Error {
     #[error("the repository address {url:?} is not usable: {reason}")]
     Address { url: String, reason: String },
+    #[error(
+        "{directory} does not hold the repository that it held: is its disk mounted? (If it is to begin anew, delete {memory}.)"
+    )]
+    Elsewhere { directory: String, memory: String },
     #[error("{act} {key}")]
     Store {
         act: &'static str,

@@ -14,6 +14,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOpt
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::Error;
+use super::identity::Identity;
 use super::transfer::PIECE_BYTES;
 
 /// Longer than any retry schedule of the client, shorter than a night.
@@ -34,6 +35,8 @@ pub struct Repository {
     pub(super) directory: Option<std::path::PathBuf>,
     /// See [`PIECE_BYTES`]; smaller in tests.
     pub(super) piece_bytes: u64,
+    /// What the directory has to hold whenever something is written.
+    pub(super) identity: Option<Arc<Identity>>,
 }
 
 impl Repository {
@@ -58,6 +61,7 @@ impl Repository {
                 prefix: Path::default(),
                 directory: Some(directory),
                 piece_bytes: PIECE_BYTES,
+                identity: None,
             });
         }
         #[cfg(feature = "object-store-cloud")]
@@ -68,9 +72,43 @@ impl Repository {
                 prefix,
                 directory: None,
                 piece_bytes: PIECE_BYTES,
+                identity: None,
             });
         }
         Err(refuse("file:///directory or s3://bucket/prefix is wanted".to_owned()))
+    }
+
+    /// As [`Repository::open`]; a directory is recognised by what `state_dir` remembers of it, and gets an identity when it has
+    /// none. See [`identity`](super::identity).
+    ///
+    /// # Errors
+    /// As [`Repository::open`], or a directory that does not hold the repository that it held.
+    pub fn open_known(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
+        let directory = url.strip_prefix("file://").map(std::path::Path::new);
+        // Before anything is made in its place.
+        if let Some(known) = directory.and_then(|directory| Identity::remembered(state_dir, directory)) {
+            known.check()?;
+        }
+        let opened = Self::open(url)?;
+        let identity = opened
+            .directory()
+            .and_then(|directory| Identity::meet(state_dir, directory));
+        Ok(Self {
+            identity: identity.map(Arc::new),
+            ..opened
+        })
+    }
+
+    /// Asked before something is written: the disk may have gone since.
+    ///
+    /// # Errors
+    /// Where the directory does not hold this repository any more.
+    pub(super) async fn check_identity(&self) -> Result<(), Error> {
+        let Some(identity) = self.identity.clone() else {
+            return Ok(());
+        };
+        let checked = tokio::task::spawn_blocking(move || identity.check());
+        checked.await.map_err(|_| Error::Worker)?
     }
 
     /// Whether [`Repository::open`] would understand `url`; touches nothing. The reason continues "`repository` …".
@@ -138,6 +176,7 @@ impl Repository {
     /// # Errors
     /// Of the store.
     pub async fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, Error> {
+        self.check_identity().await?;
         let path = self.path(key);
         let options = PutOptions::from(PutMode::Create);
         let bytes = Bytes::from(bytes);
@@ -341,6 +380,30 @@ mod tests {
         assert!(payload.iter().all(|piece| piece.len() <= WRITE_BYTES));
         assert_eq!(Bytes::from(payload), bytes);
         assert!(repository.payload(Bytes::new()).iter().all(Bytes::is_empty));
+    }
+
+    #[tokio::test]
+    async fn repository_whose_disk_is_away_is_neither_written_nor_made_anew() {
+        let root = tempfile::tempdir().expect("a directory");
+        let [state, disk, away] = ["state", "disk", "away"].map(|name| root.path().join(name));
+        let url = format!("file://{}", disk.display());
+        let open = || Repository::open_known(&url, &state);
+        let repository = open().expect("a new one");
+        assert!(repository.create("a/1", vec![1]).await.expect("written"));
+        std::fs::rename(&disk, &away).expect("unmounted");
+        let refused = repository.create("a/2", vec![1]).await;
+        assert!(matches!(refused, Err(Error::Elsewhere { .. })), "{refused:?}");
+        let refused = repository.begin("a/3".to_owned()).await.map(|_| ());
+        assert!(matches!(refused, Err(Error::Elsewhere { .. })), "{refused:?}");
+        assert!(matches!(open(), Err(Error::Elsewhere { .. })));
+        assert!(!disk.exists(), "nothing was made in its place");
+        // The place where it is mounted, empty.
+        std::fs::create_dir(&disk).expect("a directory");
+        assert!(matches!(open(), Err(Error::Elsewhere { .. })));
+        std::fs::remove_dir(&disk).expect("still empty");
+        std::fs::rename(&away, &disk).expect("mounted");
+        assert!(repository.create("a/2", vec![1]).await.expect("written"));
+        assert_eq!(open().expect("the same").list("a").await.expect("listed").len(), 2);
     }
 
     #[tokio::test]

@@ -148,7 +148,8 @@ impl Repository {
         Ok(ended)
     }
 
-    async fn begin(&self, key: String) -> Result<Piece, Error> {
+    pub(super) async fn begin(&self, key: String) -> Result<Piece, Error> {
+        self.check_identity().await?;
         let path = self.path(&key);
         let upload = within("starting", &key, self.store.put_multipart(&path)).await?;
         Ok(Piece { key, upload, bytes: 0 })
@@ -404,6 +405,7 @@ mod tests {
             prefix: Path::default(),
             directory: None,
             piece_bytes: 2 * CHUNK_BYTES as u64,
+            identity: None,
         }
     }
 

@@ -111,7 +111,7 @@ impl Keeper {
         let target = Target::parse(&ground.database)?;
         let repository = &ground.repository;
         let parts = Parts {
-            repository: Repository::open(&repository.url)?,
+            repository: Repository::open_known(&repository.url, &ground.state_dir)?,
             keys: Arc::new(Keys::new(&repository.recipients, repository.identity.as_ref())?),
             target: Some(target.clone()),
             state_dir: ground.state_dir.clone(),
