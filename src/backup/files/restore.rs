@@ -10,6 +10,7 @@ use ulid::Ulid;
 use super::extract::{self, Extracted};
 use super::names::Names;
 use super::{PART, Vault};
+use crate::backup::catalogue::all_read;
 use crate::backup::journal::local;
 use crate::backup::verify::Draining;
 use crate::backup::{Entry, Error};
@@ -78,7 +79,8 @@ impl Vault {
         if id != "latest" {
             return self.show(id).await;
         }
-        let (entries, _) = self.list().await?;
+        let (entries, unreadable) = self.list().await?;
+        all_read(&unreadable)?;
         let mut newest: Option<Entry> = None;
         for entry in entries.into_iter().filter(Entry::is_good) {
             let Content::Files { name, .. } = &entry.manifest.content else {

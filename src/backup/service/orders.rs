@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ulid::Ulid;
 
-use super::{Act, Refusal, Run, Service, stats};
+use super::{Act, Catalogue, Refusal, Run, Service, stats};
 use crate::backup::files::FileSet;
 use crate::backup::verify::is_damage;
 use crate::backup::{Entry, Pruned, Swap};
@@ -229,7 +229,9 @@ impl Service {
     /// # Errors
     /// There is none.
     pub async fn choose(&self, id: &str) -> Result<Entry, Refusal> {
-        let entries = self.list().await?;
-        Ok(self.vault()?.choose(&entries, id).await?.clone())
+        let Catalogue {
+            entries, unreadable, ..
+        } = self.catalogue().await?;
+        Ok(self.vault()?.choose(&entries, &unreadable, id).await?.clone())
     }
 }
