@@ -6,7 +6,6 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ulid::Ulid;
 
@@ -19,17 +18,12 @@ use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
-use super::verify::to_json;
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
-use crate::repository::layout;
-use crate::repository::manifest::{Character, Content, Lease};
+use crate::repository::manifest::{Character, Content};
 use crate::telemetry::cause::chain;
-
-/// A lease outlives the longest restore; one that was left behind must not hold a backup for ever.
-const LEASE: Duration = Duration::from_hours(24);
 
 /// What happens once the new database is proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,8 +96,10 @@ impl Vault {
         let ground = self.preflight(&entry, &admin, swap).await?;
         let lease = self.lease(entry.manifest.id).await?;
         let restored = self.restore_leased(&lock, &entry, admin, &ground, intent).await;
-        self.repository.delete(&lease).await?;
-        restored
+        let held = self.end_lease(&lease).await;
+        let mut restored = restored?;
+        restored.notes.extend(held);
+        Ok(restored)
     }
 
     /// Checks what [`Vault::restore`] checks first, and touches nothing.
@@ -115,16 +111,6 @@ impl Vault {
         let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
         drop(self.preflight(&entry, &admin, swap).await?);
         Ok(entry)
-    }
-
-    pub(super) async fn lease(&self, id: Ulid) -> Result<String, Error> {
-        let holder = Ulid::generate();
-        let expires_at = self.clock.wall().saturating_add(LEASE).unwrap_or(jiff::Timestamp::MAX);
-        let key = layout::lease(id, holder);
-        self.repository
-            .create(&key, to_json(&Lease { id, holder, expires_at }))
-            .await?;
-        Ok(key)
     }
 
     async fn restore_leased(
@@ -169,10 +155,19 @@ impl Vault {
         admin.give_back(ADVISORY_LOCK).await;
         drop(admin);
         // The note decides what holds, as after a crash: an answer that was lost is no answer.
-        let recovered = self.recover_locked(lock).await?;
+        let recovered = self.recover_locked(lock).await;
+        if let Err(error) = &recovered {
+            // Neither makes what was done undone, nor hides why it was not.
+            notes.push(format!(
+                "the next look tidies up, which was not possible: {}",
+                chain(error)
+            ));
+        }
         let (rows, replaced) = match done {
             Ok(done) => done,
-            Err(Failure::InSwap { rows, .. }) if recovered == Recovered::Finished => (rows, Some(intent.old.clone())),
+            Err(Failure::InSwap { rows, .. }) if matches!(recovered, Ok(Recovered::Finished)) => {
+                (rows, Some(intent.old.clone()))
+            }
             Err(Failure::InSwap { error, .. } | Failure::Before(error)) => return Err(noted(error, &notes)),
         };
         Ok(Restored {

@@ -64,8 +64,9 @@ impl Vault {
             // Its own failure would only hide the cause; the next restore removes it as well.
             drop(std::fs::remove_dir_all(&partial));
         }
-        self.repository.delete(&lease).await?;
-        let extracted = unpacked?;
+        let held = self.end_lease(&lease).await;
+        let mut extracted = unpacked?;
+        extracted.notes.extend(held);
         Ok(FilesRestored {
             id: entry.manifest.id,
             name: name.clone(),
