@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ulid::Ulid;
 
@@ -24,6 +25,10 @@ use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::repository::manifest::{Character, Content};
 use crate::telemetry::cause::chain;
+
+/// The longest that one step of a restore may take which somebody waits for, and can end. That of a backup, after which the
+/// next one is due, would end a large one each time anew, on the day that there is nothing else.
+const STEP_MAX: Duration = Duration::from_hours(7 * 24);
 
 /// What happens once the new database is proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,13 +65,21 @@ struct Work<'a> {
     character: Option<Character>,
 }
 
+impl Work<'_> {
+    /// `usual` is for what can be made again later, as a proof can.
+    fn limit(&self, usual: Duration) -> Duration {
+        patience(usual, self.intent.is_proof())
+    }
+}
+
 impl Vault {
     /// Restores `id` (or `latest`).
     ///
     /// # Errors
     /// Why the old database still serves.
     pub async fn restore(&self, id: &str, swap: &Swap) -> Result<Restored, Error> {
-        let lock = self.lock()?;
+        let (lock, unlocked) = self.lock_to_read()?;
+        let mut notes = Vec::from_iter(unlocked);
         self.recover_locked(&lock).await?;
         let entry = self.show_to_restore(id, swap).await?;
         let new = format!("foregate_{}", Ulid::generate().to_string().to_lowercase());
@@ -94,9 +107,9 @@ impl Vault {
             }
         }
         let ground = self.preflight(&entry, &admin, swap).await?;
-        let lease = self.lease(entry.manifest.id).await?;
-        let restored = self.restore_leased(&lock, &entry, admin, &ground, intent).await;
-        let held = self.end_lease(&lease).await;
+        let lease = self.lease(entry.manifest.id, &mut notes).await?;
+        let restored = self.restore_leased(&lock, &entry, admin, &ground, intent, notes).await;
+        let held = self.end_lease(lease).await;
         let mut restored = restored?;
         restored.notes.extend(held);
         Ok(restored)
@@ -120,6 +133,7 @@ impl Vault {
         admin: Admin,
         ground: &Ground,
         mut intent: Intent,
+        mut notes: Vec<String>,
     ) -> Result<Restored, Error> {
         let scratch =
             PrivateDirectory::new(&self.config.scratch, "restore").map_err(local("making the scratch directory"))?;
@@ -140,7 +154,6 @@ impl Vault {
         }
         self.write_intent(&intent)?;
         reached(Step::Noted).await;
-        let mut notes = Vec::new();
         let work = Work {
             entry,
             admin: &admin,
@@ -228,7 +241,7 @@ impl Vault {
             None => None,
         };
         let create = creation(new, character.as_ref(), work.ground.version);
-        let limit = self.config.step_timeout;
+        let limit = work.limit(self.config.step_timeout);
         admin.batch_within("making the new database", &create, limit).await?;
         reached(Step::Made).await;
         let mut command = Command::new(work.ground.programs.path("pg_restore"))
@@ -281,7 +294,7 @@ impl Vault {
         };
         let analyze = async {
             let inside = Admin::connect(&self.target, new, application).await?;
-            let limit = self.config.step_timeout;
+            let limit = work.limit(self.config.step_timeout);
             Ok(inside.batch_within("analyzing", "ANALYZE", limit).await?)
         };
         let (found, ()) = tokio::try_join!(count, analyze)?;
@@ -299,6 +312,10 @@ impl Vault {
 enum Failure {
     Before(Error),
     InSwap { rows: u64, error: Error },
+}
+
+fn patience(usual: Duration, is_proof: bool) -> Duration {
+    if is_proof { usual } else { usual.max(STEP_MAX) }
 }
 
 fn recorded(entry: &Entry) -> Option<Character> {
@@ -326,4 +343,16 @@ fn difference(recorded: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -
     }
     let surplus = found.keys().find(|table| !recorded.contains_key(*table));
     surplus.map(|table| format!("{table} was not in the backup"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restore_that_is_waited_for_is_not_ended_after_what_a_backup_may_take() {
+        let half_a_day = Duration::from_hours(12);
+        assert_eq!(patience(half_a_day, true), half_a_day);
+        assert!(patience(half_a_day, false) >= Duration::from_hours(100));
+    }
 }

@@ -37,7 +37,8 @@ impl Vault {
     /// # Errors
     /// Why nothing was restored.
     pub async fn restore_files(&self, id: &str, into: &Path) -> Result<FilesRestored, Error> {
-        let _lock = self.lock()?;
+        let (_lock, unlocked) = self.lock_to_read()?;
+        let mut notes = Vec::from_iter(unlocked);
         let entry = self.show_files(id).await?;
         let Content::Files { name, entries, .. } = &entry.manifest.content else {
             return Err(Error::Refused("this is a database backup, not a file set".to_owned()));
@@ -48,7 +49,7 @@ impl Vault {
         }
         let into = prepare(into, entry.manifest.part(PART).map_or(0, |part| part.plain_bytes))?;
         let partial = into.join(format!("{PARTIAL}{}", Ulid::generate()));
-        let lease = self.lease(entry.manifest.id).await?;
+        let lease = self.lease(entry.manifest.id, &mut notes).await?;
         let unpacked = self.unpack(&entry, &partial).await.and_then(|extracted| {
             if extracted.entries != *entries {
                 let reason = format!("{} of {entries} entries came back", extracted.entries);
@@ -64,15 +65,15 @@ impl Vault {
             // Its own failure would only hide the cause; the next restore removes it as well.
             drop(std::fs::remove_dir_all(&partial));
         }
-        let held = self.end_lease(&lease).await;
-        let mut extracted = unpacked?;
-        extracted.notes.extend(held);
+        let held = self.end_lease(lease).await;
+        let extracted = unpacked?;
+        notes.extend(extracted.notes.into_iter().chain(held));
         Ok(FilesRestored {
             id: entry.manifest.id,
             name: name.clone(),
             into,
             entries: extracted.entries,
-            notes: extracted.notes,
+            notes,
         })
     }
 
