@@ -107,6 +107,7 @@ impl Vault {
             }
         }
         let ground = self.preflight(&entry, &admin, swap).await?;
+        notes.extend_from_slice(&ground.notes);
         let lease = self.lease(entry.manifest.id, &mut notes).await?;
         let restored = self.restore_leased(&lock, &entry, admin, &ground, intent, notes).await;
         let held = self.end_lease(lease).await;
@@ -115,15 +116,15 @@ impl Vault {
         Ok(restored)
     }
 
-    /// Checks what [`Vault::restore`] checks first, and touches nothing.
+    /// Checks what [`Vault::restore`] checks first, and touches nothing. Returns the backup, and what is to be seen to.
     ///
     /// # Errors
     /// Why it would be refused.
-    pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Error> {
+    pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<(Entry, Vec<String>), Error> {
         let entry = self.show_to_restore(id, swap).await?;
         let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
-        drop(self.preflight(&entry, &admin, swap).await?);
-        Ok(entry)
+        let ground = self.preflight(&entry, &admin, swap).await?;
+        Ok((entry, ground.notes))
     }
 
     async fn restore_leased(

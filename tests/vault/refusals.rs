@@ -77,6 +77,23 @@ fn prepared_transaction_that_would_block_the_swap_is_named_first() {
     bed.ok(&["restore"]);
 }
 
+/// It follows the old one, and for it the server keeps its log until the disk is full.
+#[test]
+fn slot_of_the_database_that_is_replaced_is_told() {
+    let bed = Bed::new();
+    bed.stop_server("fast");
+    bed.start_server_with("-c wal_level=logical");
+    bed.ok(&["create"]);
+    bed.sql("app", "SELECT pg_create_logical_replication_slot('feed', 'pgoutput')");
+    let aside = bed.ok(&["restore", "--target-database", "look", "--json"]);
+    assert!(!aside.contains("replication slot"), "{aside}");
+    let told = bed.ok(&["restore", "--json"]);
+    assert!(
+        told.contains("replication slot \\\"feed\\\" belongs to the replaced database"),
+        "{told}"
+    );
+}
+
 #[test]
 fn scratch_directory_without_room_is_named_and_another_one_can_be() {
     let bed = Bed::new();

@@ -151,11 +151,16 @@ impl Service {
         Ok(self.vault()?.prune(true).await?)
     }
 
-    /// Checks a restore without touching anything.
+    /// Checks a restore without touching anything. Returns the backup, and what is to be seen to.
     ///
     /// # Errors
     /// Why it would be refused.
-    pub async fn preview_restore(&self, id: &str, swap: &Swap, foreign: Option<String>) -> Result<Entry, Refusal> {
+    pub async fn preview_restore(
+        &self,
+        id: &str,
+        swap: &Swap,
+        foreign: Option<String>,
+    ) -> Result<(Entry, Vec<String>), Refusal> {
         Ok(self.vault()?.with_foreign(foreign).check_restore(id, swap).await?)
     }
 
