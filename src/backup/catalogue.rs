@@ -11,6 +11,7 @@ use crate::postgres::Admin;
 use crate::repository::layout::Cluster;
 use crate::repository::manifest::{self, Content, Manifest};
 use crate::repository::{self, layout};
+use crate::telemetry::cause::chain;
 
 /// Keys and sizes of all objects.
 type Listed = BTreeMap<String, u64>;
@@ -132,23 +133,29 @@ impl Vault {
     /// One backup by its id, or by `latest`: the newest good one of the database.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or which one is the latest cannot be told.
     pub async fn show(&self, id: &str) -> Result<Entry, Error> {
-        let (entries, _) = self.list().await?;
-        self.choose(&entries, id).await.cloned()
+        let (entries, unreadable) = self.list().await?;
+        self.choose(&entries, &unreadable, id).await.cloned()
     }
 
     /// As [`Vault::show`], from a list that was read before.
     ///
     /// # Errors
-    /// There is none.
-    pub async fn choose<'a>(&self, entries: &'a [Entry], id: &str) -> Result<&'a Entry, Error> {
+    /// There is none, or which one is the latest cannot be told.
+    pub async fn choose<'a>(
+        &self,
+        entries: &'a [Entry],
+        unreadable: &[repository::Error],
+        id: &str,
+    ) -> Result<&'a Entry, Error> {
         let unknown = || Error::Unknown(id.to_owned());
         if id != "latest" {
             let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
             let found = entries.iter().find(|entry| entry.manifest.id == wanted);
             return found.ok_or_else(unknown);
         }
+        all_read(unreadable)?;
         let mut subject = Subject {
             database: self.target.database().to_owned(),
             cluster: None,
@@ -187,6 +194,18 @@ impl Vault {
              that it is meant (--from-database {database:?}, \"fromDatabase\" in the API)"
         )))
     }
+}
+
+/// What cannot be read may be the newest: an older backup never stands in for it in silence.
+pub(super) fn all_read(unreadable: &[repository::Error]) -> Result<(), Error> {
+    let Some(error) = unreadable.first() else {
+        return Ok(());
+    };
+    Err(Error::Refused(format!(
+        "which backup is the latest cannot be told, since {} of them cannot be read ({}): name a backup's id",
+        unreadable.len(),
+        chain(error)
+    )))
 }
 
 /// The keys that begin so.

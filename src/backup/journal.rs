@@ -69,6 +69,23 @@ impl Vault {
     /// with different states meet there.
     pub(super) fn lock(&self) -> Result<Lock, Error> {
         let repository = self.repository.directory().map(lock).transpose()?;
+        self.lock_state(repository)
+    }
+
+    /// As [`Vault::lock`], for what only reads the repository: a disk that may not be written, as a saved one may be, is
+    /// no reason to give nothing back. A sentence tells that it is not locked.
+    pub(super) fn lock_to_read(&self) -> Result<(Lock, Option<String>), Error> {
+        let (repository, note) = match self.repository.directory().map(lock).transpose() {
+            Err(Error::Local { source, .. }) if is_forbidden(&source) => {
+                let note = format!("the repository was not locked against others, since it may only be read: {source}");
+                (None, Some(note))
+            }
+            other => (other?, None),
+        };
+        Ok((self.lock_state(repository)?, note))
+    }
+
+    fn lock_state(&self, repository: Option<File>) -> Result<Lock, Error> {
         let state = match self.private().and_then(|directory| lock(&directory)) {
             Ok(state) => Some(state),
             // Files need no note, so whoever may not write one may still keep them and give them back.
@@ -125,7 +142,7 @@ impl Vault {
     }
 }
 
-fn is_forbidden(error: &io::Error) -> bool {
+pub(super) fn is_forbidden(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem

@@ -10,6 +10,7 @@ mod entry;
 pub mod files;
 mod globals;
 mod journal;
+mod lease;
 mod milestone;
 mod own;
 mod places;

@@ -11,6 +11,8 @@ use crate::repository::manifest::Content;
 pub(super) struct Ground {
     pub(super) version: u32,
     pub(super) programs: Programs,
+    /// What whoever restores has to see to: sentences.
+    pub(super) notes: Vec<String>,
 }
 
 impl Vault {
@@ -40,6 +42,7 @@ impl Vault {
                 ));
             }
         }
+        let mut notes = Vec::new();
         if *swap == Swap::Live {
             let sql = "SELECT count(*) FROM pg_prepared_xacts WHERE database = $1";
             let live = self.target.database();
@@ -47,11 +50,30 @@ impl Vault {
             if prepared > 0 {
                 return refuse(format!("{prepared} prepared transactions would block the swap"));
             }
+            notes.extend(self.slots(admin).await?);
         }
         self.check_scratch(entry)?;
         let dumped_by = client_version.parse().unwrap_or(theirs);
         let programs = Programs::reading(dumped_by, ours).map_err(|error| Error::Refused(error.to_string()))?;
-        Ok(Ground { version, programs })
+        Ok(Ground {
+            version,
+            programs,
+            notes,
+        })
+    }
+
+    /// Logical slots follow the database that is replaced, and hold the log of the whole server for a reader that will find
+    /// nothing new there.
+    async fn slots(&self, admin: &Admin) -> Result<Vec<String>, Error> {
+        let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE database = $1 ORDER BY 1";
+        let live = self.target.database();
+        let rows = admin.query("looking for replication slots", sql, &[&live]).await?;
+        let note = |slot: String| {
+            format!(
+                "replication slot {slot:?} belongs to the replaced database: drop it there, and make it again in the new one, or the server keeps all its log for it"
+            )
+        };
+        Ok(rows.iter().map(|row| note(row.get(0))).collect())
     }
 
     fn check_scratch(&self, entry: &Entry) -> Result<(), Error> {

@@ -34,7 +34,7 @@ impl Vault {
             // Not even for a moment in the way of somebody's run.
             return Ok(Recovered::Nothing);
         }
-        let lock = self.lock()?;
+        let (lock, _) = self.lock_to_read()?;
         self.recover_locked(&lock).await
     }
 

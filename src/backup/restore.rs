@@ -19,17 +19,16 @@ use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
-use super::verify::to_json;
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
-use crate::repository::layout;
-use crate::repository::manifest::{Character, Content, Lease};
+use crate::repository::manifest::{Character, Content};
 use crate::telemetry::cause::chain;
 
-/// A lease outlives the longest restore; one that was left behind must not hold a backup for ever.
-const LEASE: Duration = Duration::from_hours(24);
+/// The longest that one step of a restore may take which somebody waits for, and can end. That of a backup, after which the
+/// next one is due, would end a large one each time anew, on the day that there is nothing else.
+const STEP_MAX: Duration = Duration::from_hours(7 * 24);
 
 /// What happens once the new database is proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,13 +65,21 @@ struct Work<'a> {
     character: Option<Character>,
 }
 
+impl Work<'_> {
+    /// `usual` is for what can be made again later, as a proof can.
+    fn limit(&self, usual: Duration) -> Duration {
+        patience(usual, self.intent.is_proof())
+    }
+}
+
 impl Vault {
     /// Restores `id` (or `latest`).
     ///
     /// # Errors
     /// Why the old database still serves.
     pub async fn restore(&self, id: &str, swap: &Swap) -> Result<Restored, Error> {
-        let lock = self.lock()?;
+        let (lock, unlocked) = self.lock_to_read()?;
+        let mut notes = Vec::from_iter(unlocked);
         self.recover_locked(&lock).await?;
         let entry = self.show_to_restore(id, swap).await?;
         let new = format!("foregate_{}", Ulid::generate().to_string().to_lowercase());
@@ -100,31 +107,23 @@ impl Vault {
             }
         }
         let ground = self.preflight(&entry, &admin, swap).await?;
-        let lease = self.lease(entry.manifest.id).await?;
-        let restored = self.restore_leased(&lock, &entry, admin, &ground, intent).await;
-        self.repository.delete(&lease).await?;
-        restored
+        let lease = self.lease(entry.manifest.id, &mut notes).await?;
+        let restored = self.restore_leased(&lock, &entry, admin, &ground, intent, notes).await;
+        let held = self.end_lease(lease).await;
+        let mut restored = restored?;
+        restored.notes.extend(held.into_iter().chain(ground.notes));
+        Ok(restored)
     }
 
-    /// Checks what [`Vault::restore`] checks first, and touches nothing.
+    /// Checks what [`Vault::restore`] checks first, and touches nothing. Returns the backup, and what is to be seen to.
     ///
     /// # Errors
     /// Why it would be refused.
-    pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Error> {
+    pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<(Entry, Vec<String>), Error> {
         let entry = self.show_to_restore(id, swap).await?;
         let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
-        drop(self.preflight(&entry, &admin, swap).await?);
-        Ok(entry)
-    }
-
-    pub(super) async fn lease(&self, id: Ulid) -> Result<String, Error> {
-        let holder = Ulid::generate();
-        let expires_at = self.clock.wall().saturating_add(LEASE).unwrap_or(jiff::Timestamp::MAX);
-        let key = layout::lease(id, holder);
-        self.repository
-            .create(&key, to_json(&Lease { id, holder, expires_at }))
-            .await?;
-        Ok(key)
+        let ground = self.preflight(&entry, &admin, swap).await?;
+        Ok((entry, ground.notes))
     }
 
     async fn restore_leased(
@@ -134,6 +133,7 @@ impl Vault {
         admin: Admin,
         ground: &Ground,
         mut intent: Intent,
+        mut notes: Vec<String>,
     ) -> Result<Restored, Error> {
         let scratch =
             PrivateDirectory::new(&self.config.scratch, "restore").map_err(local("making the scratch directory"))?;
@@ -154,7 +154,6 @@ impl Vault {
         }
         self.write_intent(&intent)?;
         reached(Step::Noted).await;
-        let mut notes = Vec::new();
         let work = Work {
             entry,
             admin: &admin,
@@ -169,10 +168,19 @@ impl Vault {
         admin.give_back(ADVISORY_LOCK).await;
         drop(admin);
         // The note decides what holds, as after a crash: an answer that was lost is no answer.
-        let recovered = self.recover_locked(lock).await?;
+        let recovered = self.recover_locked(lock).await;
+        if let Err(error) = &recovered {
+            // Neither makes what was done undone, nor hides why it was not.
+            notes.push(format!(
+                "the next look tidies up, which was not possible: {}",
+                chain(error)
+            ));
+        }
         let (rows, replaced) = match done {
             Ok(done) => done,
-            Err(Failure::InSwap { rows, .. }) if recovered == Recovered::Finished => (rows, Some(intent.old.clone())),
+            Err(Failure::InSwap { rows, .. }) if matches!(recovered, Ok(Recovered::Finished)) => {
+                (rows, Some(intent.old.clone()))
+            }
             Err(Failure::InSwap { error, .. } | Failure::Before(error)) => return Err(noted(error, &notes)),
         };
         Ok(Restored {
@@ -233,7 +241,7 @@ impl Vault {
             None => None,
         };
         let create = creation(new, character.as_ref(), work.ground.version);
-        let limit = self.config.step_timeout;
+        let limit = work.limit(self.config.step_timeout);
         admin.batch_within("making the new database", &create, limit).await?;
         reached(Step::Made).await;
         let mut command = Command::new(work.ground.programs.path("pg_restore"))
@@ -286,7 +294,7 @@ impl Vault {
         };
         let analyze = async {
             let inside = Admin::connect(&self.target, new, application).await?;
-            let limit = self.config.step_timeout;
+            let limit = work.limit(self.config.step_timeout);
             Ok(inside.batch_within("analyzing", "ANALYZE", limit).await?)
         };
         let (found, ()) = tokio::try_join!(count, analyze)?;
@@ -304,6 +312,10 @@ impl Vault {
 enum Failure {
     Before(Error),
     InSwap { rows: u64, error: Error },
+}
+
+fn patience(usual: Duration, is_proof: bool) -> Duration {
+    if is_proof { usual } else { usual.max(STEP_MAX) }
 }
 
 fn recorded(entry: &Entry) -> Option<Character> {
@@ -331,4 +343,16 @@ fn difference(recorded: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -
     }
     let surplus = found.keys().find(|table| !recorded.contains_key(*table));
     surplus.map(|table| format!("{table} was not in the backup"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restore_that_is_waited_for_is_not_ended_after_what_a_backup_may_take() {
+        let half_a_day = Duration::from_hours(12);
+        assert_eq!(patience(half_a_day, true), half_a_day);
+        assert!(patience(half_a_day, false) >= Duration::from_hours(100));
+    }
 }

@@ -270,6 +270,23 @@ fn a_database_goes_to_a_bucket_and_comes_back() {
     assert_eq!(bed.good(), 2);
 }
 
+/// On the day that the machine burned, the keys at hand may be those that only read.
+#[test]
+fn keys_that_may_only_read_a_bucket_bring_the_database_back() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups", server.environment());
+    bed.ok(&["create"]);
+    bed.sql("app", "DELETE FROM app.t");
+    for method in ["PUT", "POST", "DELETE"] {
+        server.fail(method, "", Fault::Status(403), usize::MAX);
+    }
+    let told = bed.ok(&["restore", "--json"]);
+    assert!(told.contains("may only be read"), "{told}");
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    bed.fails(&["create"]);
+}
+
 #[test]
 fn a_large_file_set_goes_to_a_bucket_in_parts_and_comes_back() {
     let (store, server, files) = files();

@@ -160,3 +160,23 @@ fn the_last_good_file_set_survives_pruning_and_deletion() {
     store.ok(&["prune"]);
     assert_eq!(store.good(), 2);
 }
+
+/// An older backup would be given back without a word.
+#[test]
+fn latest_is_refused_while_a_manifest_cannot_be_read_and_an_id_is_not() {
+    let store = Store::new();
+    let path = tree(&store).display().to_string();
+    let create = ["create", "--files", "app", "--path", &path, "--json"];
+    let old: serde_json::Value = serde_json::from_str(&store.ok(&create)).expect("JSON");
+    let new: serde_json::Value = serde_json::from_str(&store.ok(&create)).expect("JSON");
+    let new = new["id"].as_str().expect("an id");
+    let manifest = store.repository().join(format!("files/{new}/manifest.json"));
+    std::fs::write(&manifest, "{").expect("writable");
+    let into = store.directory().join("into").display().to_string();
+    let refused = store.fails(&["restore", "latest", "--into", &into]);
+    assert!(
+        refused.contains(new) && refused.contains("name a backup's id"),
+        "{refused}"
+    );
+    store.ok(&["restore", old["id"].as_str().expect("an id"), "--into", &into]);
+}

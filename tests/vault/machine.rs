@@ -1,6 +1,7 @@
 //! The day that the machine burned: what is left is the repository and the key.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::{Bed, PORT, id_of, run};
 
@@ -264,6 +265,43 @@ fn dropped_role_returns_only_while_something_needs_it_and_without_login() {
         bed.sql("app", "SELECT has_table_privilege('fired', 'app.t', 'SELECT')"),
         "t"
     );
+}
+
+/// The disk that was saved is mounted so that nothing happens to it.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is started sees the repository mounted read-only"
+)]
+fn repository_that_may_only_be_read_gives_everything_back() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let key = bed.key().display().to_string();
+    let set = id_of(&bed.ok(&["create", "--files", "app", "--path", &key, "--json"]));
+    bed.sql("app", "DELETE FROM app.t");
+    let mount = "mount --bind \"$0\" \"$0\" && mount -o remount,ro,bind \"$0\" && exec \"$@\"";
+    let run = |args: &[&str]| {
+        let inner = bed.command(Some(&bed.key()), args);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", mount])
+            .arg(bed.repository())
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .envs(bed.environment.iter().map(|(name, value)| (name, value)));
+        let output = command.output().expect("unshare starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), told)
+    };
+    let into = bed.directory().join("into").display().to_string();
+    for args in [&["restore"][..], &["restore", &set, "--into", &into]] {
+        let (succeeded, told) = run(args);
+        assert!(succeeded, "{args:?}: {told}");
+        assert!(told.contains("may only be read"), "{args:?}: {told}");
+    }
+    assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    let (succeeded, told) = run(&["create"]);
+    assert!(!succeeded && told.contains("Read-only file system"), "{told}");
 }
 
 /// As earlier versions wrote them: without the database's own properties.

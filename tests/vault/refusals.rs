@@ -24,6 +24,30 @@ fn backup_of_a_newer_server_is_refused() {
     is_untouched(&bed, &["restore"], "the backup is of PostgreSQL 99, the server is");
 }
 
+/// Yesterday's would take the database's place without a word.
+#[test]
+fn latest_is_not_an_older_backup_while_the_newest_manifest_cannot_be_read() {
+    let bed = Bed::new();
+    let id = |told: &str| {
+        let told: serde_json::Value = serde_json::from_str(told).expect("JSON");
+        told["id"].as_str().expect("an id").to_owned()
+    };
+    let old = id(&bed.ok(&["create", "--json"]));
+    let new = id(&bed.ok(&["create", "--json"]));
+    let is_new = |path: &std::path::PathBuf| path.ends_with(format!("{new}/manifest.json"));
+    let manifest = bed.objects().into_iter().find(is_new).expect("it is stored");
+    std::fs::write(&manifest, "{").expect("writable");
+    for args in [
+        &["restore"][..],
+        &["restore", "--target-database", "look"],
+        &["verify", "latest"],
+        &["show", "latest"],
+    ] {
+        is_untouched(&bed, args, "1 of them cannot be read");
+    }
+    bed.ok(&["restore", &old]);
+}
+
 /// Debian removes the old programs with the old server.
 #[test]
 fn dump_that_no_installed_program_reads_is_refused_before_it_is_fetched() {
@@ -51,6 +75,23 @@ fn prepared_transaction_that_would_block_the_swap_is_named_first() {
     is_untouched(&bed, &["restore"], "1 prepared transactions would block the swap");
     bed.sql("app", "ROLLBACK PREPARED 'held'");
     bed.ok(&["restore"]);
+}
+
+/// It follows the old one, and for it the server keeps its log until the disk is full.
+#[test]
+fn slot_of_the_database_that_is_replaced_is_told() {
+    let bed = Bed::new();
+    bed.stop_server("fast");
+    bed.start_server_with("-c wal_level=logical");
+    bed.ok(&["create"]);
+    bed.sql("app", "SELECT pg_create_logical_replication_slot('feed', 'pgoutput')");
+    let aside = bed.ok(&["restore", "--target-database", "look", "--json"]);
+    assert!(!aside.contains("replication slot"), "{aside}");
+    let told = bed.ok(&["restore", "--json"]);
+    assert!(
+        told.contains("replication slot \\\"feed\\\" belongs to the replaced database"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -80,6 +80,35 @@ fn recovery_waits_for_a_database_server_that_starts_later() {
     assert_eq!(bed.sql("app", ROWS), "5");
 }
 
+/// Whoever is told of a failure begins another one, over what has been written since.
+#[test]
+fn swap_that_is_done_is_no_failure_though_what_comes_after_it_cannot_be() {
+    let (bed, id) = bed();
+    let pause = Pause::at("Renamed", &bed);
+    let mut restoring = bed.start_paused(&pause, &["restore", &id]);
+    pause.wait();
+    let note = bed.directory().join("state/backup/restore.json");
+    let written = std::fs::read(&note).expect("it is noted");
+    std::fs::write(&note, "{").expect("writable");
+    // Neither can the lease be taken off.
+    let is_lease = |path: &std::path::PathBuf| path.to_string_lossy().contains("/leases/");
+    let lease = bed.objects().into_iter().find(is_lease).expect("it is leased");
+    std::fs::remove_file(&lease).expect("removable");
+    std::fs::create_dir(&lease).expect("a directory");
+    pause.let_go();
+    let succeeded = restoring.wait().expect("it ends").success();
+    let told = std::fs::read_to_string(bed.directory().join("paused.log")).expect("a log");
+    assert!(succeeded, "{told}");
+    assert_eq!(bed.sql("app", ROWS), "20000");
+    assert!(told.contains("the next look tidies up"), "{told}");
+    assert!(told.contains("its lease could not be taken off"), "{told}");
+    std::fs::remove_dir(&lease).expect("removable");
+    std::fs::write(&note, written).expect("writable");
+    bed.ok(&["create"]);
+    assert!(!note.exists(), "the next run has tidied up");
+    assert_eq!(bed.sql("app", ROWS), "20000");
+}
+
 #[test]
 fn server_that_starts_in_the_middle_of_a_restore_leaves_it_alone() {
     let ((bed, id), hook) = (bed(), Hook::start());

@@ -135,14 +135,14 @@ async fn try_restore(state: &State, order: RestoreOrder) -> Result<std::sync::Ar
     let (id, swap) = resolve(state, order).await?;
     let vault = &state.parts.vault;
     // What can be refused is refused here, with its reason, rather than in a run that fails later.
-    let entry = vault.preview_restore(&id, &swap, foreign.clone()).await?;
+    let (entry, _) = vault.preview_restore(&id, &swap, foreign.clone()).await?;
     Ok(vault.start_restore(entry.manifest.id.to_string(), swap, foreign)?)
 }
 
 async fn preview(state: &State, order: RestoreOrder) -> Result<Response, Error> {
     let foreign = order.from_database.clone();
     let (id, swap) = resolve(state, order).await?;
-    let entry = state.parts.vault.preview_restore(&id, &swap, foreign).await?;
+    let (entry, notes) = state.parts.vault.preview_restore(&id, &swap, foreign).await?;
     let database = match &swap {
         Swap::Live => state.parts.vault.database(),
         Swap::Keep(name) => Some(name.clone()),
@@ -152,6 +152,7 @@ async fn preview(state: &State, order: RestoreOrder) -> Result<Response, Error> 
         backup: view(state, &entry),
         database,
         replaces: swap == Swap::Live,
+        notes,
         dry_run: true,
     };
     Ok(Json(preview).into_response())

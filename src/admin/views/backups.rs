@@ -288,6 +288,8 @@ pub(in crate::admin) struct RestorePreview {
     /// `null`: a scratch database.
     pub(in crate::admin) database: Option<String>,
     pub(in crate::admin) replaces: bool,
+    /// What is to be seen to besides.
+    pub(in crate::admin) notes: Vec<String>,
     pub(in crate::admin) dry_run: bool,
 }
 

@@ -10,6 +10,7 @@ use ulid::Ulid;
 use super::extract::{self, Extracted};
 use super::names::Names;
 use super::{PART, Vault};
+use crate::backup::catalogue::all_read;
 use crate::backup::journal::local;
 use crate::backup::verify::Draining;
 use crate::backup::{Entry, Error};
@@ -36,7 +37,8 @@ impl Vault {
     /// # Errors
     /// Why nothing was restored.
     pub async fn restore_files(&self, id: &str, into: &Path) -> Result<FilesRestored, Error> {
-        let _lock = self.lock()?;
+        let (_lock, unlocked) = self.lock_to_read()?;
+        let mut notes = Vec::from_iter(unlocked);
         let entry = self.show_files(id).await?;
         let Content::Files { name, entries, .. } = &entry.manifest.content else {
             return Err(Error::Refused("this is a database backup, not a file set".to_owned()));
@@ -47,7 +49,7 @@ impl Vault {
         }
         let into = prepare(into, entry.manifest.part(PART).map_or(0, |part| part.plain_bytes))?;
         let partial = into.join(format!("{PARTIAL}{}", Ulid::generate()));
-        let lease = self.lease(entry.manifest.id).await?;
+        let lease = self.lease(entry.manifest.id, &mut notes).await?;
         let unpacked = self.unpack(&entry, &partial).await.and_then(|extracted| {
             if extracted.entries != *entries {
                 let reason = format!("{} of {entries} entries came back", extracted.entries);
@@ -63,14 +65,15 @@ impl Vault {
             // Its own failure would only hide the cause; the next restore removes it as well.
             drop(std::fs::remove_dir_all(&partial));
         }
-        self.repository.delete(&lease).await?;
+        let held = self.end_lease(lease).await;
         let extracted = unpacked?;
+        notes.extend(extracted.notes.into_iter().chain(held));
         Ok(FilesRestored {
             id: entry.manifest.id,
             name: name.clone(),
             into,
             entries: extracted.entries,
-            notes: extracted.notes,
+            notes,
         })
     }
 
@@ -78,7 +81,8 @@ impl Vault {
         if id != "latest" {
             return self.show(id).await;
         }
-        let (entries, _) = self.list().await?;
+        let (entries, unreadable) = self.list().await?;
+        all_read(&unreadable)?;
         let mut newest: Option<Entry> = None;
         for entry in entries.into_iter().filter(Entry::is_good) {
             let Content::Files { name, .. } = &entry.manifest.content else {

@@ -111,6 +111,8 @@ struct Runs {
 struct Catalogue {
     read_at: Option<Duration>,
     entries: Arc<Vec<Entry>>,
+    /// Why others are not among them.
+    unreadable: Arc<Vec<crate::repository::Error>>,
 }
 
 impl Service {
@@ -225,6 +227,10 @@ impl Service {
     /// # Errors
     /// Of the repository.
     pub async fn list(&self) -> Result<Arc<Vec<Entry>>, Refusal> {
+        Ok(self.catalogue().await?.entries)
+    }
+
+    async fn catalogue(&self) -> Result<Catalogue, Refusal> {
         let vault = self.vault()?;
         let now = self.shared.parts.clock.tick();
         let mut catalogue = self.shared.catalogue.lock().await;
@@ -235,14 +241,15 @@ impl Service {
             *catalogue = Catalogue {
                 read_at: Some(now),
                 entries: Arc::new(entries),
+                unreadable: Arc::new(unreadable),
             };
             self.shared.show(&catalogue.entries, self.shared.parts.clock.wall());
-            self.shared.show_unreadable(&unreadable);
-            if unreadable.is_empty() {
+            self.shared.show_unreadable(&catalogue.unreadable);
+            if catalogue.unreadable.is_empty() {
                 self.shared.forget_deleted(&catalogue.entries);
             }
         }
-        Ok(Arc::clone(&catalogue.entries))
+        Ok(catalogue.clone())
     }
 
     /// The run of this id, running or past.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ulid::Ulid;
 
-use super::{Act, Refusal, Run, Service, stats};
+use super::{Act, Catalogue, Refusal, Run, Service, stats};
 use crate::backup::files::FileSet;
 use crate::backup::verify::is_damage;
 use crate::backup::{Entry, Pruned, Swap};
@@ -151,11 +151,16 @@ impl Service {
         Ok(self.vault()?.prune(true).await?)
     }
 
-    /// Checks a restore without touching anything.
+    /// Checks a restore without touching anything. Returns the backup, and what is to be seen to.
     ///
     /// # Errors
     /// Why it would be refused.
-    pub async fn preview_restore(&self, id: &str, swap: &Swap, foreign: Option<String>) -> Result<Entry, Refusal> {
+    pub async fn preview_restore(
+        &self,
+        id: &str,
+        swap: &Swap,
+        foreign: Option<String>,
+    ) -> Result<(Entry, Vec<String>), Refusal> {
         Ok(self.vault()?.with_foreign(foreign).check_restore(id, swap).await?)
     }
 
@@ -229,7 +234,9 @@ impl Service {
     /// # Errors
     /// There is none.
     pub async fn choose(&self, id: &str) -> Result<Entry, Refusal> {
-        let entries = self.list().await?;
-        Ok(self.vault()?.choose(&entries, id).await?.clone())
+        let Catalogue {
+            entries, unreadable, ..
+        } = self.catalogue().await?;
+        Ok(self.vault()?.choose(&entries, &unreadable, id).await?.clone())
     }
 }
