@@ -187,5 +187,6 @@ fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
         good: entry.is_proven(),
         dismissed: entry.is_deleted_by_hand(),
         leased: entry.is_leased(now),
+        unread: entry.unread.is_some(),
     }
 }

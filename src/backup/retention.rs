@@ -39,6 +39,8 @@ pub struct Backup {
     /// Somebody does not want it any more: it stands in for no other.
     pub dismissed: bool,
     pub leased: bool,
+    /// What is recorded of it cannot be read, so that it may be good after all.
+    pub unread: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +79,9 @@ pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision
             let needed = !reasons.is_empty();
             if backup.leased {
                 reasons.push("it is in use".to_owned());
+            }
+            if backup.unread {
+                reasons.push("a record of its verification cannot be read".to_owned());
             }
             reasons.extend(frozen.map(str::to_owned));
             let keep = !reasons.is_empty();
@@ -205,6 +210,7 @@ mod tests {
             good,
             dismissed: false,
             leased: false,
+            unread: false,
         }
     }
 

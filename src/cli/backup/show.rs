@@ -69,7 +69,7 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
 
 pub(super) fn describe(entry: &Entry) -> Value {
     json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
-        "problem": entry.incomplete, "verifications": entry.verifications})
+        "problem": entry.problem(), "verifications": entry.verifications})
 }
 
 /// One backup on a page.
@@ -117,8 +117,8 @@ pub(super) fn page(entry: &Entry) -> String {
         };
         lines.push(("verified", format!("{}: {result}", time(record.at))));
     }
-    if let Some(problem) = &entry.incomplete {
-        lines.push(("problem", problem.clone()));
+    if let Some(problem) = entry.problem() {
+        lines.push(("problem", problem.to_owned()));
     }
     if let Some(tombstone) = &entry.tombstone {
         lines.push(("marked", format!("{}: {}", time(tombstone.at), tombstone.reason)));
