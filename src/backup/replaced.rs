@@ -5,7 +5,6 @@ use jiff::tz::TimeZone;
 
 use super::{Error, Vault};
 use crate::postgres::Admin;
-use crate::postgres::admin::identifier;
 
 /// PostgreSQL cuts names at 63 bytes; the mark and the date take 27 of them.
 const LIVE_BYTES_MAX: usize = 36;
@@ -44,7 +43,7 @@ impl Vault {
     /// The replaced databases of the live one, oldest first; those that are over are dropped unless `dry_run`.
     ///
     /// # Errors
-    /// Of the server.
+    /// Of the server; the first of those that could not be dropped, when all others are.
     pub async fn drop_replaced(&self, dry_run: bool) -> Result<Vec<Replaced>, Error> {
         if self.target.database().is_empty() {
             // Only files are kept here.
@@ -69,11 +68,14 @@ impl Vault {
             }
         }
         found.sort_by_key(|replaced| replaced.at);
+        let mut failed = None;
         for replaced in found.iter().filter(|replaced| replaced.is_over && !dry_run) {
-            let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(&replaced.name));
-            admin.batch("dropping a replaced database", &drop).await?;
+            // One that cannot be dropped must not keep the others.
+            if let Err(error) = self.discard(&admin, &replaced.name).await {
+                failed.get_or_insert(error);
+            }
         }
-        Ok(found)
+        failed.map_or(Ok(found), Err)
     }
 }
 
