@@ -1,9 +1,13 @@
-//! Databases that a restore replaced: kept under a dated name, dropped once `keep_replaced` is over.
+//! Databases that a restore replaced: kept under a dated name, dropped once `keep_replaced` is over. Each may hold what no
+//! backup does, so that a clock which jumped must not end it.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{Error, Vault};
+use super::prune::summary;
+use super::{Error, Subject, Vault, retention};
 use crate::postgres::Admin;
 
 /// PostgreSQL cuts names at 63 bytes; the mark and the date take 27 of them.
@@ -37,6 +41,17 @@ pub struct Replaced {
     pub name: String,
     pub at: Timestamp,
     pub is_over: bool,
+    /// Why it stays although its time may be over.
+    pub held: Option<&'static str>,
+}
+
+/// Whether it has been kept for `keep` by both clocks.
+fn is_over(at: Timestamp, clocks: [Timestamp; 2], keep: Duration) -> bool {
+    let has_passed = |now: Timestamp| {
+        let age = now.duration_since(at);
+        !age.is_negative() && age.unsigned_abs() >= keep
+    };
+    clocks.into_iter().all(has_passed)
 }
 
 impl Vault {
@@ -51,6 +66,11 @@ impl Vault {
         }
         let admin = Admin::connect(&self.target, "postgres", "foregate clean-up").await?;
         let now = self.clock.wall();
+        // The server's may be another machine's, and right.
+        let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
+        let servers: i64 = admin.value("asking for the time", sql, &[]).await?;
+        let servers = Timestamp::from_millisecond(servers).unwrap_or_default();
+        let held = self.frozen(&admin, now).await?;
         let rows = admin
             .query(
                 "looking for replaced databases",
@@ -62,9 +82,13 @@ impl Vault {
         for row in rows {
             let name: String = row.get(0);
             if let Some(at) = replaced_at(&name, self.target.database()) {
-                let age = now.duration_since(at);
-                let is_over = !age.is_negative() && age.unsigned_abs() >= self.config.keep_replaced;
-                found.push(Replaced { name, at, is_over });
+                let is_over = held.is_none() && is_over(at, [now, servers], self.config.keep_replaced);
+                found.push(Replaced {
+                    name,
+                    at,
+                    is_over,
+                    held,
+                });
             }
         }
         found.sort_by_key(|replaced| replaced.at);
@@ -76,6 +100,18 @@ impl Vault {
             }
         }
         failed.map_or(Ok(found), Err)
+    }
+
+    /// Why nothing is to be dropped now: as with backups, ages mean nothing while none of the live database stands.
+    async fn frozen(&self, admin: &Admin, now: Timestamp) -> Result<Option<&'static str>, Error> {
+        let subject = Subject {
+            database: self.target.database().to_owned(),
+            cluster: Some(admin.system_identifier().await?),
+        };
+        let (entries, _) = self.list_at(now).await?;
+        let ours = entries.iter().filter(|entry| subject.owns(entry));
+        let backups: Vec<_> = ours.map(|entry| summary(entry, now)).collect();
+        Ok(retention::freeze(&backups, &self.config.retention, now))
     }
 }
 
@@ -100,6 +136,25 @@ mod tests {
             "app_replaced_20261123t160501z_2",
         ] {
             assert_eq!(replaced_at(other, "app"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn replaced_database_stays_until_its_time_is_over_by_our_clock_and_by_the_servers() {
+        let day = |day: i64| Timestamp::from_second(day * 86_400).expect("in range");
+        let keep = Duration::from_hours(72);
+        for (ours, servers, over) in [
+            (13, 13, true),
+            (12, 13, false),
+            (400, 11, false),
+            (11, 400, false),
+            (9, 13, false),
+        ] {
+            assert_eq!(
+                is_over(day(10), [day(ours), day(servers)], keep),
+                over,
+                "{ours} {servers}"
+            );
         }
     }
 }

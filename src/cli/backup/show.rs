@@ -45,7 +45,7 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
         .collect();
     let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "lifted": pruned.lifted,
         "dryRun": dry_run,
-        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over})).collect::<Vec<_>>()});
+        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over, "held": one.held})).collect::<Vec<_>>()});
     print(as_json, &value, || {
         let mut table = Table::new();
         table.set_header(["id", "", "because"]);
@@ -55,7 +55,10 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
         }
         for one in &replaced {
             let verb = if one.is_over { "goes" } else { "stays" };
-            let because = format!("replaced by a restore on {}", time(one.at));
+            let mut because = format!("replaced by a restore on {}", time(one.at));
+            if let Some(held) = one.held {
+                because = format!("{because}; {held}");
+            }
             table.add_row([one.name.clone(), verb.to_owned(), because]);
         }
         format!(
