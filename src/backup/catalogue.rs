@@ -9,7 +9,7 @@ use super::entry::{AHEAD, latest};
 use super::{Entry, Error, Subject, Swap, Vault, is_of};
 use crate::postgres::Admin;
 use crate::repository::layout::Cluster;
-use crate::repository::manifest::{self, Content, Manifest};
+use crate::repository::manifest::{self, Content, Level, Manifest, Verification};
 use crate::repository::{self, layout};
 use crate::telemetry::cause::chain;
 
@@ -70,11 +70,7 @@ impl Vault {
         if manifest.id != id {
             return Err(bad("it names another backup".to_owned()).into());
         }
-        let mut verifications = Vec::new();
-        // In the order of their ids.
-        for note in beginning(listed, &format!("{folder}/verify-")) {
-            verifications.extend(self.repository.read_note(note).await?);
-        }
+        let (verifications, unread) = self.read_verifications(folder, listed).await?;
         let mut leases = Vec::new();
         for lease in beginning(listed, &format!("leases/{id}-")) {
             leases.extend(self.repository.read_note(lease).await?);
@@ -91,9 +87,36 @@ impl Vault {
             folder: folder.to_owned(),
             manifest,
             verifications,
+            unread,
             tombstone,
             leases,
         })
+    }
+
+    /// What is recorded of a backup, in the order of the records' ids, and why one of them cannot be read, if nothing after it
+    /// answers for it: a backup must not vanish for a note that a newer version wrote.
+    async fn read_verifications(
+        &self,
+        folder: &str,
+        listed: &Listed,
+    ) -> Result<(Vec<Verification>, Option<String>), Error> {
+        let (mut records, mut unread) = (Vec::new(), None);
+        for note in beginning(listed, &format!("{folder}/verify-")) {
+            match self.repository.read_note::<Verification>(note).await {
+                Ok(Some(record)) => {
+                    if record.failure.is_none() && record.level >= Level::L2 {
+                        unread = None;
+                    }
+                    records.push(record);
+                }
+                Ok(None) => {}
+                Err(error @ (repository::Error::Manifest { .. } | repository::Error::TooLarge { .. })) => {
+                    unread = Some(chain(&error));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((records, unread))
     }
 
     /// The id of the backup whose folder, manifest or part lies at `path`: a key of the repository, or its absolute path

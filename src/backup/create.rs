@@ -18,6 +18,7 @@ use crate::repository::Keys;
 use crate::repository::frames::Compression;
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Content, Level, Manifest, Part};
+use crate::telemetry::cause::chain;
 
 /// Tables of extensions are left out, as pg_dump does; so are temporary ones.
 const TABLES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -54,7 +55,13 @@ impl Vault {
         schedule_keys: Vec<String>,
     ) -> Result<Manifest, Error> {
         let lock = self.lock()?;
-        self.recover_locked(&lock).await?;
+        match self.recover_locked(&lock).await {
+            // It stands in nobody's way but the next restore's, and the note of it stays.
+            Err(error @ Error::Undropped { .. }) => {
+                tracing::warn!(error = chain(&error), "backing up all the same");
+            }
+            other => drop(other?),
+        }
         self.sweep_unfinished().await?;
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;

@@ -21,6 +21,8 @@ pub struct Entry {
     pub leases: Vec<Lease>,
     /// The part that is not stored as the manifest says.
     pub incomplete: Option<String>,
+    /// Why a record of a verification cannot be read: it may tell of a failure. Until a later one proves the backup again.
+    pub unread: Option<String>,
     /// It began later than now: the clock is wrong, or was.
     pub is_ahead: bool,
 }
@@ -84,7 +86,13 @@ impl Entry {
     /// Read back whole, and all there.
     #[must_use]
     pub fn is_proven(&self) -> bool {
-        self.level() >= Level::L2 && self.incomplete.is_none()
+        self.level() >= Level::L2 && self.problem().is_none()
+    }
+
+    /// What stands in the way of believing what is recorded.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        self.incomplete.as_deref().or(self.unread.as_deref())
     }
 
     #[must_use]
@@ -253,6 +261,7 @@ pub(super) mod tests {
             tombstone: None,
             leases: Vec::new(),
             incomplete: None,
+            unread: None,
             is_ahead: false,
         }
     }

@@ -6,6 +6,7 @@
 mod catalogue;
 mod character;
 mod create;
+mod discard;
 mod entry;
 pub mod files;
 mod globals;
@@ -213,6 +214,12 @@ pub enum Error {
         notes: String,
         #[source]
         source: Box<Self>,
+    },
+    #[error("database {database:?}, which a restore has left, cannot be dropped")]
+    Undropped {
+        database: String,
+        #[source]
+        source: postgres::Error,
     },
     #[error("{act}")]
     Local {

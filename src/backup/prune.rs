@@ -179,13 +179,19 @@ fn decide(entries: &[Entry], policy: &retention::Policy, now: Timestamp) -> Vec<
     decisions
 }
 
-fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
+pub(super) fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
+    let held = match &entry.unread {
+        _ if entry.is_leased(now) => Some("it is in use"),
+        // It may be good after all.
+        Some(_) => Some("a record of its verification cannot be read"),
+        None => None,
+    };
     retention::Backup {
         id: entry.manifest.id,
         at: entry.manifest.started_at,
         labels: entry.manifest.labels.clone(),
         good: entry.is_proven(),
         dismissed: entry.is_deleted_by_hand(),
-        leased: entry.is_leased(now),
+        held,
     }
 }

@@ -46,10 +46,42 @@ impl Vault {
         };
         let admin = Admin::connect(&self.target, "postgres", "foregate recover").await?;
         end_sessions(&admin, &intent.application()).await?;
-        let recovered = settle(&admin, &intent).await?;
+        let recovered = self.settle(&admin, &intent).await?;
         drop_roles(&admin, &intent.roles).await?;
         self.clear_intent()?;
         Ok(recovered)
+    }
+
+    /// The renames are one transaction, so that the names tell whether they happened.
+    async fn settle(&self, admin: &Admin, intent: &Intent) -> Result<Recovered, Error> {
+        let sql = "SELECT datname::text, oid = $1, datallowconn FROM pg_database \
+            WHERE oid = $1 OR datname IN ($2, $3, $4) AND datname <> ''";
+        let goal = intent.goal.clone().unwrap_or_else(|| intent.live.clone());
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&intent.live_oid, &intent.new, &intent.live, &goal];
+        let rows = admin.query("looking for the databases", sql, &params).await?;
+        let found: Vec<(String, bool, bool)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+        let exists = |name: &str| found.iter().any(|(other, ..)| other == name);
+        let is_old = |name: &str| found.iter().any(|(other, old, _)| other == name && *old);
+        // Whichever of the two has the name now: nobody shall be shut out by us.
+        let is_closed = found.iter().any(|(name, _, open)| *name == intent.live && !open);
+        if intent.replaces() && is_closed {
+            let open = format!(
+                "ALTER DATABASE {} WITH ALLOW_CONNECTIONS true",
+                identifier(&intent.live)
+            );
+            admin.batch("opening the database again", &open).await?;
+        }
+        if exists(&intent.new) {
+            self.discard(admin, &intent.new).await?;
+            return Ok(Recovered::Undone);
+        }
+        let is_there = exists(&goal) && !is_old(&goal);
+        Ok(if is_there {
+            Recovered::Finished
+        } else {
+            Recovered::Undone
+        })
     }
 
     /// Decrypted dumps and passwords of processes that were killed.
@@ -80,38 +112,6 @@ async fn end_sessions(admin: &Admin, application: &str) -> Result<(), Error> {
         }
         .into()),
     }
-}
-
-/// The renames are one transaction, so that the names tell whether they happened.
-async fn settle(admin: &Admin, intent: &Intent) -> Result<Recovered, Error> {
-    let sql = "SELECT datname::text, oid = $1, datallowconn FROM pg_database \
-        WHERE oid = $1 OR datname IN ($2, $3, $4) AND datname <> ''";
-    let goal = intent.goal.clone().unwrap_or_else(|| intent.live.clone());
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&intent.live_oid, &intent.new, &intent.live, &goal];
-    let rows = admin.query("looking for the databases", sql, &params).await?;
-    let found: Vec<(String, bool, bool)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
-    let exists = |name: &str| found.iter().any(|(other, ..)| other == name);
-    let is_old = |name: &str| found.iter().any(|(other, old, _)| other == name && *old);
-    // Whichever of the two has the name now: nobody shall be shut out by us.
-    let is_closed = found.iter().any(|(name, _, open)| *name == intent.live && !open);
-    if intent.replaces() && is_closed {
-        let open = format!(
-            "ALTER DATABASE {} WITH ALLOW_CONNECTIONS true",
-            identifier(&intent.live)
-        );
-        admin.batch("opening the database again", &open).await?;
-    }
-    if exists(&intent.new) {
-        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(&intent.new));
-        admin.batch("dropping the half-made database", &drop).await?;
-        return Ok(Recovered::Undone);
-    }
-    let is_there = exists(&goal) && !is_old(&goal);
-    Ok(if is_there {
-        Recovered::Finished
-    } else {
-        Recovered::Undone
-    })
 }
 
 /// Roles without which the backup could not be restored, unless something in it still needs them.

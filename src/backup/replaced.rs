@@ -1,11 +1,14 @@
-//! Databases that a restore replaced: kept under a dated name, dropped once `keep_replaced` is over.
+//! Databases that a restore replaced: kept under a dated name, dropped once `keep_replaced` is over. Each may hold what no
+//! backup does, so that a clock which jumped must not end it.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{Error, Vault};
+use super::prune::summary;
+use super::{Error, Subject, Vault, retention};
 use crate::postgres::Admin;
-use crate::postgres::admin::identifier;
 
 /// PostgreSQL cuts names at 63 bytes; the mark and the date take 27 of them.
 const LIVE_BYTES_MAX: usize = 36;
@@ -38,13 +41,24 @@ pub struct Replaced {
     pub name: String,
     pub at: Timestamp,
     pub is_over: bool,
+    /// Why it stays although its time may be over.
+    pub held: Option<&'static str>,
+}
+
+/// Whether it has been kept for `keep` by both clocks.
+fn is_over(at: Timestamp, clocks: [Timestamp; 2], keep: Duration) -> bool {
+    let has_passed = |now: Timestamp| {
+        let age = now.duration_since(at);
+        !age.is_negative() && age.unsigned_abs() >= keep
+    };
+    clocks.into_iter().all(has_passed)
 }
 
 impl Vault {
     /// The replaced databases of the live one, oldest first; those that are over are dropped unless `dry_run`.
     ///
     /// # Errors
-    /// Of the server.
+    /// Of the server; the first of those that could not be dropped, when all others are.
     pub async fn drop_replaced(&self, dry_run: bool) -> Result<Vec<Replaced>, Error> {
         if self.target.database().is_empty() {
             // Only files are kept here.
@@ -52,6 +66,11 @@ impl Vault {
         }
         let admin = Admin::connect(&self.target, "postgres", "foregate clean-up").await?;
         let now = self.clock.wall();
+        // The server's may be another machine's, and right.
+        let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
+        let servers: i64 = admin.value("asking for the time", sql, &[]).await?;
+        let servers = Timestamp::from_millisecond(servers).unwrap_or_default();
+        let held = self.frozen(&admin, now).await?;
         let rows = admin
             .query(
                 "looking for replaced databases",
@@ -63,17 +82,36 @@ impl Vault {
         for row in rows {
             let name: String = row.get(0);
             if let Some(at) = replaced_at(&name, self.target.database()) {
-                let age = now.duration_since(at);
-                let is_over = !age.is_negative() && age.unsigned_abs() >= self.config.keep_replaced;
-                found.push(Replaced { name, at, is_over });
+                let is_over = held.is_none() && is_over(at, [now, servers], self.config.keep_replaced);
+                found.push(Replaced {
+                    name,
+                    at,
+                    is_over,
+                    held,
+                });
             }
         }
         found.sort_by_key(|replaced| replaced.at);
+        let mut failed = None;
         for replaced in found.iter().filter(|replaced| replaced.is_over && !dry_run) {
-            let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(&replaced.name));
-            admin.batch("dropping a replaced database", &drop).await?;
+            // One that cannot be dropped must not keep the others.
+            if let Err(error) = self.discard(&admin, &replaced.name).await {
+                failed.get_or_insert(error);
+            }
         }
-        Ok(found)
+        failed.map_or(Ok(found), Err)
+    }
+
+    /// Why nothing is to be dropped now: as with backups, ages mean nothing while none of the live database stands.
+    async fn frozen(&self, admin: &Admin, now: Timestamp) -> Result<Option<&'static str>, Error> {
+        let subject = Subject {
+            database: self.target.database().to_owned(),
+            cluster: Some(admin.system_identifier().await?),
+        };
+        let (entries, _) = self.list_at(now).await?;
+        let ours = entries.iter().filter(|entry| subject.owns(entry));
+        let backups: Vec<_> = ours.map(|entry| summary(entry, now)).collect();
+        Ok(retention::freeze(&backups, &self.config.retention, now))
     }
 }
 
@@ -98,6 +136,25 @@ mod tests {
             "app_replaced_20261123t160501z_2",
         ] {
             assert_eq!(replaced_at(other, "app"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn replaced_database_stays_until_its_time_is_over_by_our_clock_and_by_the_servers() {
+        let day = |day: i64| Timestamp::from_second(day * 86_400).expect("in range");
+        let keep = Duration::from_hours(72);
+        for (ours, servers, over) in [
+            (13, 13, true),
+            (12, 13, false),
+            (400, 11, false),
+            (11, 400, false),
+            (9, 13, false),
+        ] {
+            assert_eq!(
+                is_over(day(10), [day(ours), day(servers)], keep),
+                over,
+                "{ours} {servers}"
+            );
         }
     }
 }

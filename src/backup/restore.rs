@@ -248,8 +248,11 @@ impl Vault {
             .arg("--exit-on-error")
             .arg("--no-password")
             .arg("--jobs=2");
-        // A proof can wait, an application cannot.
-        if !work.intent.is_proof() {
+        if work.intent.is_proof() {
+            // It holds no rows, and the server would not let go of a database that has one.
+            command = command.arg("--no-subscriptions");
+        } else {
+            // A proof can wait, an application cannot.
             command = command.at_full_speed();
         }
         if !has_tablespaces {

@@ -38,7 +38,8 @@ pub struct Backup {
     pub good: bool,
     /// Somebody does not want it any more: it stands in for no other.
     pub dismissed: bool,
-    pub leased: bool,
+    /// Why it stays for now, whatever becomes of it.
+    pub held: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,15 +58,7 @@ pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision
     let mut newest_first: Vec<&Backup> = backups.iter().collect();
     newest_first.sort_by_key(|backup| std::cmp::Reverse((backup.at, backup.id)));
     let newest_good = newest_first.iter().find(|backup| backup.stands()).copied();
-    let frozen = match newest_good {
-        None => Some("there is no good backup, so nothing is deleted"),
-        // A backup from the future means that the clock jumped; ages mean nothing then.
-        Some(newest) if newest.at > now => Some("the newest backup lies in the future, so nothing is deleted"),
-        Some(newest) if now.duration_since(newest.at).unsigned_abs() > policy.stale_after => {
-            Some("the newest good backup is overdue, so nothing is deleted")
-        }
-        Some(_) => None,
-    };
+    let frozen = frozen(newest_good, policy, now);
     backups
         .iter()
         .map(|backup| {
@@ -75,9 +68,7 @@ pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision
                 needs(backup, &newest_first, newest_good, policy)
             };
             let needed = !reasons.is_empty();
-            if backup.leased {
-                reasons.push("it is in use".to_owned());
-            }
+            reasons.extend(backup.held.map(str::to_owned));
             reasons.extend(frozen.map(str::to_owned));
             let keep = !reasons.is_empty();
             if !keep {
@@ -91,6 +82,26 @@ pub fn plan(backups: &[Backup], policy: &Policy, now: Timestamp) -> Vec<Decision
             }
         })
         .collect()
+}
+
+/// Why nothing is to be deleted at all, if so, with this as the newest good backup.
+fn frozen(newest_good: Option<&Backup>, policy: &Policy, now: Timestamp) -> Option<&'static str> {
+    match newest_good {
+        None => Some("there is no good backup, so nothing is deleted"),
+        // A backup from the future means that the clock jumped; ages mean nothing then.
+        Some(newest) if newest.at > now => Some("the newest backup lies in the future, so nothing is deleted"),
+        Some(newest) if now.duration_since(newest.at).unsigned_abs() > policy.stale_after => {
+            Some("the newest good backup is overdue, so nothing is deleted")
+        }
+        Some(_) => None,
+    }
+}
+
+/// The same of all backups of one database.
+#[must_use]
+pub fn freeze(backups: &[Backup], policy: &Policy, now: Timestamp) -> Option<&'static str> {
+    let standing = backups.iter().filter(|backup| backup.stands());
+    frozen(standing.max_by_key(|backup| (backup.at, backup.id)), policy, now)
 }
 
 impl Backup {
@@ -204,7 +215,7 @@ mod tests {
             labels: vec![label.to_owned()],
             good,
             dismissed: false,
-            leased: false,
+            held: None,
         }
     }
 
@@ -265,7 +276,7 @@ mod tests {
     fn manual_and_leased_backups_stay() {
         let mut backups: Vec<_> = (1..=20).map(|day| backup(day, "daily", true)).collect();
         backups[0].labels = vec!["manual".to_owned()];
-        backups[1].leased = true;
+        backups[1].held = Some("it is in use");
         assert_eq!(kept(&backups, 20), [1, 2, 14, 15, 16, 17, 18, 19, 20]);
     }
 

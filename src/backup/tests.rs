@@ -274,3 +274,56 @@ async fn data_whose_manifest_was_lost_stays_for_two_days_and_what_never_was_an_o
     bed.create_at(3 * DAY).await;
     assert!(!bed.path(&entry.folder).exists());
 }
+
+#[tokio::test]
+async fn no_backup_is_lost_by_the_length_of_what_is_recorded_of_it() {
+    let bed = Bed::new();
+    let entry = bed.create_at(0).await;
+    let error = Error::Noted {
+        notes: "\u{1}ä".repeat(50_000),
+        source: Box::new(Error::Unproven {
+            id: entry.manifest.id,
+            reason: "a row is missing".to_owned(),
+        }),
+    };
+    let missed = verify::Missed { test: Level::L3, error };
+    bed.vault.record(&entry, Err(missed)).await.expect_err("it failed");
+    let (listed, unreadable) = bed.vault.list().await.expect("a list");
+    assert!(unreadable.is_empty(), "{unreadable:?}");
+    assert!(listed[0].is_condemned() && listed[0].unread.is_none());
+    let why = listed[0].verifications[0].failure.as_ref().expect("a reason");
+    assert!(
+        why.starts_with("on this server: ") && why.len() <= 4096,
+        "{}",
+        why.len()
+    );
+}
+
+#[tokio::test]
+async fn backup_with_a_record_that_cannot_be_read_is_listed_kept_and_proven_again() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    let new = bed.create_at(-60).await;
+    let newer_version = br#"{"at":"2026-01-01T00:00:00Z","level":"L2","failure":null,"colour":"green"}"#;
+    for note in [newer_version.to_vec(), vec![b' '; 100_000], b"{".to_vec()] {
+        let key = layout::verification(&old.folder, Ulid::from_parts(1, 1));
+        bed.vault.repository.delete(&key).await.expect("deleted");
+        assert!(bed.vault.repository.create(&key, note).await.expect("written"));
+        let (listed, unreadable) = bed.vault.list().await.expect("a list");
+        assert!(unreadable.is_empty(), "{unreadable:?}");
+        assert_eq!(listed[0].state(), "not proven");
+        assert!(!listed[0].is_good() && !listed[0].is_condemned());
+        let problem = listed[0].problem().expect("a reason");
+        assert!(problem.contains(&key), "{problem}");
+        let pruned = bed.vault.prune(false).await.expect("a clean-up");
+        assert_eq!(pruned.marked, [], "it may be good");
+    }
+    assert_eq!(bed.vault.verify(&old).await.expect("it is whole"), Level::L2);
+    let (listed, _) = bed.vault.list().await.expect("a list");
+    assert!(listed[0].is_good(), "{:?}", listed[0]);
+    assert_eq!(
+        bed.vault.prune(false).await.expect("a clean-up").marked,
+        [old.manifest.id]
+    );
+    assert!(bed.is_there(&new).await);
+}

@@ -14,6 +14,10 @@ use crate::repository::manifest::{Content, Level, Manifest, Part, Verification};
 use crate::repository::{self, Keys, layout};
 use crate::telemetry::cause::chain;
 
+/// Of a failure that is written down. A restore may have any number of notes on what went wrong before, and a record that
+/// nobody reads for its length would take the backup's good name with it.
+const FAILURE_BYTES_MAX: usize = 4096;
+
 impl Vault {
     /// Reads every part of a backup back. Returns the level reached, at most 2.
     pub(super) async fn prove(&self, folder: &str, manifest: &Manifest, keys: &Arc<Keys>) -> Result<Level, Error> {
@@ -153,10 +157,14 @@ impl Vault {
         }
     }
 
-    async fn record(&self, entry: &Entry, result: Result<Level, Missed>) -> Result<Level, Error> {
+    pub(super) async fn record(&self, entry: &Entry, result: Result<Level, Missed>) -> Result<Level, Error> {
         let (level, failure) = match &result {
             Ok(level) => (*level, None),
-            Err(missed) if is_damage(&missed.error) => (missed.test, Some(chain(&missed.error))),
+            Err(missed) if is_damage(&missed.error) => {
+                let mut why = chain(&missed.error);
+                why.truncate(why.floor_char_boundary(FAILURE_BYTES_MAX));
+                (missed.test, Some(why))
+            }
             Err(_) => return result.map_err(|missed| missed.error),
         };
         let at = self.clock.wall();
@@ -177,9 +185,9 @@ impl Vault {
 }
 
 /// A proof that failed, and the level that it was for.
-struct Missed {
-    test: Level,
-    error: Error,
+pub(super) struct Missed {
+    pub(super) test: Level,
+    pub(super) error: Error,
 }
 
 /// Whether the backup is to blame, rather than our keys, programs or network.

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::bucket::{Fault, Server};
-use crate::support::{Bed, Store, run, until};
+use crate::support::{Bed, Store, change_value, run, until};
 
 /// Ids of what is listed as good, each proven again.
 fn proven(store: &Store) -> Vec<String> {
@@ -314,6 +314,33 @@ fn after_a_jump_of_the_clock_nothing_is_deleted() {
     let before = store.objects();
     store.ok(&["prune"]);
     assert_eq!(store.objects(), before);
+}
+
+/// Nor is a database that a restore replaced, which may hold what no backup does.
+#[test]
+fn replaced_database_stays_while_no_good_backup_stands_by_the_clock() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.ok(&["restore", "latest"]);
+    let replaced = "SELECT datname FROM pg_database WHERE datname LIKE 'app_replaced_%'";
+    let name = bed.sql("postgres", replaced);
+    let old = "app_replaced_20200101t000000z";
+    bed.sql("postgres", &format!("ALTER DATABASE {name} RENAME TO {old}"));
+    let manifest = bed.object("manifest.json");
+    let right = std::fs::read(&manifest).expect("readable");
+    for year in ["2100", "2001"] {
+        change_value(&manifest, |value| {
+            value["startedAt"] = format!("{year}-01-01T00:00:00Z").into()
+        });
+        let told = bed.ok(&["prune"]);
+        assert_eq!(bed.sql("postgres", replaced), old, "{told}");
+    }
+    std::fs::rename(&manifest, bed.directory().join("aside")).expect("renamed");
+    bed.ok(&["prune"]);
+    assert_eq!(bed.sql("postgres", replaced), old);
+    std::fs::write(&manifest, right).expect("writable");
+    bed.ok(&["prune"]);
+    assert_eq!(bed.sql("postgres", replaced), "");
 }
 
 #[test]

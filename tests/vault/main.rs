@@ -10,6 +10,7 @@ mod secrets;
 mod server;
 mod shared;
 mod steps;
+mod subscriptions;
 mod support;
 mod traffic;
 

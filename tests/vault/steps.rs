@@ -21,7 +21,7 @@ fn bed() -> (Bed, String) {
     (bed, id)
 }
 
-fn kill_at(bed: &Bed, step: &'static str, args: &[&str]) {
+pub(crate) fn kill_at(bed: &Bed, step: &'static str, args: &[&str]) {
     let pause = Pause::at(step, bed);
     let mut run = bed.start_paused(&pause, args);
     // The server may not have noticed yet that the one before was killed, and then this one is refused.

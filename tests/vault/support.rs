@@ -538,7 +538,7 @@ pub(crate) fn change_part(path: &Path, name: &str, change: impl FnOnce(&mut Fiel
     });
 }
 
-fn change_value(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+pub(crate) fn change_value(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let text = std::fs::read_to_string(path).expect("readable");
     let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     value

@@ -26,7 +26,7 @@ pub(in crate::admin) struct Backup {
     good: bool,
     /// `good`, `not proven`, `incomplete`, `from the future` or `to be deleted`.
     state: &'static str,
-    /// What is missing of one that is incomplete.
+    /// What is missing of one that is incomplete, or why a record of its verification cannot be read.
     problem: Option<String>,
     encrypted: bool,
     /// `null`: a file set.
@@ -61,7 +61,7 @@ impl Backup {
             level: level(entry.level()),
             good: entry.is_good(),
             state: entry.state(),
-            problem: entry.incomplete.clone(),
+            problem: entry.problem().map(str::to_owned),
             encrypted: !manifest.recipients.is_empty(),
             server_version: version.map(|version| format!("{}.{}", version / 10_000, version % 10_000)),
             filepath,

@@ -277,12 +277,14 @@ impl Service {
     }
 
     /// The backups that were looked at the longest ago, the oldest last. Those that were found damaged are among them: a
-    /// store may have healed, or a network lied.
+    /// store may have healed, or a network lied. So are those of which a record cannot be read.
     pub(super) async fn proven_longest_ago(&self) -> Result<Vec<String>, Refusal> {
         let entries = self.list().await?;
         let subject = self.shared.subject();
         let is_ours = |entry: &Entry| entry.is_files() || subject.owns(entry);
-        let is_worth_it = |entry: &Entry| entry.is_good() || (entry.is_condemned() && entry.tombstone.is_none());
+        let is_worth_it = |entry: &Entry| {
+            entry.is_good() || (entry.tombstone.is_none() && (entry.is_condemned() || entry.unread.is_some()))
+        };
         let mut found: Vec<&Entry> = entries
             .iter()
             .filter(|entry| is_ours(entry) && is_worth_it(entry))

@@ -45,7 +45,7 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
         .collect();
     let value = json!({"decisions": decisions, "marked": pruned.marked, "deleted": pruned.deleted, "lifted": pruned.lifted,
         "dryRun": dry_run,
-        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over})).collect::<Vec<_>>()});
+        "replacedDatabases": replaced.iter().map(|one| json!({"name": one.name, "replacedAt": one.at, "keep": !one.is_over, "held": one.held})).collect::<Vec<_>>()});
     print(as_json, &value, || {
         let mut table = Table::new();
         table.set_header(["id", "", "because"]);
@@ -55,7 +55,10 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
         }
         for one in &replaced {
             let verb = if one.is_over { "goes" } else { "stays" };
-            let because = format!("replaced by a restore on {}", time(one.at));
+            let mut because = format!("replaced by a restore on {}", time(one.at));
+            if let Some(held) = one.held {
+                because = format!("{because}; {held}");
+            }
             table.add_row([one.name.clone(), verb.to_owned(), because]);
         }
         format!(
@@ -69,7 +72,7 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
 
 pub(super) fn describe(entry: &Entry) -> Value {
     json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
-        "problem": entry.incomplete, "verifications": entry.verifications})
+        "problem": entry.problem(), "verifications": entry.verifications})
 }
 
 /// One backup on a page.
@@ -117,8 +120,8 @@ pub(super) fn page(entry: &Entry) -> String {
         };
         lines.push(("verified", format!("{}: {result}", time(record.at))));
     }
-    if let Some(problem) = &entry.incomplete {
-        lines.push(("problem", problem.clone()));
+    if let Some(problem) = entry.problem() {
+        lines.push(("problem", problem.to_owned()));
     }
     if let Some(tombstone) = &entry.tombstone {
         lines.push(("marked", format!("{}: {}", time(tombstone.at), tombstone.reason)));
