@@ -209,8 +209,14 @@ impl Vault {
         let Content::Database { database, .. } = &entry.manifest.content else {
             return Ok(entry);
         };
-        if *swap != Swap::Live || is_of(&entry, live) || self.foreign.as_ref() == Some(database) {
+        let meant = self.foreign.as_deref();
+        if *swap != Swap::Live || is_of(&entry, meant.unwrap_or(live)) {
             return Ok(entry);
+        }
+        if let Some(meant) = meant {
+            return Err(Error::Refused(format!(
+                "the backup is of database {database:?}, and one of {meant:?} is meant: name its id"
+            )));
         }
         Err(Error::Refused(format!(
             "the backup is of database {database:?}, which is not the configured {live:?}: restore it under another name, or say \

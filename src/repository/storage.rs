@@ -79,7 +79,7 @@ impl Repository {
     }
 
     /// As [`Repository::open`]; a directory is recognised by what `state_dir` remembers of it, and gets an identity when it has
-    /// none. See [`identity`](super::identity).
+    /// none (`repository.id`).
     ///
     /// # Errors
     /// As [`Repository::open`], or a directory that does not hold the repository that it held.

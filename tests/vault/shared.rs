@@ -29,6 +29,8 @@ fn backup_of_another_database_never_takes_the_place_of_the_live_one_unless_it_is
         "{refused}"
     );
     bed.fails(&["restore", &shop, "--from-database", "another"]);
+    let other = bed.fails(&["restore", "latest", "--from-database", "shop"]);
+    assert!(other.contains("\"shop\" is meant"), "{other}");
     assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
     bed.ok(&["restore", &shop, "--target-database", "beside"]);
     assert_eq!(bed.sql("beside", "SELECT count(*) FROM goods"), "7");
