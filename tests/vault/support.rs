@@ -127,7 +127,7 @@ impl Store {
                 let path = entry.path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if !path.ends_with(".lock") {
+                } else if ![".lock", "repository.id"].iter().any(|own| path.ends_with(own)) {
                     found.push(path);
                 }
             }
