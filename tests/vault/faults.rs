@@ -181,7 +181,9 @@ fn create_on_a_small_disk(store: &Store, create: &[&str]) -> String {
     let key = store.key();
     let create = quote(&store.command(Some(&key), create));
     let list = quote(&store.command(Some(&key), &["list", "--json"]));
-    let inside = format!("{exports}if {create} 2>&1; then exit 9; fi; {list}; find . -type f ! -name .lock ! -name repository.id");
+    let inside = format!(
+        "{exports}if {create} 2>&1; then exit 9; fi; {list}; find . -type f ! -name .lock ! -name repository.id"
+    );
     let script = format!(
         "cd {0}; if unshare -rm true 2>/dev/null; then \
          exec unshare -rm bash -c \"mount -t tmpfs -o size=4m tmpfs {0}; cd {0}; $1\"; \
