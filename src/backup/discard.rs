@@ -1,5 +1,6 @@
 //! Dropping a database that a restore made or replaced.
 
+use super::swap::allow_connections;
 use super::{Error, Vault};
 use crate::postgres::admin::identifier;
 use crate::postgres::{self, Admin};
@@ -29,10 +30,7 @@ impl Vault {
         }
         let is_closed = found.iter().any(|row| !row.get::<_, bool>(1));
         let allow = async |allowed: bool| {
-            let sql = format!(
-                "ALTER DATABASE {} WITH ALLOW_CONNECTIONS {allowed}",
-                identifier(database)
-            );
+            let sql = allow_connections(database, allowed);
             admin.batch("letting us in, and nobody afterwards", &sql).await
         };
         if is_closed {

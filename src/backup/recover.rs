@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::journal::{Intent, Lock};
+use super::swap::allow_connections;
 use super::{Error, Vault};
 use crate::postgres::admin::identifier;
 use crate::postgres::secrets::sweep;
@@ -66,10 +67,7 @@ impl Vault {
         // Whichever of the two has the name now: nobody shall be shut out by us.
         let is_closed = found.iter().any(|(name, _, open)| *name == intent.live && !open);
         if intent.replaces() && is_closed {
-            let open = format!(
-                "ALTER DATABASE {} WITH ALLOW_CONNECTIONS true",
-                identifier(&intent.live)
-            );
+            let open = allow_connections(&intent.live, true);
             admin.batch("opening the database again", &open).await?;
         }
         if exists(&intent.new) {

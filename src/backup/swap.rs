@@ -21,7 +21,7 @@ impl Vault {
         }
         admin.batch("preparing the swap", "SET lock_timeout = '5s'").await?;
         let _held = (self.hold.0)().await;
-        let close = format!("ALTER DATABASE {live} WITH ALLOW_CONNECTIONS false");
+        let close = allow_connections(&intent.live, false);
         admin.batch("closing the old database", &close).await?;
         reached(Step::Closed).await;
         let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1";
@@ -33,4 +33,12 @@ impl Vault {
         reached(Step::Renamed).await;
         Ok(Some(intent.old.clone()))
     }
+}
+
+/// The statement that opens or closes a database; closed, it keeps out superusers too.
+pub(super) fn allow_connections(database: &str, allowed: bool) -> String {
+    format!(
+        "ALTER DATABASE {} WITH ALLOW_CONNECTIONS {allowed}",
+        identifier(database)
+    )
 }

@@ -53,19 +53,18 @@ impl Identity {
     /// # Errors
     /// Where the directory holds no repository any more, or another one. What cannot be read is no proof of that.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let found = match read(&self.mark) {
-            Ok(Some(id)) => id == self.id,
+        let may_be_it = match read(&self.mark) {
+            Ok(found) => found.is_none_or(|id| id == self.id),
             Err(error) => error.kind() != ErrorKind::NotFound,
-            Ok(None) => true,
         };
-        let directory = || self.mark.parent().unwrap_or(Path::new("/")).display().to_string();
-        match found {
-            true => Ok(()),
-            false => Err(Error::Elsewhere {
-                directory: directory(),
-                memory: self.memory.display().to_string(),
-            }),
+        if may_be_it {
+            return Ok(());
         }
+        let directory = self.mark.parent().unwrap_or(Path::new("/"));
+        Err(Error::Elsewhere {
+            directory: directory.display().to_string(),
+            memory: self.memory.display().to_string(),
+        })
     }
 }
 
@@ -83,9 +82,7 @@ fn read(path: &Path) -> io::Result<Option<Ulid>> {
 
 /// Of two that make one at once, the first counts for both.
 fn make(mark: &Path) -> Option<Ulid> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).ok()?;
-    let id = Ulid::from_bytes(random);
+    let id = Ulid::generate();
     match write(mark, id) {
         Ok(()) => Some(id),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => read(mark).ok()?,
