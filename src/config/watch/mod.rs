@@ -68,9 +68,13 @@ impl Handle {
     }
 
     /// From now on these files are watched, and no others. Notes what they hold before it returns (a few short
-    /// reads), so: follow first, read second, and no change falls between the two.
+    /// reads), so: follow first, read second, and no change falls between the two. Of a file that was followed before,
+    /// what was noted then stands: noted anew, it would hide a change since then that was not looked at yet.
     pub fn follow(&self, files: &[PathBuf]) {
-        self.files.send_replace(read_all(files));
+        let noted = self.files.borrow().clone();
+        let note = |file: &PathBuf| noted.get(file).cloned().unwrap_or_else(|| read(file));
+        let contents = files.iter().map(|file| (file.clone(), note(file))).collect();
+        self.files.send_replace(contents);
     }
 }
 

@@ -219,6 +219,20 @@ async fn followed_files_are_watched_and_others_no_longer() {
 }
 
 #[tokio::test]
+async fn change_between_two_wishes_to_follow_a_file_is_not_lost() {
+    watching("config.toml", one_file, async |mut scene| {
+        scene.write("clients.pem", "one");
+        let both = [scene.path("config.toml"), scene.path("clients.pem")];
+        // Nothing looks in between: this test and the watcher share one thread.
+        scene.handle.follow(&both);
+        scene.write("clients.pem", "two");
+        scene.handle.follow(&both);
+        scene.expect("clients.pem").await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn change_is_found_by_polling_where_there_are_no_events() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     one_file(directory.path());
