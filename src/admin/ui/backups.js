@@ -38,7 +38,7 @@ function backupRow(backup) {
   const what = lines(subject(backup), exact(backup.id), backup.where, backup.encrypted ? "" : "in the clear");
   const state = stateCell(backup.state === "good" ? `proven ${backup.level}` : backup.state, backup.good, backup.problem);
   return cells(element("tr"), timeCell(backup.startedAt), what, state, backup.labels.join(", "),
-    lines(size(backup.storedBytes), exact(`took ${duration(backup.durationSeconds)}`)), actions);
+    lines(element("span", size(backup.storedBytes), "exact"), exact(`took ${duration(backup.durationSeconds)}`)), actions);
 }
 
 /** Which backup it is, for whoever is asked about it. */
