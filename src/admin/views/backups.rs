@@ -24,9 +24,9 @@ pub(in crate::admin) struct Backup {
     plain_bytes: u64,
     level: &'static str,
     good: bool,
-    /// `good`, `not proven`, `incomplete`, `from the future` or `to be deleted`.
+    /// `good`, `not proven`, `damaged`, `incomplete`, `from the future` or `to be deleted`.
     state: &'static str,
-    /// What is missing of one that is incomplete, or why a record of its verification cannot be read.
+    /// What is damaged or missing, or why a note beside it (a record of its verification, a lease, a mark) cannot be read.
     problem: Option<String>,
     encrypted: bool,
     /// `null`: a file set.
