@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod character;
+mod choice;
 mod create;
 mod discard;
 mod entry;
@@ -31,7 +32,7 @@ pub mod task;
 mod tests;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ use crate::postgres::{self, Target};
 use crate::repository::{self, Keys, Repository};
 use crate::telemetry::cause::chain;
 
-pub use self::entry::{Entry, Subject, is_of};
+pub use self::entry::{Entry, Subject, Unreadable, is_of};
 pub use self::prune::Pruned;
 pub use self::recover::Recovered;
 pub use self::replaced::Replaced;
@@ -150,6 +151,19 @@ impl Vault {
         })
     }
 
+    /// As [`Vault::open`], of a directory that has to be there: whoever looks for backups makes no place for them.
+    ///
+    /// # Errors
+    /// As [`Vault::open`], or there is no such directory.
+    pub fn open_existing(config: Config, clock: Clock, progress: Progress) -> Result<Self, Error> {
+        let directory = config.repository.url.strip_prefix("file://").map(Path::new);
+        let is_missing = |directory: &Path| directory.is_absolute() && matches!(directory.try_exists(), Ok(false));
+        if directory.is_some_and(is_missing) {
+            return Err(Error::NoRepository(config.repository.url));
+        }
+        Self::open(config, clock, progress)
+    }
+
     /// The same vault, heard by somebody else.
     #[must_use]
     pub fn with_progress(&self, progress: Progress) -> Self {
@@ -199,6 +213,10 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     Repository(#[from] repository::Error),
+    #[error(
+        "there is no repository at {0}: is its disk mounted, and is that where it is? A new one is made by `foregate backup create`"
+    )]
+    NoRepository(String),
     #[error("there is no backup {0:?} in the repository")]
     Unknown(String),
     #[error("another backup, restore or clean-up is running")]

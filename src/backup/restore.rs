@@ -81,7 +81,7 @@ impl Vault {
         let (lock, unlocked) = self.lock_to_read()?;
         let mut notes = Vec::from_iter(unlocked);
         self.recover_locked(&lock).await?;
-        let entry = self.show_to_restore(id, swap).await?;
+        let (entry, told) = self.show_to_restore(id, swap).await?;
         let new = format!("foregate_{}", Ulid::generate().to_string().to_lowercase());
         let goal = match swap {
             Swap::Live => self.target.database().to_owned(),
@@ -111,7 +111,7 @@ impl Vault {
         let restored = self.restore_leased(&lock, &entry, admin, &ground, intent, notes).await;
         let held = self.end_lease(lease).await;
         let mut restored = restored?;
-        restored.notes.extend(held.into_iter().chain(ground.notes));
+        restored.notes.extend(told.into_iter().chain(held).chain(ground.notes));
         Ok(restored)
     }
 
@@ -120,10 +120,10 @@ impl Vault {
     /// # Errors
     /// Why it would be refused.
     pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<(Entry, Vec<String>), Error> {
-        let entry = self.show_to_restore(id, swap).await?;
+        let (entry, mut notes) = self.show_to_restore(id, swap).await?;
         let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
-        let ground = self.preflight(&entry, &admin, swap).await?;
-        Ok((entry, ground.notes))
+        notes.extend(self.preflight(&entry, &admin, swap).await?.notes);
+        Ok((entry, notes))
     }
 
     async fn restore_leased(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::files::FileSet;
 use super::*;
@@ -326,4 +326,81 @@ async fn backup_with_a_record_that_cannot_be_read_is_listed_kept_and_proven_agai
         [old.manifest.id]
     );
     assert!(bed.is_there(&new).await);
+}
+
+/// Which note it is that cannot be read must not make a backup vanish, nor a lease let one go.
+#[tokio::test]
+async fn lease_or_mark_that_cannot_be_read_hides_no_backup_and_deletes_none() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    let new = bed.create_at(-60).await;
+    let id = old.manifest.id;
+    let lease = layout::lease(id, Ulid::from_parts(1, 1));
+    for note in [b"{".to_vec(), vec![b' '; 100_000]] {
+        for key in [&lease, &layout::tombstone(id)] {
+            assert!(bed.vault.repository.create(key, note.clone()).await.expect("written"));
+            let entry = bed.vault.show(&id.to_string()).await.expect("it is listed");
+            assert!(entry.is_good() && entry.is_leased(Timestamp::MAX) == (key == &lease));
+            let problem = entry.problem().expect("it is told");
+            assert!(problem.contains(key), "{problem}");
+            if key == &lease {
+                let refused = bed.vault.delete(&id.to_string()).await.expect_err("it may be in use");
+                assert!(refused.to_string().contains(key), "{refused}");
+                assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, []);
+            }
+            bed.vault.repository.delete(key).await.expect("deleted");
+        }
+    }
+    // A mark that says nothing gives way to one that does.
+    let mark = layout::tombstone(id);
+    assert!(
+        bed.vault
+            .repository
+            .create(&mark, b"{".to_vec())
+            .await
+            .expect("written")
+    );
+    assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, [id]);
+    let marked = bed.vault.show(&id.to_string()).await.expect("listed");
+    assert!(marked.tombstone.is_some() && marked.problem().is_none());
+    // And one beside no manifest erases nothing, nor does it stop the clean-up.
+    std::fs::write(bed.path(&mark), "{").expect("writable");
+    std::fs::remove_file(bed.path(&layout::manifest(&old.folder))).expect("removable");
+    assert_eq!(bed.vault.prune(false).await.expect("a clean-up").deleted, []);
+    assert!(bed.object(&old).exists() && bed.is_there(&new).await);
+}
+
+#[tokio::test]
+async fn backup_that_cannot_be_read_is_not_said_to_be_missing() {
+    let bed = Bed::new();
+    let entry = bed.create_at(0).await;
+    let manifest = layout::manifest(&entry.folder);
+    std::fs::write(bed.path(&manifest), "{").expect("writable");
+    let told = bed.vault.show(&entry.manifest.id.to_string()).await;
+    let told = told.expect_err("it cannot be read").to_string();
+    assert!(
+        told.contains("is there and cannot be read") && told.contains(&manifest),
+        "{told}"
+    );
+    let told = bed.vault.show(&Ulid::from_parts(1, 1).to_string()).await;
+    assert!(matches!(told, Err(Error::Unknown(_))), "{told:?}");
+}
+
+#[tokio::test]
+async fn latest_of_a_file_set_tells_of_the_newer_one_that_it_passes_over() {
+    let bed = Bed::new();
+    bed.create_at(-60).await;
+    let new = bed.create_at(0).await;
+    let into = bed.root.path().join("into");
+    let restored = bed.vault.restore_files("latest", &into).await.expect("restored");
+    assert_eq!((restored.id, restored.notes), (new.manifest.id, Vec::new()));
+    flip(&bed.object(&new));
+    bed.vault.verify(&new).await.expect_err("it is damaged");
+    let into = bed.root.path().join("again");
+    let notes = bed.vault.restore_files("latest", &into).await.expect("restored").notes;
+    let told = notes.concat();
+    assert!(
+        told.contains(&new.manifest.id.to_string()) && told.contains("is damaged"),
+        "{told}"
+    );
 }

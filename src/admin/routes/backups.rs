@@ -150,9 +150,9 @@ async fn try_restore(state: &State, order: RestoreOrder) -> Result<std::sync::Ar
     let (id, swap) = resolve(state, order).await?;
     let vault = &state.parts.vault;
     // What can be refused is refused here, with its reason, rather than in a run that fails later.
-    let (entry, _) = vault.preview_restore(&id, &swap, foreign.clone()).await?;
+    let (entry, told) = vault.preview_restore(&id, &swap, foreign.clone()).await?;
     Ok(vault
-        .start_restore(entry.manifest.id.to_string(), swap, foreign)
+        .start_restore(entry.manifest.id.to_string(), swap, foreign, told)
         .await?)
 }
 

@@ -24,9 +24,9 @@ pub(in crate::admin) struct Backup {
     plain_bytes: u64,
     level: &'static str,
     good: bool,
-    /// In a word or two; `good` if nothing is wrong.
+    /// `good`, `not proven`, `damaged`, `incomplete`, `from the future` or `to be deleted`.
     state: &'static str,
-    /// What is missing of it or damaged, or why a record of its verification cannot be read.
+    /// What is damaged or missing, or why a note beside it (a record of its verification, a lease, a mark) cannot be read.
     problem: Option<String>,
     encrypted: bool,
     /// `null`: a file set.
@@ -46,9 +46,8 @@ impl Backup {
             Content::Database {
                 database,
                 server_version,
-                tables,
                 ..
-            } => ("database", database, Some(server_version), Some(total(tables.values()))),
+            } => ("database", database, Some(server_version), Some(entry.rows())),
             Content::Files { name, .. } => ("files", name, None, None),
             Content::Base { system_identifier, .. } => ("base", system_identifier, None, None),
         };
@@ -66,7 +65,7 @@ impl Backup {
             level: level(entry.level()),
             good: entry.is_good(),
             state: entry.state(),
-            problem: entry.problem().or_else(|| damage(entry)).map(str::to_owned),
+            problem: entry.problem().map(str::to_owned),
             encrypted: !manifest.recipients.is_empty(),
             server_version: version.map(|version| format!("{}.{}", version / 10_000, version % 10_000)),
             cluster: manifest.content.cluster().map(|cluster| cluster.system_identifier),
@@ -79,15 +78,6 @@ impl Backup {
 /// Of numbers that another may have written.
 fn total<'a>(numbers: impl Iterator<Item = &'a u64>) -> u64 {
     numbers.fold(0, |total, number| total.saturating_add(*number))
-}
-
-/// Why it failed its last test, if that still holds.
-fn damage(entry: &Entry) -> Option<&str> {
-    let mut failures = entry
-        .verifications
-        .iter()
-        .filter_map(|record| record.failure.as_deref());
-    failures.next_back().filter(|_| entry.is_condemned())
 }
 
 fn level(level: Level) -> &'static str {

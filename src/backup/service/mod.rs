@@ -28,7 +28,7 @@ use ulid::Ulid;
 
 pub use self::run::{Act, Run, State, Status, Step};
 pub use self::stats::KindStats;
-use super::{Entry, Error, Hold, Recovered, Settings, Subject, Vault};
+use super::{Entry, Error, Hold, Recovered, Settings, Subject, Unreadable, Vault};
 use crate::clock::{Clock, Now};
 use crate::telemetry::alert::Alerts;
 use crate::telemetry::cause::chain;
@@ -114,7 +114,7 @@ struct Catalogue {
     read: Option<(Duration, Arc<Vault>)>,
     entries: Arc<Vec<Entry>>,
     /// Why others are not among them.
-    unreadable: Arc<Vec<crate::repository::Error>>,
+    unreadable: Arc<Vec<Unreadable>>,
 }
 
 impl Service {
@@ -170,15 +170,15 @@ impl Service {
             shared.forget_troubles(|_| true);
             return;
         };
-        let is_encrypted = !config.repository.recipients.is_empty();
+        let doubt = shared.settings.load().in_the_clear();
         match Vault::open(config, shared.parts.clock, super::silent()) {
             Ok(vault) => {
                 let vault = vault.with_hold(shared.parts.hold.clone(), Arc::clone(&shared.swapping));
                 shared.vault.store(Some(Arc::new(vault)));
                 *lock(&shared.unusable) = None;
                 shared.well("unusable", "the vault can be used again");
-                if !is_encrypted {
-                    tracing::warn!("backups are stored in the clear: backup.recipients names no age public key");
+                if let Some(doubt) = doubt {
+                    tracing::warn!("{doubt}");
                 }
             }
             Err(error) => {
@@ -413,10 +413,10 @@ impl Shared {
         }
     }
 
-    fn show_unreadable(&self, unreadable: &[crate::repository::Error]) {
+    fn show_unreadable(&self, unreadable: &[Unreadable]) {
         match unreadable.first() {
-            Some(error) => {
-                let (error, count) = (chain(error), unreadable.len());
+            Some(Unreadable { why: error, .. }) => {
+                let count = unreadable.len();
                 let text =
                     format!("{count} backups have a manifest that cannot be read, so nothing is cleaned up: {error}");
                 self.trouble("manifest", &text);

@@ -67,21 +67,27 @@ impl Service {
     }
 
     /// Starts a restore. What can be refused is refused before, by its status. `foreign`: the other database whose backup
-    /// may take the place of the configured one.
+    /// may take the place of the configured one. `told`: what the preview told, which is told at once.
     ///
     /// # Errors
     /// Something else is running, or the vault is off.
-    pub async fn start_restore(&self, id: String, swap: Swap, foreign: Option<String>) -> Result<Arc<Run>, Refusal> {
+    pub async fn start_restore(
+        &self,
+        id: String,
+        swap: Swap,
+        foreign: Option<String>,
+        told: Vec<String>,
+    ) -> Result<Arc<Run>, Refusal> {
         let subjects = vec![id.clone()];
         self.start(
             Act::Restore,
             Ulid::generate(),
             subjects,
             move |vault, service, run| async move {
+                let note = |note: &String| run.note(service.shared.parts.clock.wall(), note);
+                told.iter().for_each(note);
                 let done = vault.with_foreign(foreign).restore(&id, &swap).await?;
-                for note in &done.notes {
-                    run.note(service.shared.parts.clock.wall(), note);
-                }
+                done.notes.iter().filter(|note| !told.contains(note)).for_each(note);
                 let replaced = done
                     .replaced
                     .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
