@@ -51,6 +51,7 @@ pub use self::replaced::Replaced;
 pub use self::restore::{Restored, Swap};
 pub use self::service::Service;
 pub use self::settings::{FilePlan, Plan, Settings};
+pub use self::verify::Proven;
 
 /// Longer than all that a swap waits for.
 const SWAP_MAX: Duration = Duration::from_secs(20);
