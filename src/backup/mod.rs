@@ -8,6 +8,7 @@ mod character;
 mod create;
 mod discard;
 mod entry;
+mod exclusion;
 pub mod files;
 mod globals;
 mod journal;
@@ -21,6 +22,7 @@ mod recover;
 mod replaced;
 mod restore;
 pub mod retention;
+mod rights;
 mod script;
 pub mod service;
 mod settings;
@@ -202,8 +204,9 @@ pub enum Error {
     Repository(#[from] repository::Error),
     #[error("there is no backup {0:?} in the repository")]
     Unknown(String),
-    #[error("another backup, restore or clean-up is running")]
-    Busy,
+    /// With a colon and who holds the lock, if that is known.
+    #[error("another backup, restore or clean-up is running{0}")]
+    Busy(String),
     #[error("refused, nothing was touched: {0}")]
     Refused(String),
     #[error("backup {id} failed verification: {reason}")]
@@ -222,9 +225,16 @@ pub enum Error {
         #[source]
         source: postgres::Error,
     },
+    #[error("role {role:?} lacks the rights for it: {needs}")]
+    Rights {
+        role: String,
+        needs: &'static str,
+        #[source]
+        source: Box<postgres::Error>,
+    },
     #[error("{act}")]
     Local {
-        act: &'static str,
+        act: String,
         #[source]
         source: std::io::Error,
     },

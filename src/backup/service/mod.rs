@@ -334,7 +334,7 @@ impl Service {
         tasks.shutdown().await;
         if let Some(vault) = vault {
             match tokio::time::timeout(RECOVER_MAX, vault.recover()).await {
-                Ok(Ok(Recovered::Nothing) | Err(Error::Busy)) => {}
+                Ok(Ok(Recovered::Nothing) | Err(Error::Busy(_))) => {}
                 Ok(Ok(_)) => tracing::info!("a restore was stopped, and nothing of it is left half done"),
                 Ok(Err(error)) => tracing::warn!(error = chain(&error), "a restore was stopped half way"),
                 Err(_) => tracing::warn!("a restore was stopped half way; the next start sees to it"),

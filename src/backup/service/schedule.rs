@@ -93,7 +93,7 @@ impl Service {
         let Ok(vault) = self.vault() else { return false };
         match vault.recover().await {
             // Another process is in the middle of one, or of a backup: it leaves nothing half done, or it dies.
-            Err(Error::Busy) => return false,
+            Err(Error::Busy(_)) => return false,
             Err(error) => {
                 let text = format!("a restore was cut short and cannot be finished yet: {}", chain(&error));
                 self.shared.trouble("recover", &text);

@@ -443,7 +443,7 @@ fn store_that_is_away_says_nothing_of_the_backup() {
         key: "x".to_owned(),
         seconds: 1,
     };
-    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy));
+    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy(String::new())));
 }
 
 #[tokio::test]
