@@ -225,7 +225,7 @@ impl Vault {
     /// # Errors
     /// The server cannot be asked.
     pub async fn cluster(&self) -> Result<String, Error> {
-        let admin = Admin::connect(&self.target, "postgres", "foregate").await?;
+        let admin = Admin::beside(&self.target, "foregate").await?;
         Ok(admin.system_identifier().await?)
     }
 

@@ -9,6 +9,7 @@ mod choice;
 mod create;
 mod discard;
 mod entry;
+mod exclusion;
 pub mod files;
 mod globals;
 mod journal;
@@ -22,6 +23,7 @@ mod recover;
 mod replaced;
 mod restore;
 pub mod retention;
+mod rights;
 mod script;
 pub mod service;
 mod settings;
@@ -52,6 +54,7 @@ pub use self::replaced::Replaced;
 pub use self::restore::{Restored, Swap};
 pub use self::service::Service;
 pub use self::settings::{FilePlan, Plan, Settings};
+pub use self::verify::Proven;
 
 /// Longer than all that a swap waits for.
 const SWAP_MAX: Duration = Duration::from_secs(20);
@@ -219,8 +222,9 @@ pub enum Error {
     NoRepository(String),
     #[error("there is no backup {0:?} in the repository")]
     Unknown(String),
-    #[error("another backup, restore or clean-up is running")]
-    Busy,
+    /// With a colon and who holds the lock, if that is known.
+    #[error("another backup, restore or clean-up is running{0}")]
+    Busy(String),
     #[error("refused, nothing was touched: {0}")]
     Refused(String),
     #[error("backup {id} failed verification: {reason}")]
@@ -239,9 +243,16 @@ pub enum Error {
         #[source]
         source: postgres::Error,
     },
+    #[error("role {role:?} lacks the rights for it: {needs}")]
+    Rights {
+        role: String,
+        needs: &'static str,
+        #[source]
+        source: Box<postgres::Error>,
+    },
     #[error("{act}")]
     Local {
-        act: &'static str,
+        act: String,
         #[source]
         source: std::io::Error,
     },

@@ -1,5 +1,6 @@
 //! What a vault of file sets keeps and deletes when backups turn out damaged and clocks jump. Without PostgreSQL.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,8 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::files::FileSet;
 use super::*;
+use crate::postgres::child::Command;
+use crate::repository::frames::Compression;
 use crate::repository::layout;
-use crate::repository::manifest::{Lease, Level};
+use crate::repository::manifest::{Lease, Level, Part};
 use crate::secret::Secret;
 
 const DAY: i64 = 86_400;
@@ -176,7 +179,7 @@ async fn failure_counts_although_the_clock_went_back_since_the_last_proof() {
     let bed = Bed::new();
     let entry = bed.create_at(0).await;
     let ahead = bed.at(365 * DAY);
-    assert_eq!(ahead.verify(&entry).await.expect("it is whole"), Level::L2);
+    assert_eq!(ahead.verify(&entry).await.expect("it is whole").level, Level::L2);
     // The id of that proof, too, is of the clock that was wrong.
     let folder = bed.path(&entry.folder);
     let mut note = std::fs::read_dir(&folder)
@@ -318,7 +321,7 @@ async fn backup_with_a_record_that_cannot_be_read_is_listed_kept_and_proven_agai
         let pruned = bed.vault.prune(false).await.expect("a clean-up");
         assert_eq!(pruned.marked, [], "it may be good");
     }
-    assert_eq!(bed.vault.verify(&old).await.expect("it is whole"), Level::L2);
+    assert_eq!(bed.vault.verify(&old).await.expect("it is whole").level, Level::L2);
     let (listed, _) = bed.vault.list().await.expect("a list");
     assert!(listed[0].is_good(), "{:?}", listed[0]);
     assert_eq!(
@@ -403,4 +406,42 @@ async fn latest_of_a_file_set_tells_of_the_newer_one_that_it_passes_over() {
         told.contains(&new.manifest.id.to_string()) && told.contains("is damaged"),
         "{told}"
     );
+}
+
+/// Whoever feeds a program waits as long as it lives.
+#[tokio::test]
+async fn program_that_neither_reads_nor_ends_is_killed_when_its_time_is_over() {
+    let bed = Bed::new();
+    let config = Config {
+        step_timeout: Duration::from_millis(200),
+        ..bed.vault.config.clone()
+    };
+    let vault = Vault {
+        config,
+        ..bed.vault.clone()
+    };
+    let (key, keys) = ("x/dumps/1/dump.zst", Arc::clone(&vault.keys));
+    let zeros = std::io::repeat(0).take(64 << 20);
+    let put = vault
+        .repository
+        .put_sealed(key, zeros, Arc::clone(&keys), Compression::DEFAULT, || Ok(()), |_| {});
+    let part = Part::new("dump", key, put.await.expect("stored"));
+    // By its argument it is known among all others.
+    let deaf = Command::new("/bin/sleep".into()).arg("3600.0815");
+    let lives = || {
+        let processes = std::fs::read_dir("/proc").expect("readable").flatten();
+        let lines = processes.map(|process| std::fs::read(process.path().join("cmdline")).unwrap_or_default());
+        lines.into_iter().any(|line| line.ends_with(b"3600.0815\0"))
+    };
+    let error = vault
+        .prove_by(deaf, key, &part, &keys, |_| {})
+        .await
+        .expect_err("it hears nothing");
+    assert!(
+        matches!(error, Error::Postgres(postgres::Error::Slow { .. })),
+        "{error}"
+    );
+    while lives() {
+        tokio::task::yield_now().await;
+    }
 }

@@ -331,7 +331,11 @@ fn repository_that_may_only_be_read_gives_everything_back() {
         (output.status.success(), told)
     };
     let into = bed.directory().join("into").display().to_string();
-    for args in [&["restore"][..], &["restore", &set, "--into", &into]] {
+    for args in [
+        &["restore"][..],
+        &["restore", &set, "--into", &into],
+        &["verify", "latest", "--restore"],
+    ] {
         let (succeeded, told) = run(args);
         assert!(succeeded, "{args:?}: {told}");
         assert!(told.contains("may only be read"), "{args:?}: {told}");

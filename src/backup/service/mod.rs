@@ -351,7 +351,7 @@ impl Service {
         tasks.shutdown().await;
         if let Some(vault) = vault {
             match tokio::time::timeout(RECOVER_MAX, vault.recover()).await {
-                Ok(Ok(Recovered::Nothing) | Err(Error::Busy)) => {}
+                Ok(Ok(Recovered::Nothing) | Err(Error::Busy(_))) => {}
                 Ok(Ok(_)) => tracing::info!("a restore was stopped, and nothing of it is left half done"),
                 Ok(Err(error)) => tracing::warn!(error = chain(&error), "a restore was stopped half way"),
                 Err(_) => tracing::warn!("a restore was stopped half way; the next start sees to it"),
@@ -440,7 +440,7 @@ impl Shared {
 /// A command beside us may be at work: whoever asks is told now, and not by a run that fails. The disk of the lock may hang.
 async fn nobody_else(vault: Arc<Vault>) -> Result<(), Refusal> {
     match tokio::task::spawn_blocking(move || vault.lock_to_read()).await {
-        Ok(Err(busy @ Error::Busy)) => Err(busy.into()),
+        Ok(Err(busy @ Error::Busy(_))) => Err(busy.into()),
         _ => Ok(()),
     }
 }

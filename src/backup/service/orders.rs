@@ -125,8 +125,8 @@ impl Service {
             subjects,
             move |vault, service, _| async move {
                 let key = format!("backup-verify-{}", entry.manifest.id);
-                let level = match vault.prove_again(&entry, restore).await {
-                    Ok(level) => level,
+                let proven = match vault.prove_again(&entry, restore).await {
+                    Ok(proven) => proven,
                     Err(error) => {
                         // A network that is away says nothing of the backup; the failed run is told all the same.
                         if is_damage(&error) {
@@ -138,10 +138,11 @@ impl Service {
                 };
                 let text = format!("backup {} is proven again", entry.manifest.id);
                 service.shared.parts.alerts.resolve(&key, &text);
-                Ok(match vault.can_open(&entry.manifest) {
-                    true => format!("proven to {level:?}"),
+                let text = match vault.can_open(&entry.manifest) {
+                    true => format!("proven to {:?}", proven.level),
                     false => "the stored bytes are those that were written; no identity is configured, so they were not opened".to_owned(),
-                })
+                };
+                Ok(proven.unrecorded.map_or(text.clone(), |note| format!("{text}; {note}")))
             },
         )
         .await

@@ -99,7 +99,7 @@ impl Service {
         let Ok(vault) = self.vault() else { return false };
         match vault.recover().await {
             // Another process is in the middle of one, or of a backup: it leaves nothing half done, or it dies.
-            Err(Error::Busy) => return false,
+            Err(Error::Busy(_)) => return false,
             Err(error) => {
                 let text = format!("a restore was cut short and cannot be finished yet: {}", chain(&error));
                 self.shared.trouble("recover", &text);
@@ -178,7 +178,7 @@ impl Service {
         match refusal {
             Refusal::Busy(_) => return,
             // That another instance is quicker is no trouble; were it to be so always, backups would be overdue.
-            Refusal::Domain(Error::Busy) => {
+            Refusal::Domain(Error::Busy(_)) => {
                 tracing::info!(subject, "backup: another instance is at work, what is due waits");
                 return memory.wait(subject, tick);
             }

@@ -486,7 +486,7 @@ fn store_that_is_away_says_nothing_of_the_backup() {
         key: "x".to_owned(),
         seconds: 1,
     };
-    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy));
+    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy(String::new())));
 }
 
 #[tokio::test]
@@ -495,7 +495,7 @@ async fn another_instance_at_work_is_said_at_once_and_is_no_alert_and_what_is_du
     let vault = bed.service.vault().expect("a vault");
     let held = vault.lock().expect("the lock");
     let refused = bed.service.start_files(bed.set(), Vec::new()).await;
-    assert!(matches!(refused, Err(Refusal::Domain(Error::Busy))), "{refused:?}");
+    assert!(matches!(refused, Err(Refusal::Domain(Error::Busy(_)))), "{refused:?}");
     let (mut memory, now) = (Memory::default(), bed.service.shared.parts.clock.wall());
     bed.look_at(&mut memory, now).await;
     drop(held);

@@ -16,7 +16,7 @@ use self::bar::Bar;
 use super::Error;
 use super::vault::{Database, Need, Place};
 use crate::backup::files::FileSet;
-use crate::backup::{FilePlan, Progress, Settings, Vault};
+use crate::backup::{FilePlan, Progress, Proven, Settings, Vault};
 use crate::clock::Clock;
 use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
@@ -146,10 +146,13 @@ async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar
         Command::Verify { id, restore } => {
             let entry = vault.show(id).await?;
             bar.expect(&entry.manifest);
-            let level = vault.prove_again(&entry, *restore).await?;
+            let Proven { level, unrecorded } = vault.prove_again(&entry, *restore).await?;
+            if let Some(note) = &unrecorded {
+                complain(&format!("note: {note}\n"));
+            }
             let id = entry.manifest.id;
             let opened = vault.can_open(&entry.manifest);
-            let value = json!({"id": id, "level": level, "opened": opened});
+            let value = json!({"id": id, "level": level, "opened": opened, "unrecorded": unrecorded});
             print(as_json, &value, || match opened {
                 true => format!("{id} is proven to {level:?}"),
                 false => format!(

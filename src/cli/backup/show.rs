@@ -97,7 +97,7 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
 }
 
 pub(super) fn describe(entry: &Entry) -> Value {
-    json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
+    json!({"manifest": entry.manifest.shown(), "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
         "problem": entry.problem(), "verifications": entry.verifications})
 }
 
