@@ -31,9 +31,7 @@ impl Vault {
         if theirs > ours {
             return refuse(format!("the backup is of PostgreSQL {theirs}, the server is {ours}"));
         }
-        if !entry.manifest.recipients.is_empty() && !self.keys.decrypts() {
-            return refuse("the backup is encrypted, and no age identity is configured".to_owned());
-        }
+        self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         if let Swap::Keep(name) = swap {
             let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
             if name.is_empty() || name.len() > 63 || admin.value("looking for the name", exists, &[name]).await? {
