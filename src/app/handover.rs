@@ -30,8 +30,8 @@ const SOCKETS_MAX: usize = 253;
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the new process may take to start before the old one stops waiting and goes on.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a successor tells its predecessor that it is ready.
-const TELLINGS: usize = 3;
+/// How often a predecessor that could not be told to drain is asked again.
+const ASKED_AGAIN: usize = 3;
 /// After a failure, before the next successor is looked for.
 const PAUSE: Duration = Duration::from_millis(100);
 const READY: &[u8] = b"ready";
@@ -99,25 +99,21 @@ impl Inherited {
     /// # Errors
     /// A predecessor that goes on whatever it is told: two must not serve.
     pub(super) fn ready(self, state_dir: &Path) -> anyhow::Result<()> {
-        let mut predecessor = self.predecessor;
-        for _ in 0..TELLINGS {
-            let Some(stream) = predecessor.take() else {
-                return Ok(());
-            };
-            let Err(error) = tell(&stream) else {
+        let Some(stream) = self.predecessor else {
+            return Ok(());
+        };
+        let mut told = tell(&stream);
+        for _ in 0..ASKED_AGAIN {
+            let Err(error) = told else {
                 return Ok(());
             };
             tracing::warn!(%error, "the predecessor waits no longer; asking it again");
-            let asked = ask(state_dir).transpose();
-            predecessor = asked
-                .context("the predecessor goes on, and does not hand over again")?
-                .map(|(_, stream)| stream);
+            let Some(asked) = ask(state_dir) else {
+                return Ok(());
+            };
+            told = asked.and_then(|(_, stream)| tell(&stream));
         }
-        anyhow::ensure!(
-            predecessor.is_none(),
-            "the predecessor cannot be told to drain; it goes on"
-        );
-        Ok(())
+        told.context("the predecessor goes on, and cannot be told to drain")
     }
 }
 
@@ -128,11 +124,12 @@ fn ask(state_dir: &Path) -> Option<anyhow::Result<(Listening, UnixStream)>> {
 }
 
 /// Says that all is ready, and waits until that is heard: whoever closes without having read it has given up just before.
-fn tell(mut stream: &UnixStream) -> std::io::Result<()> {
+fn tell(mut stream: &UnixStream) -> anyhow::Result<()> {
+    use std::io::ErrorKind::{Interrupted, WouldBlock};
     stream.write_all(READY)?;
     match stream.read(&mut [0]) {
         // One that is slow to read it will.
-        Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => Err(error),
+        Err(error) if !matches!(error.kind(), Interrupted | WouldBlock) => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -82,11 +82,11 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     let admin = JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
     let pitr = recovery::start(&loaded.config, &running, &stop_pitr, behind).await;
-    announce::ready(&running)?;
+    let sockets = listening(&running)?;
     inherited.ready(&loaded.config.state_dir)?;
     // Only now: until the predecessor drains, whoever asks for the sockets has to ask there.
     let succession = Succession::prepare(upgrades, &loaded.config.state_dir, &running.board);
-    let sockets = listening(&running)?;
+    announce::ready(&running)?;
     let mut reloading = reload::watch(reloader, &loaded.files, hangups);
     reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {

@@ -55,10 +55,10 @@ impl Map {
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Self::dense(bytes)),
                 Err(error) => return Err(error),
             };
-            // One that was cut off meanwhile has no hole at its end any more.
+            // Where it was cut off or made a hole meanwhile, the rest counts as data.
             at = match seek(file, SeekFrom::Hole(start)) {
-                Ok(end) => end.min(bytes),
-                Err(Errno::NXIO) => bytes,
+                Ok(end) if end > start => end.min(bytes),
+                Ok(_) | Err(Errno::NXIO) => bytes,
                 Err(error) => return Err(error),
             };
             map.push(start..at);

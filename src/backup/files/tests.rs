@@ -170,18 +170,18 @@ fn file_that_got_the_number_of_a_deleted_one_is_no_further_name_of_it() {
     std::fs::write(&first, b"one").expect("a file");
     std::fs::hard_link(&first, &twin).expect("a link");
     std::fs::write(&filler, vec![7; 1 << 20]).expect("a file");
-    let before = std::fs::metadata(&first).expect("it is there");
+    let born = |path: &Path| std::fs::metadata(path).expect("it is there").created().ok();
+    let before = born(&first);
     // The first file has been read and closed by the time at which the buffer is full.
     let replace = || {
         std::fs::remove_file(&first).expect("removable");
         std::fs::remove_file(&twin).expect("removable");
-        let is_later = || {
+        std::fs::write(&last, b"other").expect("a file");
+        // The clock of a file system ticks in milliseconds, if it has one for this.
+        while before.is_some() && born(&last) == before {
+            std::fs::remove_file(&last).expect("removable");
             std::fs::write(&last, b"other").expect("a file");
-            let after = std::fs::metadata(&last).expect("it is there");
-            // The clock of the file system ticks in milliseconds.
-            after.created().ok() != before.created().ok() || std::fs::remove_file(&last).is_err()
-        };
-        while !is_later() {}
+        }
         std::fs::hard_link(&last, &twin).expect("a link");
     };
     let mut sink = Meanwhile {
