@@ -34,9 +34,7 @@ impl Vault {
         if theirs > ours {
             return refuse(format!("the backup is of PostgreSQL {theirs}, the server is {ours}"));
         }
-        if !entry.manifest.recipients.is_empty() && !self.keys.decrypts() {
-            return refuse("the backup is encrypted, and no age identity is configured".to_owned());
-        }
+        self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         if let Swap::Keep(name) = swap {
             if name.is_empty() || name.len() > NAME_BYTES_MAX {
                 let bytes = name.len();

@@ -18,6 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::telemetry::cause::chain;
+
 /// The configuration or the command line is wrong (EX_USAGE of sysexits).
 const EXIT_USAGE: u8 = 64;
 /// Something failed while running.
@@ -109,7 +111,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(EXIT_USAGE)
         }
         Err(Error::Failed(error)) => {
-            complain(&format!("foregate: {error:#}\n"));
+            complain(&format!("foregate: {}\n", chain(error.as_ref())));
             ExitCode::from(EXIT_FAILURE)
         }
     }

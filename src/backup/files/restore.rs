@@ -44,10 +44,7 @@ impl Vault {
         let Content::Files { name, entries, .. } = &entry.manifest.content else {
             return Err(Error::Refused("this is a database backup, not a file set".to_owned()));
         };
-        if !entry.manifest.recipients.is_empty() && !self.keys.decrypts() {
-            let reason = "the backup is encrypted, and no age identity is configured";
-            return Err(Error::Refused(reason.to_owned()));
-        }
+        self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         let into = prepare(into, entry.manifest.part(PART).map_or(0, |part| part.plain_bytes))?;
         let partial = into.join(format!("{PARTIAL}{}", Ulid::generate()));
         let lease = self.lease(entry.manifest.id, &mut notes).await?;
