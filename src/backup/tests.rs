@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use age::secrecy::ExposeSecret as _;
 use jiff::{SignedDuration, Timestamp};
 
 use super::files::FileSet;
@@ -406,6 +407,33 @@ async fn latest_of_a_file_set_tells_of_the_newer_one_that_it_passes_over() {
         told.contains(&new.manifest.id.to_string()) && told.contains("is damaged"),
         "{told}"
     );
+}
+
+#[tokio::test]
+async fn damage_that_looks_like_a_wrong_key_condemns_a_backup_and_a_wrong_key_does_not() {
+    let [own, other] = [(); 2].map(|()| age::x25519::Identity::generate());
+    let keys = |identity: &age::x25519::Identity| {
+        let secret = Secret::new(identity.to_string().expose_secret());
+        Keys::new(&[identity.to_public().to_string()], Some(&secret)).expect("keys")
+    };
+    let mut bed = Bed::new();
+    bed.vault.keys = Arc::new(keys(&own));
+    let entry = bed.create_at(0).await;
+    let id = entry.manifest.id.to_string();
+    let stranger = Vault {
+        keys: Arc::new(keys(&other)),
+        ..bed.vault.clone()
+    };
+    let told = stranger.verify(&entry).await.expect_err("no key fits");
+    assert!(chain(&told).contains("does not open"), "{}", chain(&told));
+    assert!(bed.vault.show(&id).await.expect("listed").is_good());
+    // In the stanza of the recipient, which is base64 (age's specification).
+    let object = bed.path(&entry.folder).join("files.zst.age");
+    let mut bytes = std::fs::read(&object).expect("readable");
+    bytes[40] = if bytes[40] == b'A' { b'B' } else { b'A' };
+    std::fs::write(&object, bytes).expect("writable");
+    bed.vault.verify(&entry).await.expect_err("it is damaged");
+    assert!(bed.vault.show(&id).await.expect("listed").is_condemned());
 }
 
 /// Whoever feeds a program waits as long as it lives.

@@ -149,11 +149,12 @@ impl Vault {
     }
 
     /// Believes a failure that blames the backup only when it shows again: one bad read, of a disk or on the way here, must
-    /// not condemn a good backup.
+    /// not condemn a good backup. Where no key fits, the stored bytes tell whether it is the key: damage to the first of them
+    /// looks the same.
     async fn twice(&self, entry: &Entry, test: Level) -> Result<Level, Missed> {
         let missed = |test: Level| move |error| Missed { test, error };
         match self.attempt(entry, test).await {
-            Err(error) if is_damage(&error) => {
+            Err(error) if is_damage(&error) || fits_no_key(&error) => {
                 tracing::warn!(backup = %entry.manifest.id, error = chain(&error), "read again before it is believed");
             }
             other => return other.map_err(missed(test)),
@@ -252,19 +253,19 @@ pub(super) fn is_damage(error: &Error) -> bool {
     match error {
         Error::Repository(repository::Error::Damaged { .. }) | Error::Unproven { .. } => true,
         Error::Noted { source, .. } => is_damage(source),
-        Error::Repository(repository::Error::Unseal { source, .. }) => {
-            // A key that does not fit is no damage, and neither is a full scratch disk: were it recorded as such,
-            // retention would let a good backup go.
-            let no_key = source
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<age::DecryptError>());
-            let no_key = no_key.is_some_and(|inner| matches!(inner, age::DecryptError::NoMatchingKeys));
-            !no_key && source.raw_os_error().is_none()
-        }
+        // A full scratch disk is no damage: were it recorded as such, retention would let a good backup go.
+        Error::Repository(repository::Error::Unseal { source, .. }) => source.raw_os_error().is_none(),
         Error::Repository(repository::Error::Store { source, .. }) => {
             matches!(source, object_store::Error::NotFound { .. })
         }
         _ => false,
+    }
+}
+
+fn fits_no_key(error: &Error) -> bool {
+    match error {
+        Error::Noted { source, .. } => fits_no_key(source),
+        other => matches!(other, Error::Repository(repository::Error::OtherKeys { .. })),
     }
 }
 
