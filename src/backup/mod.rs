@@ -11,7 +11,6 @@ mod entry;
 pub mod files;
 mod globals;
 mod journal;
-mod lease;
 mod milestone;
 mod own;
 mod places;

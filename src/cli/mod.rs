@@ -17,11 +17,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use comfy_table::{ContentArrangement, Table};
 
 /// The configuration or the command line is wrong (EX_USAGE of sysexits).
 const EXIT_USAGE: u8 = 64;
 /// Something failed while running.
 const EXIT_FAILURE: u8 = 1;
+/// Nothing failed, and something outside has to happen first (EX_TEMPFAIL of sysexits).
+const EXIT_WAITS: u8 = 75;
+
+/// In columns.
+const TABLE_WIDTH: u16 = 100;
 
 /// The gate that stands in front of the gate: TLS, limits, blocks and backups for one web app.
 #[derive(Debug, Parser)]
@@ -66,6 +72,9 @@ enum Error {
     /// Already complete sentences for the user.
     #[error("{0}")]
     Usage(String),
+    /// What it waits for.
+    #[error("{0}")]
+    Waits(String),
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -108,6 +117,10 @@ pub fn main() -> ExitCode {
             complain(&text);
             ExitCode::from(EXIT_USAGE)
         }
+        Err(Error::Waits(text)) => {
+            complain(&format!("foregate: {text}\n"));
+            ExitCode::from(EXIT_WAITS)
+        }
         Err(Error::Failed(error)) => {
             complain(&format!("foregate: {error:#}\n"));
             ExitCode::from(EXIT_FAILURE)
@@ -119,6 +132,14 @@ pub fn main() -> ExitCode {
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// A table as wide as a terminal at most: long texts go on in the next line.
+fn fitted_table() -> Table {
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(TABLE_WIDTH);
+    table
 }
 
 fn complain(text: &str) {

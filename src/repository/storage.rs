@@ -84,18 +84,33 @@ impl Repository {
     /// # Errors
     /// As [`Repository::open`], or a directory that does not hold the repository that it held.
     pub fn open_known(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
-        let directory = url.strip_prefix("file://").map(std::path::Path::new);
-        // Before anything is made in its place.
-        if let Some(known) = directory.and_then(|directory| Identity::remembered(state_dir, directory)) {
-            known.check()?;
-        }
-        let opened = Self::open(url)?;
+        let opened = Self::open_as(url, |directory| Identity::remembered(state_dir, directory))?;
         let identity = opened
             .directory()
             .and_then(|directory| Identity::meet(state_dir, directory));
         Ok(Self {
             identity: identity.map(Arc::new),
             ..opened
+        })
+    }
+
+    /// As [`Repository::open_known`], for another account than that of `state_dir`: it makes and remembers nothing.
+    ///
+    /// # Errors
+    /// As [`Repository::open_known`].
+    pub fn open_expected(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
+        Self::open_as(url, |directory| Identity::expected(state_dir, directory))
+    }
+
+    fn open_as(url: &str, identity: impl Fn(&std::path::Path) -> Option<Identity>) -> Result<Self, Error> {
+        let identity = url.strip_prefix("file://").map(std::path::Path::new).and_then(identity);
+        // Before anything is made in its place.
+        if let Some(known) = &identity {
+            known.check()?;
+        }
+        Ok(Self {
+            identity: identity.map(Arc::new),
+            ..Self::open(url)?
         })
     }
 

@@ -39,7 +39,7 @@ impl Keeper {
                 Ok(()) => "pg_receivewal ended".to_owned(),
                 Err(error) => chain(&error),
             };
-            self.note("stream", Some(format!("the log is not streamed: {why}")));
+            self.note_absence("stream", format!("the log is not streamed: {why}"));
             failures = failures.saturating_add(1);
             if self.clock.tick().saturating_sub(begun) >= RAN_WELL {
                 (pause, failures) = (RESTART_PAUSE, 0);
