@@ -84,7 +84,11 @@ impl Repository {
     /// # Errors
     /// As [`Repository::open`], or a directory that does not hold the repository that it held.
     pub fn open_known(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
-        let opened = Self::open_as(url, |directory| Identity::remembered(state_dir, directory))?;
+        // Before anything is made in its place.
+        if let Some(known) = directory_of(url).and_then(|directory| Identity::remembered(state_dir, directory)) {
+            known.check()?;
+        }
+        let opened = Self::open(url)?;
         let identity = opened
             .directory()
             .and_then(|directory| Identity::meet(state_dir, directory));
@@ -94,24 +98,15 @@ impl Repository {
         })
     }
 
-    /// As [`Repository::open_known`], for another account than that of `state_dir`: it makes and remembers nothing.
+    /// As [`Repository::open_known`], for one write by whatever account: it is asked once, and makes and remembers nothing.
     ///
     /// # Errors
     /// As [`Repository::open_known`].
     pub fn open_expected(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
-        Self::open_as(url, |directory| Identity::expected(state_dir, directory))
-    }
-
-    fn open_as(url: &str, identity: impl Fn(&std::path::Path) -> Option<Identity>) -> Result<Self, Error> {
-        let identity = url.strip_prefix("file://").map(std::path::Path::new).and_then(identity);
-        // Before anything is made in its place.
-        if let Some(known) = &identity {
+        if let Some(known) = directory_of(url).and_then(|directory| Identity::expected(state_dir, directory)) {
             known.check()?;
         }
-        Ok(Self {
-            identity: identity.map(Arc::new),
-            ..Self::open(url)?
-        })
+        Self::open(url)
     }
 
     /// Asked before something is written: the disk may have gone since.
@@ -299,6 +294,10 @@ impl Repository {
             other => other,
         }
     }
+}
+
+fn directory_of(url: &str) -> Option<&std::path::Path> {
+    url.strip_prefix("file://").map(std::path::Path::new)
 }
 
 /// What a listing tells, whole or not at all: were the rest of a long one cut off, backups would be taken for missing.

@@ -16,6 +16,8 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A stream that ran this long had got on.
 const RAN_WELL: Duration = Duration::from_secs(60);
+/// Who cannot stream fails before: a connection may take ten seconds to fail.
+const SETTLED: Duration = Duration::from_secs(15);
 /// Failures in a row until it is asked whether the spool is to blame: a server that restarts makes one or two.
 const FAILURES_MAX: u32 = 3;
 
@@ -76,16 +78,16 @@ impl Keeper {
             }
         }
         let child = config.start().await?;
+        let begun = self.clock.tick();
         let reading = Config::wait(child);
         let draining = async {
             loop {
                 tokio::time::sleep(DRAIN_EVERY).await;
-                match config.drain(&self.archiver, done).await {
-                    Ok(()) => self.note("stream", None),
-                    Err(error) => self.note(
-                        "stream",
-                        Some(format!("what is streamed is not archived: {}", chain(&error))),
-                    ),
+                let drained = config.drain(&self.archiver, done).await.err();
+                let problem = |error| format!("what is streamed is not archived: {}", chain(&error));
+                self.note("spool", drained.map(problem));
+                if self.clock.tick().saturating_sub(begun) >= SETTLED {
+                    self.note("stream", None);
                 }
                 if config.waiting_bytes()? >= self.config.spool_max_bytes {
                     return Ok(());

@@ -249,18 +249,19 @@ impl Routine {
         known.looked_at?;
         let now = self.clock.wall();
         let period = kind.schedule?.current(&self.time_zone, now)?;
+        // What a clock that was wrong dated ahead serves nothing.
+        let is_within = |at: Timestamp| (period.begins..=now).contains(&at);
         let served = match kind.name {
             BASE if !known.are_own => true,
             BASE => {
                 // One of the period serves it, whoever took it.
-                let is_of_period =
-                    |base: &Base| base.started_at >= period.begins || base.schedule_keys.contains(&period.key);
+                let is_of_period = |base: &Base| is_within(base.started_at) || base.schedule_keys.contains(&period.key);
                 let serves = |base: &Base| base.incomplete.is_none() && is_of_period(base);
                 kind.has_served(&period.key) || known.bases.iter().any(serves)
             }
             // Without a window of its own there is nothing to rehearse.
             _ if !known.are_own => true,
-            _ => known.window.latest().is_none() || known.drills.iter().any(|drill| drill.at >= period.begins),
+            _ => known.window.latest().is_none() || known.drills.iter().any(|drill| is_within(drill.at)),
         };
         (!served).then_some(period.key)
     }
