@@ -6,10 +6,11 @@
 //! segment goes to the repository. The newest finished one stays in the spool: it is where the program resumes, and
 //! before PostgreSQL 15 an empty directory would make it skip what lies between.
 //!
-//! After a failover the program follows the new timeline by itself, from where the spool ends. Only a spool whose end the
-//! server cannot go on from, since it has removed that log or left that timeline earlier, is exchanged for a new one.
+//! After a failover the program follows the new timeline by itself, from where the spool ends. Only where the server cannot go
+//! on from there, since it has removed that log or left that timeline earlier, does the stream begin elsewhere.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -102,12 +103,12 @@ impl Config {
         Ok(child)
     }
 
-    /// Exchanges the spool for a new one where the server cannot go on from its end; else leaves it as it is. To be asked when
-    /// the stream has failed again and again, and all that is finished in the spool is archived. What is not finished is
-    /// archived here: nobody has more of it. The new spool begins with the earliest log that the server has to follow.
+    /// Has the stream begin elsewhere where the server cannot go on from the end of the spool; else changes nothing. To be asked
+    /// when the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
+    /// more of it. The stream begins anew with the earliest log that the server has to follow.
     ///
     /// # Errors
-    /// Of server, spool or archive; the spool is left as it is then.
+    /// Of server, spool or archive; asked again, it goes on.
     pub async fn renew(&self, archiver: &Archiver) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
         let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
@@ -126,44 +127,39 @@ impl Config {
         let Some(begins) = goes_on_with(resumes, on_server) else {
             return Ok(());
         };
-        for file in there.iter().filter(|file| matches!(file, File::Partial(_))) {
-            self.keep(*file, archiver).await?;
-        }
-        self.spooled(self.set_aside(File::Partial(begins.file(size))))?;
         let (ended, begins) = (resumes.file(size), begins.file(size));
         if begins.timeline > ended.timeline {
             tracing::warn!(%ended, %begins, "the server left the timeline of the stream earlier: it goes on along the new one");
         } else {
             tracing::warn!(%ended, %begins, "the server has lost log that was not streamed: the archive has a gap there");
         }
+        // An empty file tells pg_receivewal where to begin, once it is the last: so it comes first, and nothing is ever skipped.
+        let first = File::Partial(begins);
+        let path = self.spool.join(first.to_string());
+        self.spooled(OpenOptions::new().create(true).append(true).open(path))?;
+        for file in there.into_iter().filter(|file| file.is_log() && *file != first) {
+            self.give_up(file, archiver).await?;
+        }
         Ok(())
     }
 
-    /// Archives a partial file that nothing will be added to. One that the archive does not take, since it holds nothing yet or
-    /// another one of its name is there, stays in the spool that is set aside.
-    async fn keep(&self, file: File, archiver: &Archiver) -> Result<(), Error> {
+    /// Archives a file to which nothing will be added, and removes it. One that the archive does not take, since it holds nothing
+    /// yet or another one of its name is there, is put beside the spool.
+    async fn give_up(&self, file: File, archiver: &Archiver) -> Result<(), Error> {
+        let path = self.spool.join(file.to_string());
         match self.archive(file, archiver).await {
+            Ok(()) => self.spooled(std::fs::remove_file(path)),
             Err(Error::Archive(
                 error @ (ArchiveError::Repository(_) | ArchiveError::Read { .. } | ArchiveError::Worker),
             )) => Err(error.into()),
             Err(Error::Archive(error)) => {
-                tracing::info!(%file, error = error.chain(), "set aside without being archived");
-                Ok(())
+                let aside = self.spool.with_extension("aside");
+                tracing::warn!(%file, error = error.chain(), "not archived, and put beside the spool");
+                self.spooled(make_private(&aside))?;
+                self.spooled(std::fs::rename(path, aside.join(file.to_string())))
             }
-            other => other,
+            Err(error) => Err(error),
         }
-    }
-
-    /// Renames the spool, in place of one that was set aside before, and makes a new one. An empty file tells
-    /// `pg_receivewal` where to begin.
-    fn set_aside(&self, begins: File) -> io::Result<()> {
-        let aside = self.spool.with_extension("aside");
-        match std::fs::remove_dir_all(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => std::fs::rename(&self.spool, &aside)?,
-        }
-        make_private(&self.spool)?;
-        std::fs::File::create_new(self.spool.join(begins.to_string())).map(drop)
     }
 
     fn command(&self, programs: &Programs) -> Result<Command, postgres::Error> {

@@ -18,7 +18,7 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 const RAN_WELL: Duration = Duration::from_secs(60);
 /// Who cannot stream fails before: a connection may take ten seconds to fail.
 const SETTLED: Duration = Duration::from_secs(15);
-/// Failures in a row until it is asked whether the spool is to blame: a server that restarts makes one or two.
+/// Failures in a row until it is asked whether the stream could go on at all: a server that restarts makes one or two.
 const FAILURES_MAX: u32 = 3;
 
 impl Keeper {
@@ -66,15 +66,13 @@ impl Keeper {
     /// Returns when the stream has broken. Dropping the child kills it.
     async fn stream_once(&self, config: &Config, done: &mut BTreeSet<File>, is_stuck: bool) -> Result<(), Error> {
         if config.spool.is_dir() {
-            // What was read before goes first, if it can. Beyond the bound it must: the log waits on the server then, within
-            // max_slot_wal_keep_size.
-            let drained = tokio::time::timeout(RESTART_PAUSE_MAX, config.drain(&self.archiver, done)).await;
-            let is_drained = matches!(drained, Ok(Ok(())));
             if config.waiting_bytes()? >= self.config.spool_max_bytes {
+                // The log waits on the server then, within max_slot_wal_keep_size.
                 config.drain(&self.archiver, done).await?;
             }
-            if is_stuck && is_drained {
-                config.renew(&self.archiver).await?;
+            // Whoever may not look, or cannot now, still tries to go on.
+            if is_stuck && let Err(error) = config.renew(&self.archiver).await {
+                tracing::debug!(error = chain(&error), "where the stream could go on is not known");
             }
         }
         let child = config.start().await?;
