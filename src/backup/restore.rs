@@ -107,12 +107,9 @@ impl Vault {
             }
         }
         let ground = self.preflight(&entry, &admin, swap).await?;
-        let lease = self
-            .repository
-            .lease(entry.manifest.id, self.clock.wall(), &mut notes)
-            .await?;
+        let lease = self.lease(entry.manifest.id, &mut notes).await?;
         let restored = self.restore_leased(&lock, &entry, admin, &ground, intent, notes).await;
-        let held = self.repository.end_lease(lease).await;
+        let held = self.end_lease(lease).await;
         let mut restored = restored?;
         restored.notes.extend(held.into_iter().chain(ground.notes));
         Ok(restored)

@@ -231,13 +231,7 @@ async fn backup_in_use_is_neither_deleted_by_hand_nor_by_a_clean_up() {
     let old = bed.create_at(-3 * DAY).await;
     bed.create_at(-60).await;
     let id = old.manifest.id;
-    let now = bed.vault.clock.wall();
-    let lease = bed
-        .vault
-        .repository
-        .lease(id, now, &mut Vec::new())
-        .await
-        .expect("a lease");
+    let lease = bed.vault.lease(id, &mut Vec::new()).await.expect("a lease");
     let lease = lease.expect("the repository may be written");
     let refused = bed
         .vault

@@ -46,7 +46,8 @@ impl Repository {
 }
 
 /// Whether the store refuses writing as such: a file system by its mount or its modes, a bucket by the rights of our key.
-fn may_only_read(error: &Error) -> bool {
+#[must_use]
+pub fn may_only_read(error: &Error) -> bool {
     let first: &(dyn std::error::Error + 'static) = error;
     std::iter::successors(Some(first), |error| error.source()).any(|cause| {
         let is_denied = |error: &object_store::Error| matches!(error, object_store::Error::PermissionDenied { .. });
