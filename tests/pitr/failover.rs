@@ -34,6 +34,14 @@ fn pair() -> (Cluster, Cluster, Server) {
     (first, second, server)
 }
 
+/// Lets `second` answer where `first` did, as an address that follows the primary.
+fn take_over(first: &Cluster, second: &Cluster) {
+    let (own, too) = (second.root().display(), first.root().display());
+    second.stop();
+    second.add_settings(&format!("unix_socket_directories = '{own}, {too}'\n"));
+    second.start();
+}
+
 /// Everything that was written is in the partial file of the spool.
 fn until_streamed(cluster: &Cluster) {
     let behind = "SELECT bool_or(flush_lsn < pg_current_wal_flush_lsn()) FROM pg_stat_replication \
@@ -99,7 +107,6 @@ fn spool_that_got_further_than_the_standby_is_archived_and_the_stream_begins_whe
     first.sql("CREATE TABLE only_here (v int)");
     until_streamed(&first);
     let open = first.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
-    server.kill();
     first.kill();
     second.start();
     second.promote();
@@ -107,7 +114,7 @@ fn spool_that_got_further_than_the_standby_is_archived_and_the_stream_begins_whe
     second.sql("CHECKPOINT");
     let last = second.finish_segment();
     second.finish_segment();
-    let server = moved(&first, &second);
+    take_over(&first, &second);
     all_is_there(&server, &first, &last);
     let partial = format!("{open}.partial");
     until("what only the spool had is archived", || {
