@@ -25,6 +25,18 @@ fn server_that_hands_no_log_over_is_not_well_and_the_way_out_is_named() {
         problems.contains("archive_mode is off") && problems.contains("foregate pitr setup")
     });
     assert!(server.get("/health").contains("degraded"));
+    let (url, binary) = (format!("DATABASE_URL={}", cluster.url()), cluster.binary());
+    let config = cluster.root().join("config.toml").display().to_string();
+    let taken = output(
+        "env",
+        &[&url, &binary, "pitr", "base-backup", "--config", &config],
+        cluster.root(),
+    );
+    let said = String::from_utf8_lossy(&taken.stderr);
+    assert!(
+        said.contains("hands its log to nobody") && said.contains("foregate pitr setup"),
+        "{said}"
+    );
     cluster.stop();
     cluster.add_settings("archive_mode = on\narchive_command = 'true'\n");
     cluster.start();

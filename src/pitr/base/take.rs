@@ -37,6 +37,9 @@ const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
 /// The log comes by its own way, and may come later than the copy.
 const LOG_LIMIT: Duration = Duration::from_secs(120);
 const LOG_POLL: Duration = Duration::from_millis(200);
+/// Told before a copy of hours, whose log nobody would have. A slot may be that of the stream.
+const GOES_NOWHERE: &str = "SELECT current_setting('archive_mode') = 'off' \
+    AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical')";
 
 /// The server as it was found.
 struct Server {
@@ -88,6 +91,9 @@ impl Bases {
             return Err(Error::Busy);
         }
         end_sessions(&admin).await?;
+        if admin.value("asking who takes the log", GOES_NOWHERE, &[]).await? {
+            return Err(Error::Unarchived);
+        }
         let server = server(&admin).await?;
         self.sweep(&server.cluster).await?;
         let folder = layout::base(&server.cluster, id);
