@@ -90,6 +90,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("postgres", "secret"),
     ("repository", "priority"),
     ("repository", "secret"),
+    ("repository", "telemetry"),
     ("store", "clock"),
     ("store", "libpq"),
     ("store", "secret"),

@@ -482,7 +482,7 @@ async fn another_process_that_is_at_work_is_told_instead_of_a_run_that_fails() {
         let (status, problem) = admin.json("POST", &format!("{BACKUPS}/{path}"), "admin", body).await;
         assert_eq!(status, 409, "{path}: {problem}");
         assert!(
-            problem["detail"].as_str().unwrap().contains("foregate backup"),
+            problem["detail"].as_str().unwrap().contains("once it has ended"),
             "{problem}"
         );
     }

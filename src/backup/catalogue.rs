@@ -7,10 +7,10 @@ use ulid::Ulid;
 
 use super::choice::{self, LATEST};
 use super::entry::AHEAD;
-use super::lease::may_only_read as is_denied;
 use super::{Entry, Error, Subject, Swap, Unreadable, Vault, is_of};
 use crate::postgres::{self, Admin};
 use crate::repository::layout::Cluster;
+use crate::repository::lease::may_only_read as is_denied;
 use crate::repository::manifest::{self, Content, Level, Manifest, Verification};
 use crate::repository::{self, layout};
 use crate::telemetry::cause::chain;

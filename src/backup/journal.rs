@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vault};
+use crate::repository::lease::is_forbidden;
 
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
 /// A process and the name of a machine.
@@ -142,13 +143,6 @@ impl Vault {
         let intent = serde_json::from_slice(&bytes).map_err(|error| local("reading the journal")(error.into()))?;
         Ok(Some(intent))
     }
-}
-
-pub(super) fn is_forbidden(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-    )
 }
 
 fn lock(directory: &Path) -> Result<File, Error> {

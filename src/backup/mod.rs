@@ -13,7 +13,6 @@ mod exclusion;
 pub mod files;
 mod globals;
 mod journal;
-mod lease;
 mod milestone;
 mod own;
 mod places;

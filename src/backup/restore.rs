@@ -106,12 +106,15 @@ impl Vault {
             Swap::Keep(_) | Swap::Drop => None,
         };
         let ground = self.preflight(&entry, &admin, swap).await?;
-        let lease = self.lease(entry.manifest.id, &mut notes).await?;
+        let lease = self
+            .repository
+            .lease(entry.manifest.id, self.clock.wall(), &mut notes)
+            .await?;
         let sessions = (admin, inside);
         let restored = self
             .restore_leased(&lock, &entry, sessions, &ground, intent, notes)
             .await;
-        let held = self.end_lease(lease).await;
+        let held = self.repository.end_lease(lease).await;
         let mut restored = restored.map_err(|error| self.explained(error, rights::OF_A_RESTORE))?;
         restored.notes.extend(told.into_iter().chain(held).chain(ground.notes));
         Ok(restored)

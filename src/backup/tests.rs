@@ -235,8 +235,9 @@ async fn backup_in_use_is_neither_deleted_by_hand_nor_by_a_clean_up() {
     let old = bed.create_at(-3 * DAY).await;
     bed.create_at(-60).await;
     let id = old.manifest.id;
-    let lease = bed.vault.lease(id, &mut Vec::new()).await.expect("a lease");
-    let lease = lease.expect("the repository may be written");
+    let mut notes = Vec::new();
+    let lease = bed.vault.repository.lease(id, bed.vault.clock.wall(), &mut notes);
+    let lease = lease.await.expect("a lease").expect("the repository may be written");
     let refused = bed
         .vault
         .delete(&id.to_string())

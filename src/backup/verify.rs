@@ -7,11 +7,11 @@ use std::sync::Arc;
 use ulid::Ulid;
 
 use super::entry::next_record;
-use super::lease::may_only_read;
 use super::{Entry, Error, Vault};
 use crate::postgres;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
+use crate::repository::lease::may_only_read;
 use crate::repository::manifest::{Content, Level, Manifest, Part, Verification};
 use crate::repository::{self, Keys, layout};
 use crate::telemetry::cause::chain;

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use comfy_table::{ContentArrangement, Table};
 
 use crate::telemetry::cause::chain;
 
@@ -24,6 +25,11 @@ use crate::telemetry::cause::chain;
 const EXIT_USAGE: u8 = 64;
 /// Something failed while running.
 const EXIT_FAILURE: u8 = 1;
+/// Nothing failed, and something outside has to happen first (EX_TEMPFAIL of sysexits).
+const EXIT_WAITS: u8 = 75;
+
+/// In columns.
+const TABLE_WIDTH: u16 = 100;
 
 /// The gate that stands in front of the gate: TLS, limits, blocks and backups for one web app.
 #[derive(Debug, Parser)]
@@ -68,6 +74,9 @@ enum Error {
     /// Already complete sentences for the user.
     #[error("{0}")]
     Usage(String),
+    /// What it waits for.
+    #[error("{0}")]
+    Waits(String),
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -110,6 +119,10 @@ pub fn main() -> ExitCode {
             complain(&text);
             ExitCode::from(EXIT_USAGE)
         }
+        Err(Error::Waits(text)) => {
+            complain(&format!("foregate: {text}\n"));
+            ExitCode::from(EXIT_WAITS)
+        }
         Err(Error::Failed(error)) => {
             complain(&format!("foregate: {}\n", chain(error.as_ref())));
             ExitCode::from(EXIT_FAILURE)
@@ -121,6 +134,14 @@ pub fn main() -> ExitCode {
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// A table as wide as a terminal at most: long texts go on in the next line.
+fn fitted_table() -> Table {
+    let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(TABLE_WIDTH);
+    table
 }
 
 fn complain(text: &str) {

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use comfy_table::Table;
 
 use super::vault::{Database, Need, Place};
-use super::{Error, say};
+use super::{Error, fitted_table, say};
 use crate::pitr::setup::{self, Check, Verdict, Way};
 use crate::postgres::{self, Admin, Target};
 
@@ -46,11 +46,19 @@ pub(super) fn run(wish: &Wish, place: &Place) -> Result<(), Error> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    let good = runtime.block_on(Box::pin(set_up(&aim, wish.apply)))?;
-    if good {
-        return Ok(());
+    match runtime.block_on(Box::pin(set_up(&aim, wish.apply)))? {
+        Outcome::Ready => Ok(()),
+        Outcome::Restart => Err(Error::Waits("set up; PostgreSQL must be restarted for it".to_owned())),
+        Outcome::Missing => Err(Error::Failed(anyhow::anyhow!("the server is not set up yet"))),
     }
-    Err(Error::Failed(anyhow::anyhow!("the server is not set up yet")))
+}
+
+/// What is left to be done.
+enum Outcome {
+    Ready,
+    /// All stands in the server's files.
+    Restart,
+    Missing,
 }
 
 fn aim(wish: &Wish, place: &Place) -> Result<Aim, Error> {
@@ -79,8 +87,7 @@ fn aim(wish: &Wish, place: &Place) -> Result<Aim, Error> {
     })
 }
 
-/// Whether nothing is left to be done.
-async fn set_up(aim: &Aim, apply: bool) -> anyhow::Result<bool> {
+async fn set_up(aim: &Aim, apply: bool) -> anyhow::Result<Outcome> {
     let admin = Admin::connect(&aim.target, aim.target.database(), APPLICATION).await?;
     let mut checks = checks(&admin, aim).await?;
     if apply {
@@ -113,10 +120,12 @@ async fn set_up(aim: &Aim, apply: bool) -> anyhow::Result<bool> {
         say(&format!("\nneeds a restart of the server: {}\n", restart.join(", ")));
     }
     let runs = try_trial(aim).await?;
-    Ok(runs
-        && checks
-            .iter()
-            .all(|check| matches!(check.verdict, Verdict::Good | Verdict::Advice)))
+    let is_any = |verdict| checks.iter().any(|check| check.verdict == verdict);
+    Ok(match runs && !is_any(Verdict::Wrong) {
+        false => Outcome::Missing,
+        true if is_any(Verdict::Restart) => Outcome::Restart,
+        true => Outcome::Ready,
+    })
 }
 
 async fn checks(admin: &Admin, aim: &Aim) -> anyhow::Result<Vec<Check>> {
@@ -151,7 +160,7 @@ async fn try_trial(aim: &Aim) -> anyhow::Result<bool> {
 }
 
 fn table(checks: &[Check]) -> Table {
-    let mut table = Table::new();
+    let mut table = fitted_table();
     table.set_header(["setting", "is", "", "because"]);
     for check in checks {
         let verdict = match check.verdict {

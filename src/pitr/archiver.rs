@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File as OpenFile;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -142,8 +142,20 @@ impl Archiver {
         }
     }
 
+    /// Archives the file at `path` as `file` of `cluster`, and counts it.
+    ///
+    /// # Errors
+    /// Why it is not archived.
+    pub(super) async fn push_path(&self, cluster: &Cluster, file: File, path: &Path) -> Result<(), Error> {
+        let metadata = std::fs::metadata(path).map_err(|source| Error::Read { file, source })?;
+        let begun = self.parts.clock.tick();
+        let pushed = self.archive(cluster.clone()).push(&file.to_string(), path).await?;
+        self.archived(file, pushed, metadata.len(), begun);
+        Ok(())
+    }
+
     /// Counts a file that is durable now; `begun` is when it arrived.
-    pub(super) fn archived(&self, file: File, pushed: Pushed, bytes: u64, begun: Duration) {
+    fn archived(&self, file: File, pushed: Pushed, bytes: u64, begun: Duration) {
         let now = self.parts.clock.now();
         let took = now.tick.saturating_sub(begun);
         self.parts.metrics.pushed(pushed, bytes, took, now.wall);
@@ -248,7 +260,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn archiver(directory: &std::path::Path) -> Archiver {
+    fn archiver(directory: &Path) -> Archiver {
         let repository = format!("file://{}", directory.join("repository").display());
         let nowhere = directory.join("no-server");
         Archiver::new(Parts {

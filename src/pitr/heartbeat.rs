@@ -5,6 +5,7 @@
 //! schema made beforehand with `INSERT`, `SELECT` and `DELETE` on the table; nothing else.
 
 use jiff::Timestamp;
+use tokio_postgres::error::SqlState;
 
 use super::beat::Beat;
 use super::name::{File, Timeline};
@@ -37,25 +38,11 @@ pub struct Heart {
 }
 
 impl Heart {
-    /// Makes the table where it is missing.
-    ///
     /// # Errors
     /// Of the server.
     pub async fn new(admin: Admin) -> Result<Self, Error> {
-        let sql = "SELECT to_regclass('foregate.heartbeat') IS NOT NULL";
-        // Asked first: `CREATE SCHEMA IF NOT EXISTS` wants its right even where the schema is there.
-        if !admin
-            .value::<bool>("looking for the heartbeat's table", sql, &[])
-            .await?
-        {
-            admin.batch("making the heartbeat's table", PREPARE).await?;
-        }
-        admin
-            .batch(
-                "preparing the heartbeat",
-                "SET statement_timeout = '30s'; SET synchronous_commit = on",
-            )
-            .await?;
+        let sql = "SET statement_timeout = '30s'; SET synchronous_commit = on";
+        admin.batch("preparing the heartbeat", sql).await?;
         Ok(Self { admin })
     }
 
@@ -68,7 +55,15 @@ impl Heart {
         if self.admin.value::<bool>(act, "SELECT pg_is_in_recovery()", &[]).await? {
             return Ok(None);
         }
-        let microseconds: i64 = self.admin.value(act, BEAT, &[]).await?;
+        let beaten = match self.admin.value(act, BEAT, &[]).await {
+            // Only then: `IF NOT EXISTS` wants its right, takes its locks and tells the log even where all is there.
+            Err(error) if lacks_table(&error) => {
+                self.admin.batch("making the heartbeat's table", PREPARE).await?;
+                self.admin.value(act, BEAT, &[]).await
+            }
+            beaten => beaten,
+        };
+        let microseconds: i64 = beaten?;
         let rows = self.admin.query(act, POSITION, &[]).await?;
         let column = |source| Error::Query {
             act: act.to_owned(),
@@ -85,4 +80,9 @@ impl Heart {
         };
         Ok(beat().filter(|beat| beat.timeline > Timeline(0)))
     }
+}
+
+fn lacks_table(error: &Error) -> bool {
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    matches!(error, Error::Query { source, .. } if source.code().is_some_and(|code| missing.contains(code)))
 }

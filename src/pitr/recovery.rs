@@ -21,6 +21,8 @@ use crate::repository::{self, Keys, Repository};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub repository: repository::Config,
+    /// Remembers which repository that is; `None`: it is only read, or the server's own.
+    pub state_dir: Option<PathBuf>,
     /// `None`: that of the server, or the only one in the repository.
     pub cluster: Option<Cluster>,
     /// Where drills unpack.
@@ -84,9 +86,10 @@ impl Recovery {
         let bases = Bases {
             target: ground.target,
             // The server's own recognises its directory.
-            repository: match &ground.archiver {
-                Some(archiver) => archiver.repository().clone(),
-                None => Repository::open(&stored.url)?,
+            repository: match (&ground.archiver, &config.state_dir) {
+                (Some(archiver), _) => archiver.repository().clone(),
+                (None, Some(state_dir)) => Repository::open_known(&stored.url, state_dir)?,
+                (None, None) => Repository::open(&stored.url)?,
             },
             keys: Arc::new(Keys::new(&stored.recipients, stored.identity.as_ref())?),
             clock: ground.clock,

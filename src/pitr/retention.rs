@@ -12,7 +12,7 @@ use ulid::Ulid;
 
 use super::base::Base;
 use super::history::History;
-use super::name::{Lsn, SegmentName, SegmentSize, Timeline};
+use super::name::{Lsn, SegmentName, SegmentSize, Stem, Timeline};
 use crate::tasks::calendar::Schedule;
 
 /// The label of a base backup that stays until it is deleted by hand.
@@ -209,9 +209,18 @@ impl Hold {
     }
 }
 
-/// Whether a segment may go. `history`: that of its timeline; a timeline of unknown origin keeps everything.
+/// Whether a segment may go. `history`: that of its timeline; a timeline of unknown origin keeps everything. `sizes`: those of
+/// the base backups, since `pg_resetwal` may have changed it, and a name means another position under each.
 #[must_use]
-pub fn is_needed(segment: SegmentName, history: Option<&History>, holds: &[Hold], size: SegmentSize) -> bool {
+pub fn may_go(stem: Stem, history: Option<&History>, holds: &[Hold], sizes: &[SegmentSize]) -> bool {
+    let names = sizes.iter().filter_map(|size| Some((stem.name(*size)?, *size)));
+    let mut needed = names
+        .map(|(name, size)| is_needed(name, history, holds, size))
+        .peekable();
+    needed.peek().is_some() && !needed.any(|is_needed| is_needed)
+}
+
+fn is_needed(segment: SegmentName, history: Option<&History>, holds: &[Hold], size: SegmentSize) -> bool {
     let Some(history) = history else { return true };
     holds.iter().any(|hold| {
         let follows = history.legs_from(hold.timeline, hold.start).is_some();
@@ -264,6 +273,25 @@ mod tests {
             .filter(|decision| decision.keep)
             .map(|decision| decision.id.timestamp_ms())
             .collect()
+    }
+
+    #[test]
+    fn segment_goes_only_if_no_base_backup_needs_it_by_its_own_segment_size() {
+        let [large, usual] = [64 << 20, 16 << 20].map(|bytes| SegmentSize::new(bytes).expect("a size"));
+        // Taken while segments had 64 MiB: the sixth of them begins at the twenty-first of the usual ones.
+        let holds = [Hold {
+            timeline: Timeline(1),
+            start: Lsn(5 << 26),
+            stop: None,
+        }];
+        let goes = |number: u64, sizes: &[SegmentSize]| {
+            let timeline = Timeline(1);
+            let stem = SegmentName { timeline, number }.file(large);
+            may_go(stem, Some(&History::first()), &holds, sizes)
+        };
+        assert!(!goes(5, &[usual, large]), "read as a usual one it stands before");
+        assert!(goes(4, &[usual, large]));
+        assert!(!goes(4, &[]), "nobody can say where it stands");
     }
 
     #[test]

@@ -179,6 +179,11 @@ pub async fn client(admin: &Admin, settings: &Settings) -> Client {
     }
 }
 
+/// Whether `command` hands a file to us.
+pub(super) fn hands_over(command: &str) -> bool {
+    program_of(command).is_some() && command.contains("%p")
+}
+
 /// The program before `wal … push` in `command`, as PostgreSQL's shell would start it.
 fn program_of(command: &str) -> Option<&str> {
     let words: Vec<&str> = command.split_whitespace().collect();
@@ -246,7 +251,7 @@ impl Judge<'_> {
             ));
         }
         let found = self.value("archive_command");
-        let is_ours = program_of(found).is_some() && found.contains("%p");
+        let is_ours = hands_over(found);
         let wanted = Some(command.to_owned());
         let (wrong, note) = match client {
             _ if !is_ours => (Some((Verdict::Wrong, wanted)), None),

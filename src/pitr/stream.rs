@@ -5,20 +5,25 @@
 //! right. `--synchronous` confirms to the slot only what is durable in the spool directory; from there each finished
 //! segment goes to the repository. The newest finished one stays in the spool: it is where the program resumes, and
 //! before PostgreSQL 15 an empty directory would make it skip what lies between.
+//!
+//! After a failover the program follows the new timeline by itself, from where the spool ends. Only where the server cannot go
+//! on from there, since it has removed that log or left that timeline earlier, does the stream begin elsewhere.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::archive::{Archive, Error as ArchiveError, Pushed};
-use super::name::{File, SegmentSize, Stem, Timeline};
+use super::archive::Error as ArchiveError;
+use super::archiver::Archiver;
+use super::name::{File, SegmentName, SegmentSize, Timeline};
 use super::watch;
-use crate::clock::Clock;
 use crate::postgres::child::{Child, Command};
 use crate::postgres::program::Programs;
 use crate::postgres::secrets::make_private;
 use crate::postgres::{self, Admin, Target};
+use crate::repository::layout::Cluster;
 
 /// As this the stream is known to the server.
 const APPLICATION: &str = "foregate wal stream";
@@ -28,12 +33,16 @@ const RUN_MAX: Duration = Duration::from_hours(24 * 365);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// More files than this in the spool were not put there by `pg_receivewal`.
 const SPOOL_FILES_MAX: usize = 100_000;
+/// A server's log of a million segments is none that a slot could hold.
+const SERVER_FILES: &str = "SELECT name FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' LIMIT 1000000";
 
 /// What is streamed, and through which directory.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub target: Target,
     pub slot: String,
+    /// Whose log the spool holds.
+    pub cluster: Cluster,
     /// Private; holds what is read and not yet archived.
     pub spool: PathBuf,
 }
@@ -61,11 +70,11 @@ impl Config {
         })
     }
 
-    /// Starts reading. Makes spool and slot where they are missing. `is_drained`: all that is finished in the spool is archived.
+    /// Starts reading. Makes spool and slot where they are missing.
     ///
     /// # Errors
     /// When that cannot be done.
-    pub async fn start(&self, is_drained: bool) -> Result<Child, Error> {
+    pub async fn start(&self) -> Result<Child, Error> {
         self.spooled(make_private(&self.spool))?;
         let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
         let major = admin.server_version().await? / 10_000;
@@ -73,10 +82,8 @@ impl Config {
         let is_there: bool = admin
             .value("looking for the replication slot", sql, &[&self.slot])
             .await?;
+        drop(admin);
         let programs = Programs::find(major)?;
-        if is_drained {
-            self.set_aside_what_cannot_go_on(&admin).await?;
-        }
         if !is_there {
             let child = self
                 .command(&programs)?
@@ -85,7 +92,6 @@ impl Config {
                 .start()?;
             child.finish(CREATE_TIMEOUT).await?;
         }
-        drop(admin);
         let child = self
             .command(&programs)?
             .arg("--directory")
@@ -97,35 +103,63 @@ impl Config {
         Ok(child)
     }
 
-    /// `pg_receivewal` resumes behind the newest file of the spool, whatever the slot says. Where the server does not have that
-    /// part of its log any more, since the slot was lost or dropped, it would fail for ever: the spool is renamed then, and the
-    /// stream begins where the slot does. The gap shows in the archive.
-    async fn set_aside_what_cannot_go_on(&self, admin: &Admin) -> Result<(), Error> {
+    /// Has the stream begin elsewhere where the server cannot go on from the end of the spool; else changes nothing. To be asked
+    /// when the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
+    /// more of it. The stream begins anew with the earliest log that the server has to follow.
+    ///
+    /// # Errors
+    /// Of server, spool or archive; asked again, it goes on.
+    pub async fn renew(&self, archiver: &Archiver) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
-        let Some(newest) = newest(&there) else {
+        let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
+        let size = watch::segment_size(&admin).await?;
+        let Some(resumes) = resumes_with(&there, size) else {
             return Ok(());
         };
-        let size = watch::segment_size(admin).await?;
-        let Some(resumes) = resumes_with(newest, size) else {
+        let rows = admin
+            .query("looking for the log to go on with", SERVER_FILES, &[])
+            .await?;
+        let named = rows.iter().filter_map(|row| row.try_get::<_, String>(0).ok());
+        let on_server = named.filter_map(|name| match name.parse() {
+            Ok(File::Segment(stem)) => stem.name(size),
+            _ => None,
+        });
+        let Some(begins) = goes_on_with(resumes, on_server) else {
             return Ok(());
         };
-        let sql = "SELECT EXISTS (SELECT FROM pg_ls_waldir() WHERE name = $1) \
-                   OR pg_walfile_name(pg_current_wal_lsn()) COLLATE \"C\" <= $1";
-        // A role that may not look there leaves it as it is.
-        let found = admin.value("looking for the log to go on with", sql, &[&resumes]).await;
-        if found.unwrap_or(true) {
-            return Ok(());
+        let (ended, begins) = (resumes.file(size), begins.file(size));
+        if begins.timeline > ended.timeline {
+            tracing::warn!(%ended, %begins, "the server left the timeline of the stream earlier: it goes on along the new one");
+        } else {
+            tracing::warn!(%ended, %begins, "the server has lost log that was not streamed: the archive has a gap there");
         }
-        let aside = self.spool.with_extension("aside");
-        tracing::warn!(
-            segment = resumes,
-            "the server has lost log that was not streamed: the archive has a gap there; take a base backup"
-        );
-        match std::fs::remove_dir_all(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => self.spooled(Err(error))?,
-            _ => self.spooled(std::fs::rename(&self.spool, &aside))?,
+        // An empty file tells pg_receivewal where to begin, once it is the last: so it comes first, and nothing is ever skipped.
+        let first = File::Partial(begins);
+        let path = self.spool.join(first.to_string());
+        self.spooled(OpenOptions::new().create(true).append(true).open(path))?;
+        for file in there.into_iter().filter(|file| file.is_log() && *file != first) {
+            self.give_up(file, archiver).await?;
         }
-        self.spooled(make_private(&self.spool))
+        Ok(())
+    }
+
+    /// Archives a file to which nothing will be added, and removes it. One that the archive does not take, since it holds nothing
+    /// yet or another one of its name is there, is put beside the spool.
+    async fn give_up(&self, file: File, archiver: &Archiver) -> Result<(), Error> {
+        let path = self.spool.join(file.to_string());
+        match self.archive(file, archiver).await {
+            Ok(()) => self.spooled(std::fs::remove_file(path)),
+            Err(Error::Archive(
+                error @ (ArchiveError::Repository(_) | ArchiveError::Read { .. } | ArchiveError::Worker),
+            )) => Err(error.into()),
+            Err(Error::Archive(error)) => {
+                let aside = self.spool.with_extension("aside");
+                tracing::warn!(%file, error = error.chain(), "not archived, and put beside the spool");
+                self.spooled(make_private(&aside))?;
+                self.spooled(std::fs::rename(path, aside.join(file.to_string())))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn command(&self, programs: &Programs) -> Result<Command, postgres::Error> {
@@ -145,33 +179,28 @@ impl Config {
     }
 
     /// Archives what is finished in the spool, and removes what is archived and not needed to resume. `done` is what
-    /// earlier calls of this run have archived; `tell` hears of each file, with its length and when it was begun with.
+    /// earlier calls of this run have archived.
     ///
     /// # Errors
     /// Of spool or archive; what was not archived stays.
-    pub async fn drain(
-        &self,
-        archive: &Archive,
-        done: &mut BTreeSet<File>,
-        clock: Clock,
-        tell: impl Fn(File, Pushed, u64, Duration),
-    ) -> Result<(), Error> {
+    pub async fn drain(&self, archiver: &Archiver, done: &mut BTreeSet<File>) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
         done.retain(|file| there.contains(file));
         for (file, is_needed) in finished(&there) {
-            let path = self.spool.join(file.to_string());
             if !done.contains(&file) {
-                let bytes = self.spooled(std::fs::metadata(&path))?.len();
-                let begun = clock.tick();
-                let pushed = archive.push(&file.to_string(), &path).await?;
-                tell(file, pushed, bytes, begun);
+                self.archive(file, archiver).await?;
                 done.insert(file);
             }
             if !is_needed {
-                self.spooled(std::fs::remove_file(&path))?;
+                self.spooled(std::fs::remove_file(self.spool.join(file.to_string())))?;
             }
         }
         Ok(())
+    }
+
+    async fn archive(&self, file: File, archiver: &Archiver) -> Result<(), Error> {
+        let path = self.spool.join(file.to_string());
+        Ok(archiver.push_path(&self.cluster, file, &path).await?)
     }
 
     /// How much waits in the spool.
@@ -190,20 +219,35 @@ impl Config {
     }
 }
 
-/// The newest of the log in the spool, and by how many segments `pg_receivewal` resumes behind it.
-fn newest(there: &BTreeSet<File>) -> Option<(Stem, u64)> {
+/// With which segment `pg_receivewal` resumes: the highest number counts, then the timeline.
+fn resumes_with(there: &BTreeSet<File>, size: SegmentSize) -> Option<SegmentName> {
     let log = there.iter().filter_map(|file| match file {
-        File::Segment(stem) => Some((*stem, 1)),
-        File::Partial(stem) => Some((*stem, 0)),
+        File::Segment(stem) => stem.name(size).map(|name| name.next()),
+        File::Partial(stem) => stem.name(size),
         File::History(_) | File::Backup(..) => None,
     });
-    log.max()
+    log.max_by_key(|name| (name.number, name.timeline))
 }
 
-fn resumes_with((stem, step): (Stem, u64), size: SegmentSize) -> Option<String> {
-    let mut name = stem.name(size)?;
-    name.number = name.number.checked_add(step)?;
-    Some(name.file(size).to_string())
+/// Where a stream has to begin that cannot go on with `resumes`, as the segments of the server's log prove; `None`: they prove
+/// nothing. A server removes the oldest first, whatever the timeline; and a segment of a later timeline stands at the earliest
+/// where that one began.
+fn goes_on_with(resumes: SegmentName, on_server: impl Iterator<Item = SegmentName>) -> Option<SegmentName> {
+    let (mut oldest, mut later) = (None, None);
+    let earlier = |one: Option<SegmentName>, other: SegmentName| {
+        let one = one.into_iter().chain([other]);
+        // Of two, the newer timeline's holds what the older one's did up to there.
+        one.min_by_key(|name| (name.number, std::cmp::Reverse(name.timeline)))
+    };
+    for name in on_server {
+        oldest = earlier(oldest, name);
+        if name.timeline > resumes.timeline {
+            later = earlier(later, name);
+        }
+    }
+    let is_removed = |name: &SegmentName| name.number > resumes.number;
+    let was_left = |name: &SegmentName| name.number < resumes.number;
+    oldest.filter(is_removed).or(later.filter(was_left))
 }
 
 fn list(spool: &Path) -> io::Result<BTreeSet<File>> {
@@ -265,6 +309,51 @@ mod tests {
             ["000000010000000000000005", "000000010000000000000006 stays"]
         );
         assert_eq!(told(&names[..1]), [""; 0]);
+    }
+
+    #[test]
+    fn stream_resumes_behind_the_highest_number_whatever_its_timeline() {
+        let resumes = |names: &[&str]| {
+            let there = names.iter().map(|name| name.parse().expect("a name")).collect();
+            let size = SegmentSize::DEFAULT;
+            resumes_with(&there, size).map(|name| name.file(size).to_string())
+        };
+        let names = [
+            "000000010000000000000009",
+            "000000020000000000000007.partial",
+            "00000002.history",
+        ];
+        assert_eq!(resumes(&names).as_deref(), Some("00000001000000000000000A"));
+        assert_eq!(resumes(&names[1..]).as_deref(), Some("000000020000000000000007"));
+        assert_eq!(resumes(&names[2..]), None);
+    }
+
+    #[test]
+    fn only_a_server_that_proves_that_the_stream_cannot_go_on_has_it_begin_elsewhere() {
+        let name = |(timeline, number): (u32, u64)| SegmentName {
+            timeline: Timeline(timeline),
+            number,
+        };
+        let goes_on = |on_server: &[(u32, u64)]| {
+            let found = goes_on_with(name((1, 7)), on_server.iter().copied().map(name));
+            found.map(|name| (name.timeline.0, name.number))
+        };
+        assert_eq!(goes_on(&[]), None, "nobody may look");
+        assert_eq!(goes_on(&[(1, 6), (1, 7), (1, 8)]), None);
+        assert_eq!(goes_on(&[(1, 5)]), None, "a standby that lags");
+        assert_eq!(
+            goes_on(&[(1, 6), (2, 7), (2, 8)]),
+            None,
+            "left in our segment or at its begin"
+        );
+        assert_eq!(goes_on(&[(1, 9), (1, 8)]), Some((1, 8)), "removed");
+        assert_eq!(goes_on(&[(2, 8), (1, 8)]), Some((2, 8)), "removed, and left since");
+        assert_eq!(
+            goes_on(&[(1, 5), (2, 5), (2, 6), (3, 6), (1, 4)]),
+            Some((2, 5)),
+            "left earlier"
+        );
+        assert_eq!(goes_on(&[(2, 5), (3, 5), (1, 5)]), Some((3, 5)), "left twice");
     }
 
     #[test]

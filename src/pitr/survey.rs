@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::archive::{self, Archive, Archived};
 use super::archiver;
-use super::base::Base;
+use super::base::{self, Base};
 use super::chain::{self, Chain, Gap, Index, Link};
 use super::history::{History, Leg};
 use super::inventory::{self, Inventory};
@@ -180,6 +180,22 @@ impl Recovery {
             newest = newest.max(at.map(|at| (at, cluster)));
         }
         newest.map(|(_, cluster)| cluster).ok_or(Error::Empty)
+    }
+
+    /// Where the cluster meant has no base backup that could be used, and others in the repository have: theirs, and how many.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn others_instead(&self) -> Result<Option<(Cluster, Vec<(Cluster, usize)>)>, Error> {
+        let (meant, mut others) = (self.cluster().await?, Vec::new());
+        if base::counted(&self.bases.list(&meant).await?).0 > 0 {
+            return Ok(None);
+        }
+        for cluster in self.bases.clusters().await? {
+            let (count, _) = base::counted(&self.bases.list(&cluster).await?);
+            others.extend((count > 0).then_some((cluster, count)));
+        }
+        Ok((!others.is_empty()).then_some((meant, others)))
     }
 
     pub(super) async fn survey(&self) -> Result<Survey, Error> {

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::name::SegmentSize;
+use super::setup;
 use crate::postgres::{Admin, Error};
 
 /// What the server says at one instant, times by its own clock.
@@ -17,9 +18,19 @@ pub struct Seen {
     pub ready_age: Duration,
     pub archived: Tried,
     pub failed: Tried,
+    pub handing: Handing,
     /// `None`: there is no such slot.
     pub slot: Option<Slot>,
     pub is_standby: bool,
+}
+
+/// What the server is set to do with a finished file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Handing {
+    pub mode: String,
+    /// "" before 15, which has none.
+    pub library: String,
+    pub command: String,
 }
 
 /// A column pair of `pg_stat_archiver`.
@@ -46,6 +57,8 @@ pub struct Slot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Good,
+    /// It may pass by itself: bad once it has lasted.
+    Absent(String),
     /// A sentence for the operator.
     Bad(String),
 }
@@ -63,7 +76,8 @@ pub async fn look(admin: &Admin, slot: Option<&str>) -> Result<Seen, Error> {
     let sql = "\
 SELECT a.archived_count, a.last_archived_wal, (extract(epoch FROM a.last_archived_time) * 1000000)::bigint,
        a.failed_count, a.last_failed_wal, (extract(epoch FROM a.last_failed_time) * 1000000)::bigint,
-       r.files, coalesce(r.age, 0)::bigint, pg_is_in_recovery()
+       r.files, coalesce(r.age, 0)::bigint, pg_is_in_recovery(), current_setting('archive_mode'),
+       coalesce(current_setting('archive_library', true), ''), current_setting('archive_command')
 FROM pg_stat_archiver a,
      (SELECT count(*) files, extract(epoch FROM clock_timestamp() - min(modification)) age
       FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') r";
@@ -86,6 +100,11 @@ FROM pg_stat_archiver a,
         ready_files: positive(row.try_get(6).map_err(column)?),
         ready_age: Duration::from_secs(positive(row.try_get(7).map_err(column)?)),
         is_standby: row.try_get(8).map_err(column)?,
+        handing: Handing {
+            mode: row.try_get(9).map_err(column)?,
+            library: row.try_get(10).map_err(column)?,
+            command: row.try_get(11).map_err(column)?,
+        },
         slot: match slot {
             Some(name) => look_at_slot(admin, name).await?,
             None => None,
@@ -125,10 +144,17 @@ pub async fn segment_size(admin: &Admin) -> Result<SegmentSize, Error> {
     Ok(SegmentSize::new(u64::try_from(bytes).unwrap_or(0)).unwrap_or(SegmentSize::DEFAULT))
 }
 
-/// Judges what was seen by `archive_command`: nothing may have waited for longer than `patience`.
+/// Judges what was seen by `archive_command`: it hands the log to us, and nothing may have waited for longer than `patience`.
+/// `newest`: when the newest file came into the archive.
 #[must_use]
-pub fn judge_archiver(seen: &Seen, patience: Duration) -> Verdict {
-    if seen.is_standby || seen.ready_files == 0 || seen.ready_age <= patience {
+pub fn judge_archiver(seen: &Seen, newest: Option<Timestamp>, patience: Duration) -> Verdict {
+    if seen.is_standby {
+        return Verdict::Good;
+    }
+    if let Some(why) = goes_elsewhere(seen, newest, patience) {
+        return Verdict::Bad(format!("{why}; `foregate pitr setup` says what to set"));
+    }
+    if seen.ready_files == 0 || seen.ready_age <= patience {
         return Verdict::Good;
     }
     let waits = format!(
@@ -152,18 +178,38 @@ pub fn judge_archiver(seen: &Seen, patience: Duration) -> Verdict {
     })
 }
 
+/// Why the log does not come to us at all. A command that is not ours may lead here all the same, by a script: what the server
+/// counts as archived is in the archive then.
+fn goes_elsewhere(seen: &Seen, newest: Option<Timestamp>, patience: Duration) -> Option<&'static str> {
+    let Handing { mode, library, command } = &seen.handing;
+    if mode == "off" {
+        return Some(
+            "archive_mode is off: PostgreSQL hands no log over, and nothing later than a base backup can be recovered",
+        );
+    }
+    if !library.is_empty() {
+        return Some("archive_library is set: PostgreSQL does not run archive_command, and its log does not come here");
+    }
+    let came = seen.archived.at.zip(newest).is_some_and(|(archived, newest)| {
+        let lag = SignedDuration::try_from(patience).unwrap_or(SignedDuration::MAX);
+        archived.duration_since(newest) <= lag
+    });
+    (!setup::hands_over(command) && !came)
+        .then_some("archive_command does not run `foregate wal push %p`, and the log does not come here by another way")
+}
+
 /// Judges what was seen of the slot of a stream.
 #[must_use]
 pub fn judge_slot(seen: &Seen, name: &str) -> Verdict {
     match &seen.slot {
-        None => Verdict::Bad(format!(
+        None => Verdict::Absent(format!(
             "the replication slot {name:?} does not exist: nothing holds the log for the stream"
         )),
         Some(slot) if slot.is_lost => Verdict::Bad(format!(
             "the replication slot {name:?} is lost: the server removed log that was not read, so the archive has a gap; \
              drop the slot and take a base backup"
         )),
-        Some(slot) if !slot.is_active => Verdict::Bad(format!(
+        Some(slot) if !slot.is_active => Verdict::Absent(format!(
             "nobody reads the replication slot {name:?}; the server keeps {} bytes for it",
             slot.retained_bytes
         )),
@@ -175,12 +221,27 @@ pub fn judge_slot(seen: &Seen, name: &str) -> Verdict {
 mod tests {
     use super::*;
 
+    fn idle() -> Seen {
+        Seen {
+            handing: Handing {
+                mode: "on".to_owned(),
+                library: String::new(),
+                command: "/usr/bin/foregate wal push %p".to_owned(),
+            },
+            ..Seen::default()
+        }
+    }
+
     fn seen(age: u64) -> Seen {
         Seen {
             ready_files: 3,
             ready_age: Duration::from_secs(age),
-            ..Seen::default()
+            ..idle()
         }
+    }
+
+    fn judge(seen: &Seen) -> Verdict {
+        judge_archiver(seen, None, PATIENCE)
     }
 
     fn at(second: i64) -> Option<Timestamp> {
@@ -191,8 +252,8 @@ mod tests {
 
     #[test]
     fn a_file_that_waits_too_long_alerts_although_no_failure_is_counted() {
-        assert_eq!(judge_archiver(&seen(300), PATIENCE), Verdict::Good);
-        let Verdict::Bad(text) = judge_archiver(&seen(301), PATIENCE) else {
+        assert_eq!(judge(&seen(300)), Verdict::Good);
+        let Verdict::Bad(text) = judge(&seen(301)) else {
             unreachable!("it has waited too long");
         };
         assert!(text.contains("could not run archive_command"), "{text}");
@@ -207,22 +268,58 @@ mod tests {
             at: at(50),
         };
         failing.archived.at = at(40);
-        let Verdict::Bad(text) = judge_archiver(&failing, PATIENCE) else {
+        let Verdict::Bad(text) = judge(&failing) else {
             unreachable!("it has waited too long");
         };
         assert!(text.contains("fails for 000000010000000000000007"), "{text}");
         failing.archived.at = at(60);
-        assert!(matches!(judge_archiver(&failing, PATIENCE), Verdict::Bad(text) if text.contains("at all")));
+        assert!(matches!(judge(&failing), Verdict::Bad(text) if text.contains("at all")));
     }
 
     #[test]
     fn a_standby_and_an_idle_server_are_well() {
-        assert_eq!(judge_archiver(&Seen::default(), PATIENCE), Verdict::Good);
+        assert_eq!(judge(&idle()), Verdict::Good);
         let standby = Seen {
             is_standby: true,
             ..seen(9999)
         };
-        assert_eq!(judge_archiver(&standby, PATIENCE), Verdict::Good);
+        assert_eq!(judge(&standby), Verdict::Good);
+    }
+
+    #[test]
+    fn log_that_goes_nowhere_or_elsewhere_is_told_with_what_to_do() {
+        let with = |mode: &str, library: &str, command: &str| Seen {
+            handing: Handing {
+                mode: mode.to_owned(),
+                library: library.to_owned(),
+                command: command.to_owned(),
+            },
+            ..idle()
+        };
+        for (seen, named) in [
+            (with("off", "", "(disabled)"), "archive_mode is off"),
+            (with("on", "basic_archive", ""), "archive_library is set"),
+            (with("on", "", ""), "archive_command does not run"),
+            (with("always", "", "cp %p /x/%f"), "archive_command does not run"),
+        ] {
+            let Verdict::Bad(text) = judge(&seen) else {
+                unreachable!("{named}");
+            };
+            assert!(text.contains(named) && text.contains("`foregate pitr setup`"), "{text}");
+        }
+    }
+
+    #[test]
+    fn script_that_leads_here_is_as_good_as_our_command() {
+        let mut script = idle();
+        script.handing.command = "/usr/local/bin/archive %p".to_owned();
+        script.archived.at = at(1000);
+        let judge = |newest| judge_archiver(&script, newest, PATIENCE);
+        assert_eq!(judge(at(999)), Verdict::Good);
+        assert_eq!(judge(at(700)), Verdict::Good, "the archive was counted some time ago");
+        for newest in [None, at(699)] {
+            assert!(matches!(judge(newest), Verdict::Bad(_)), "{newest:?}");
+        }
     }
 
     #[test]
@@ -243,8 +340,9 @@ mod tests {
             ..slot.clone()
         };
         let lost = Slot { is_lost: true, ..slot };
-        for bad in [None, Some(idle), Some(lost)] {
-            assert!(matches!(judge_slot(&with(bad), "x"), Verdict::Bad(_)));
+        assert!(matches!(judge_slot(&with(Some(lost)), "x"), Verdict::Bad(_)));
+        for passing in [None, Some(idle)] {
+            assert!(matches!(judge_slot(&with(passing), "x"), Verdict::Absent(_)));
         }
     }
 }

@@ -22,7 +22,8 @@ const BYTES_MAX: u64 = 64;
 #[derive(Debug)]
 pub(super) struct Identity {
     mark: PathBuf,
-    id: Ulid,
+    /// `None`: any, since nobody can say which.
+    id: Option<Ulid>,
     memory: PathBuf,
 }
 
@@ -30,8 +31,19 @@ impl Identity {
     /// What is remembered in `state_dir` of the repository in `directory`; nothing where that cannot be read.
     pub(super) fn remembered(state_dir: &Path, directory: &Path) -> Option<Self> {
         let (mark, memory) = (directory.join(MARK), memory(state_dir, directory));
-        let id = read(&memory).ok()??;
+        let id = Some(read(&memory).ok()??);
         Some(Self { mark, id, memory })
+    }
+
+    /// As [`Self::remembered`], for whoever may not look into `state_dir`, as PostgreSQL's account may not: some identity has to
+    /// be there, since its owner has made one.
+    pub(super) fn expected(state_dir: &Path, directory: &Path) -> Option<Self> {
+        let (mark, memory) = (directory.join(MARK), memory(state_dir, directory));
+        let is_hidden = read(&memory).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+        match is_hidden {
+            true => Some(Self { mark, id: None, memory }),
+            false => Self::remembered(state_dir, directory),
+        }
     }
 
     /// That of the repository in `directory`, which gets one where it has none; it is remembered in `state_dir`. Nothing
@@ -47,6 +59,7 @@ impl Identity {
         if !is_known && let Err(error) = remember(&memory, id) {
             tracing::warn!(path = %memory.display(), %error, "which repository is here cannot be remembered");
         }
+        let id = Some(id);
         Some(Self { mark, id, memory })
     }
 
@@ -54,16 +67,20 @@ impl Identity {
     /// Where the directory holds no repository any more, or another one. What cannot be read is no proof of that.
     pub(super) fn check(&self) -> Result<(), Error> {
         let may_be_it = match read(&self.mark) {
-            Ok(found) => found.is_none_or(|id| id == self.id),
+            Ok(found) => found.zip(self.id).is_none_or(|(found, id)| found == id),
             Err(error) => error.kind() != ErrorKind::NotFound,
         };
         if may_be_it {
             return Ok(());
         }
         let directory = self.mark.parent().unwrap_or(Path::new("/"));
-        Err(Error::Elsewhere {
-            directory: directory.display().to_string(),
-            memory: self.memory.display().to_string(),
+        let directory = directory.display().to_string();
+        Err(match self.id {
+            Some(_) => Error::Elsewhere {
+                directory,
+                memory: self.memory.display().to_string(),
+            },
+            None => Error::Unmarked { directory },
         })
     }
 }
@@ -137,7 +154,7 @@ mod tests {
     #[test]
     fn repository_is_recognised_by_whoever_comes_new() {
         let disk = tempfile::tempdir().expect("one");
-        let ids: Vec<Ulid> = (0..2)
+        let ids: Vec<Option<Ulid>> = (0..2)
             .map(|_| {
                 let state = tempfile::tempdir().expect("one");
                 Identity::meet(state.path(), disk.path()).expect("met").id

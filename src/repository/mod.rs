@@ -13,6 +13,7 @@ pub mod frames;
 pub mod hashed;
 mod identity;
 pub mod layout;
+pub mod lease;
 mod listing;
 pub mod manifest;
 mod pipe;
@@ -50,6 +51,8 @@ pub enum Error {
         "{directory} does not hold the repository that it held: is its disk mounted? (If it is to begin anew, delete {memory}.)"
     )]
     Elsewhere { directory: String, memory: String },
+    #[error("{directory} holds no repository.id: is its disk mounted? (Foregate's server makes one when it starts.)")]
+    Unmarked { directory: String },
     #[error("{act} {key}")]
     Store {
         act: &'static str,

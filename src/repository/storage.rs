@@ -84,9 +84,8 @@ impl Repository {
     /// # Errors
     /// As [`Repository::open`], or a directory that does not hold the repository that it held.
     pub fn open_known(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
-        let directory = url.strip_prefix("file://").map(std::path::Path::new);
         // Before anything is made in its place.
-        if let Some(known) = directory.and_then(|directory| Identity::remembered(state_dir, directory)) {
+        if let Some(known) = directory_of(url).and_then(|directory| Identity::remembered(state_dir, directory)) {
             known.check()?;
         }
         let opened = Self::open(url)?;
@@ -97,6 +96,17 @@ impl Repository {
             identity: identity.map(Arc::new),
             ..opened
         })
+    }
+
+    /// As [`Repository::open_known`], for one write by whatever account: it is asked once, and makes and remembers nothing.
+    ///
+    /// # Errors
+    /// As [`Repository::open_known`].
+    pub fn open_expected(url: &str, state_dir: &std::path::Path) -> Result<Self, Error> {
+        if let Some(known) = directory_of(url).and_then(|directory| Identity::expected(state_dir, directory)) {
+            known.check()?;
+        }
+        Self::open(url)
     }
 
     /// Asked before something is written: the disk may have gone since.
@@ -284,6 +294,10 @@ impl Repository {
             other => other,
         }
     }
+}
+
+fn directory_of(url: &str) -> Option<&std::path::Path> {
+    url.strip_prefix("file://").map(std::path::Path::new)
 }
 
 /// What a listing tells, whole or not at all: were the rest of a long one cut off, backups would be taken for missing.

@@ -7,6 +7,7 @@
 )]
 
 mod api;
+mod failover;
 mod get;
 mod push;
 mod routine;

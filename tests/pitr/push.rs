@@ -272,3 +272,45 @@ fn labels_histories_and_partial_segments_are_archived_too() {
     });
     assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
 }
+
+#[test]
+fn push_without_the_server_takes_no_empty_directory_for_the_repository() {
+    let cluster = Cluster::new();
+    archive_through(&cluster);
+    let server = Server::start(&cluster);
+    cluster.finish_segment();
+    cluster.wait_until_archived();
+    server.stop();
+    let (root, repository) = (cluster.root().display().to_string(), cluster.repository());
+    run("chown", &["-R", "postgres", &repository.display().to_string()]);
+    let config = format!("{root}/config.toml");
+    let push = |name: &str| {
+        let path = format!("pg_wal/{name}");
+        cluster.client(&["push", "--socket", "/nowhere", "--config", &config, &path])
+    };
+    let name = cluster.finish_segment();
+    assert_eq!(push(&name), (0, String::new()));
+    // As when its disk is not mounted: a directory of the same name on another one.
+    let away = cluster.root().join("away");
+    let next = cluster.finish_segment();
+    for may_look in [false, true] {
+        if may_look {
+            run("chmod", &["-R", "a+rX", &format!("{root}/state")]);
+        }
+        std::fs::rename(&repository, &away).expect("moved away");
+        for is_there in [false, true] {
+            if is_there {
+                run("install", &["-d", "-o", "postgres", &repository.display().to_string()]);
+            }
+            let (code, said) = push(&next);
+            assert_eq!(code, 1, "{said}");
+            assert!(said.contains("is its disk mounted?"), "{said}");
+            assert_eq!(files(&repository), Vec::<std::path::PathBuf>::new());
+            assert_eq!(repository.exists(), is_there);
+        }
+        std::fs::remove_dir(&repository).expect("it is empty");
+        std::fs::rename(&away, &repository).expect("moved back");
+    }
+    assert_eq!(push(&next), (0, String::new()));
+    assert_archived(&cluster, &next);
+}

@@ -219,3 +219,65 @@ fn server_that_shares_a_repository_takes_its_own_base_backup() {
     until("the base backup of the second", || server.metric(TAKEN) == Some(1.0));
     assert_eq!(manifests(&first), 2);
 }
+
+const OPERATOR: &str = "a-token-that-may-order-work";
+
+#[test]
+fn base_backup_by_command_ends_the_trouble_of_one_that_failed_and_serves_its_period() {
+    let cluster = Cluster::new();
+    cluster.archive_command("false");
+    let more = format!(
+        "{}\n{}{}",
+        daily(),
+        token("viewer", VIEWER),
+        token("operator", OPERATOR)
+    );
+    let server = Server::start_with(&cluster, &more, &[]);
+    until("the base backup that is due fails", || {
+        server.metric("foregate_pitr_base_backups_total{result=\"failed\"}") == Some(1.0)
+    });
+    assert!(server.get("/health").contains("degraded"));
+    archive_through(&cluster);
+    cluster.wait_until_archived();
+    let (url, binary) = (format!("DATABASE_URL={}", cluster.url()), cluster.binary());
+    let config = cluster.root().join("config.toml").display().to_string();
+    crate::support::run("env", &[&url, &binary, "pitr", "base-backup", "--config", &config]);
+    until("it is well", || server.get("/health").contains("\"healthy\""));
+    let (status, body) = server.ask("POST", "pitr/base-backup", OPERATOR, "");
+    assert_eq!(status, 202, "{body}");
+    until("the one that was ordered", || manifests(&cluster) == 2);
+    until("both are listed", || {
+        seen(&server, "base-backups")["baseBackups"]
+            .as_array()
+            .is_some_and(|bases| bases.len() == 2)
+    });
+    let list = seen(&server, "base-backups");
+    for base in list["baseBackups"].as_array().expect("a list") {
+        assert_eq!(base["labels"], serde_json::json!(["manual"]), "{base}");
+    }
+}
+
+#[test]
+fn drill_before_there_is_anything_to_rehearse_is_no_trouble() {
+    let cluster = Cluster::new();
+    archive_through(&cluster);
+    let more = format!("{}{}", token("viewer", VIEWER), token("operator", OPERATOR));
+    let server = Server::start_with(&cluster, &more, &[]);
+    until("it is known that there is nothing", || {
+        seen(&server, "base-backups")["lookedAt"].is_string()
+    });
+    let (status, body) = server.ask("POST", "pitr/drill", OPERATOR, "");
+    assert_eq!(status, 202, "{body}");
+    until("an answer", || {
+        seen(&server, "drills")["run"]["last"]["failure"].is_string()
+    });
+    let drills = seen(&server, "drills");
+    assert!(
+        drills["run"]["last"]["failure"]
+            .to_string()
+            .contains("no base backup yet"),
+        "{drills}"
+    );
+    assert_eq!(drills["drills"], serde_json::json!([]));
+    until("it is well", || server.get("/health").contains("\"healthy\""));
+}

@@ -6,6 +6,7 @@
 )]
 
 mod configuration;
+mod elsewhere;
 mod island;
 mod quiet;
 mod script;

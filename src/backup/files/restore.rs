@@ -47,7 +47,10 @@ impl Vault {
         self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         let into = prepare(into, entry.manifest.part(PART).map_or(0, |part| part.plain_bytes))?;
         let partial = into.join(format!("{PARTIAL}{}", Ulid::generate()));
-        let lease = self.lease(entry.manifest.id, &mut notes).await?;
+        let lease = self
+            .repository
+            .lease(entry.manifest.id, self.clock.wall(), &mut notes)
+            .await?;
         let unpacked = self.unpack(&entry, &partial).await.and_then(|extracted| {
             if extracted.entries != *entries {
                 let reason = format!("{} of {entries} entries came back", extracted.entries);
@@ -63,7 +66,7 @@ impl Vault {
             // Its own failure would only hide the cause; the next restore removes it as well.
             drop(std::fs::remove_dir_all(&partial));
         }
-        let held = self.end_lease(lease).await;
+        let held = self.repository.end_lease(lease).await;
         let extracted = unpacked?;
         notes.extend(extracted.notes.into_iter().chain(held));
         Ok(FilesRestored {

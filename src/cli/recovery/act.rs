@@ -29,12 +29,15 @@ pub(super) async fn act(verb: &Verb, site: &Site<'_>) -> anyhow::Result<()> {
         Verb::BaseBackups => {
             let recovery = site.recovery(Vec::new())?;
             let bases = recovery.bases().list(&recovery.cluster().await?).await?;
+            note_others(&recovery).await;
             let value = Value::from(bases.iter().map(views::base).collect::<Vec<_>>());
             print(site.json, &value, || show::bases(&bases))
         }
         Verb::Stats => stats(site).await,
         Verb::Window => {
-            let window = site.recovery(Vec::new())?.window().await?;
+            let recovery = site.recovery(Vec::new())?;
+            let window = recovery.window().await?;
+            note_others(&recovery).await;
             let now = Clock::system().wall();
             print(site.json, &views::window(&window, now), || show::window(&window, now))
         }
@@ -74,6 +77,7 @@ async fn stats(site: &Site<'_>) -> anyhow::Result<()> {
     let inventory = recovery.inventory().await?;
     let bases = recovery.bases().list(&recovery.cluster().await?).await?;
     let window = recovery.window().await?;
+    note_others(&recovery).await;
     let drills = recovery.drills().await?;
     let last = drills.first();
     let value = json!({
@@ -97,8 +101,28 @@ fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     std::path::absolute(path).with_context(|| format!("{} is not a path", path.display()))
 }
 
+/// That nothing is found may mean that another cluster was meant.
+async fn note_others(recovery: &Recovery) {
+    // What the repository does not say now, the command itself has told or tells.
+    let Ok(Some((meant, others))) = recovery.others_instead().await else {
+        return;
+    };
+    let named = others
+        .iter()
+        .map(|(cluster, count)| format!("{} ({count})", cluster.prefix()));
+    super::super::complain(&format!(
+        "note: cluster {} has no base backup here; of others the repository holds base backups: {}; say --of CLUSTER for one\n",
+        meant.prefix(),
+        named.collect::<Vec<_>>().join(", ")
+    ));
+}
+
 async fn planned(recovery: &Recovery, request: &Request, as_json: bool) -> anyhow::Result<Plan> {
-    match recovery.plan(request).await {
+    let planned = recovery.plan(request).await;
+    if planned.is_err() {
+        note_others(recovery).await;
+    }
+    match planned {
         Ok(plan) => Ok(plan),
         Err(crate::pitr::Error::Refused(refusal)) if as_json => {
             print(true, &json!({"refused": views::refusal(&refusal)}), String::new)?;
@@ -140,6 +164,9 @@ async fn recover(site: &Site<'_>, wish: &Wish, into: &Path, when: When) -> anyho
     }
     let beside = recover::Place::beside(into, recovery.account(into)?);
     let mut running = recovery.recover(&plan, &beside).await?;
+    for note in &running.notes {
+        super::super::complain(&format!("note: {note}\n"));
+    }
     let shown = running.look().await?;
     let reached = running.reached.clone();
     let phases = running.phases;

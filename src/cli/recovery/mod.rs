@@ -160,11 +160,16 @@ impl Means {
     }
 }
 
+/// The longest that one step may take which somebody waits for, and can end: the largest cluster has to come back.
+const STEP_MAX: Duration = Duration::from_hours(7 * 24);
+
 /// What the command line and the configuration say, read once.
 #[derive(Debug)]
 struct Site<'a> {
     means: &'a Means,
     json: bool,
+    /// Whether the verb writes into the repository.
+    writes: bool,
     found: Found,
     target: Target,
     cluster: Option<Cluster>,
@@ -198,6 +203,7 @@ impl<'a> Site<'a> {
         Ok(Self {
             means,
             json: means.place.json,
+            writes: matches!(verb, Verb::BaseBackup { .. } | Verb::Drill { .. } | Verb::Prune { .. }),
             target: target.map_err(Error::usage)?,
             cluster: cluster.transpose()?,
             zone: zone.transpose()?.unwrap_or_else(|| found.backup.plan.zone.clone()),
@@ -227,10 +233,12 @@ impl<'a> Site<'a> {
             archiver: None,
             config: Config {
                 repository: self.found.backup.repository.clone(),
+                // Without a file nobody says whose state counts.
+                state_dir: (self.writes && pitr.is_some()).then(|| self.found.backup.state_dir.clone()),
                 cluster: self.cluster.clone(),
                 scratch: scratch.unwrap_or_else(std::env::temp_dir),
                 account: self.means.account.clone(),
-                step_timeout: Duration::from_hours(12),
+                step_timeout: STEP_MAX,
                 // Without a configuration nobody says that there is one.
                 heartbeat: pitr.map_or(Duration::ZERO, |pitr| pitr.heartbeat),
                 checks,

@@ -297,7 +297,7 @@ pub(super) fn drills(drills: &[Drill]) -> String {
 }
 
 pub(super) fn pruned(pruned: &Pruned) -> String {
-    let mut table = Table::new();
+    let mut table = super::super::fitted_table();
     table.set_header(["id", "", "because"]);
     for decision in &pruned.decisions {
         let verb = if decision.keep { "stays" } else { "goes" };

@@ -21,6 +21,7 @@ use crate::pitr::feed::Feed;
 use crate::pitr::socket::client::{Asked, ask};
 use crate::pitr::socket::server::{self, Listener};
 use crate::pitr::socket::{Act, Answer, Request};
+use crate::repository::layout::Cluster;
 use crate::repository::{Config, Keys, Repository};
 use crate::telemetry::cause::chain;
 
@@ -55,17 +56,24 @@ impl Alone {
         self.repository.is_some() || self.config.is_some()
     }
 
-    fn archive(&self, request: &Request) -> anyhow::Result<Archive> {
-        self.open(request.cluster.clone())
+    /// To read from. What is read proves itself, wherever it lies.
+    fn archive(&self, cluster: Cluster) -> anyhow::Result<Archive> {
+        let (config, _) = self.config()?;
+        archive(&config, Repository::open(&config.url)?, cluster)
     }
 
-    fn open(&self, cluster: crate::repository::layout::Cluster) -> anyhow::Result<Archive> {
-        let config = self.config()?;
-        let keys = Keys::new(&config.recipients, config.identity.as_ref())?;
-        Ok(Archive::open(Repository::open(&config.url)?, Arc::new(keys), cluster))
+    /// To write to: a directory whose disk is not mounted must not take what is acknowledged.
+    fn archive_to(&self, request: &Request) -> anyhow::Result<Archive> {
+        let (config, state_dir) = self.config()?;
+        let repository = match state_dir {
+            Some(state_dir) => Repository::open_expected(&config.url, &state_dir)?,
+            None => Repository::open(&config.url)?,
+        };
+        archive(&config, repository, request.cluster.clone())
     }
 
-    fn config(&self) -> anyhow::Result<Config> {
+    /// And where the configuration has the state that knows the repository.
+    fn config(&self) -> anyhow::Result<(Config, Option<PathBuf>)> {
         if let Some(path) = &self.config {
             // PostgreSQL starts us in its own environment, where only what opens the repository is to be expected.
             let wanted = Wanted {
@@ -76,14 +84,20 @@ impl Alone {
             let loaded = config::Config::load_vault(Some(path), wanted);
             let report = |errors| config::report(&errors, config::Style::Plain);
             let vault = loaded.map_err(|errors| anyhow::anyhow!(report(errors)))?;
-            return Ok(vault.backup.repository);
+            return Ok((vault.backup.repository, Some(vault.backup.state_dir)));
         }
-        Ok(Config {
+        let config = Config {
             url: self.repository.clone().context("--repository is missing")?,
             recipients: self.recipients.clone(),
             identity: self.identity.as_deref().map(crate::cli::vault::secret).transpose()?,
-        })
+        };
+        Ok((config, None))
     }
+}
+
+fn archive(config: &Config, repository: Repository, cluster: Cluster) -> anyhow::Result<Archive> {
+    let keys = Keys::new(&config.recipients, config.identity.as_ref())?;
+    Ok(Archive::open(repository, Arc::new(keys), cluster))
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -92,7 +106,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 pub(super) fn push(options: &Alone, request: &Request, source: OpenFile) -> anyhow::Result<()> {
-    let archive = options.archive(request)?;
+    let archive = options.archive_to(request)?;
     runtime()?.block_on(async {
         // A file beyond the limit of file sizes would end us by a signal, and PostgreSQL's archiver with us (its shell
         // makes a code above 125 of it); with someone to hear the signal the write just fails.
@@ -105,13 +119,13 @@ pub(super) fn push(options: &Alone, request: &Request, source: OpenFile) -> anyh
 
 /// Whether the repository can be listed.
 pub(super) fn check(options: &Alone, request: &Request) -> anyhow::Result<()> {
-    let archive = options.archive(request)?;
+    let archive = options.archive_to(request)?;
     runtime()?.block_on(archive.beats(jiff::Timestamp::MAX))?;
     Ok(())
 }
 
 pub(super) fn get(options: &Alone, request: &Request, sink: &Unfinished) -> anyhow::Result<Found> {
-    let archive = options.archive(request)?;
+    let archive = options.archive(request.cluster.clone())?;
     let is_worth_it = request.file.is_log() && !options.no_prefetch;
     let helper = is_worth_it.then(|| helper_socket(options, request)).flatten();
     if let Some(socket) = &helper {
@@ -188,7 +202,7 @@ pub(super) fn feed(socket: Option<&Path>, options: &Alone) -> anyhow::Result<()>
     let (socket, cluster) = socket
         .zip(options.cluster.as_deref())
         .context("--socket or --of is missing")?;
-    let feed = Arc::new(Feed::new(options.open(super::named_cluster(cluster)?)?));
+    let feed = Arc::new(Feed::new(options.archive(super::named_cluster(cluster)?)?));
     runtime()?.block_on(async {
         let config = server::Config {
             path: socket.to_owned(),

@@ -9,9 +9,6 @@ use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Lease, Manifest, Tombstone};
 use crate::repository::{self, Repository};
 
-/// How long a base backup is leased to a recovery: longer than any.
-const LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
-
 impl Bases {
     /// The clusters of the repository that have base backups or a log.
     ///
@@ -29,27 +26,6 @@ impl Bases {
     /// Of the store, or a manifest that cannot be read.
     pub async fn list(&self, cluster: &Cluster) -> Result<Vec<Base>, Error> {
         list(&self.repository, cluster).await
-    }
-
-    /// Keeps a base backup, and thereby its log, from being deleted. Returns the key to give it back by.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn lease(&self, id: Ulid) -> Result<String, Error> {
-        let holder = Ulid::generate();
-        let expires_at = self.clock.wall().saturating_add(LEASE).unwrap_or(jiff::Timestamp::MAX);
-        let key = layout::lease(id, holder);
-        let json = serde_json::to_vec_pretty(&Lease { id, holder, expires_at }).unwrap_or_default();
-        self.repository.create(&key, json).await?;
-        Ok(key)
-    }
-
-    /// Gives a lease back.
-    ///
-    /// # Errors
-    /// Of the store; the lease then ends by itself.
-    pub async fn release(&self, lease: &str) -> Result<(), Error> {
-        Ok(self.repository.delete(lease).await?)
     }
 }
 

@@ -154,6 +154,11 @@ pub enum Error {
     Stalled { minutes: u64 },
     #[error("the server cannot archive {segment}, and a base backup needs its log; its own log says why")]
     Archiver { segment: String },
+    #[error(
+        "the server hands its log to nobody (archive_mode is off, and no slot streams it), and a base backup needs its log: \
+         `foregate pitr setup` says what to set"
+    )]
+    Unarchived,
     #[error("base backup {id} is not proven: {reason}")]
     Unproven { id: Ulid, reason: String },
     #[error("base backup {id} needs {missing} of the log, and the archive has no such segment")]

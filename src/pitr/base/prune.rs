@@ -7,7 +7,7 @@ use ulid::Ulid;
 
 use super::{Base, Bases, Error};
 use crate::pitr::archive::{Archive, Archived};
-use crate::pitr::name::{File, Timeline};
+use crate::pitr::name::{File, SegmentSize, Timeline};
 use crate::pitr::retention::{self, Decision, Histories, Policy};
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::Tombstone;
@@ -128,19 +128,16 @@ impl Bases {
         mode: Mode,
         pruned: &mut Pruned,
     ) -> Result<(), Error> {
-        let Some(size) = bases.last().map(|base| base.segment_size) else {
-            return Ok(());
-        };
+        let mut sizes: Vec<SegmentSize> = bases.iter().map(|base| base.segment_size).collect();
+        sizes.sort_by_key(|size| size.bytes());
+        sizes.dedup();
         let holds = retention::holds(bases, &log.histories, policy, self.clock.wall());
         for archived in log.files {
             let (File::Segment(stem) | File::Partial(stem) | File::Backup(stem, _)) = archived.file else {
                 continue;
             };
             let history = log.histories.get(&stem.timeline).and_then(Option::as_ref);
-            let goes = stem
-                .name(size)
-                .is_some_and(|name| !retention::is_needed(name, history, &holds, size));
-            if goes {
+            if retention::may_go(stem, history, &holds, &sizes) {
                 pruned.segments = pruned.segments.saturating_add(u64::from(archived.file.is_log()));
                 pruned.segment_bytes = pruned.segment_bytes.saturating_add(archived.stored_bytes);
                 if mode == Mode::Act {

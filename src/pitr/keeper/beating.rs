@@ -28,7 +28,7 @@ impl Keeper {
                 Err(error) => {
                     heart = None;
                     self.metrics().beat_failures.inc();
-                    self.note("heartbeat", Some(format!("no heartbeat: {}", chain(&error))));
+                    self.note_absence("heartbeat", format!("no heartbeat: {}", chain(&error)));
                 }
             }
             let now = self.clock.tick();

@@ -38,6 +38,8 @@ const PART: &str = "pitr";
 const ASK_TIMEOUT: Duration = Duration::from_secs(45);
 /// How often feeds that nobody asks any more are looked for.
 const REST_EVERY: Duration = Duration::from_secs(10);
+/// Who has not answered for so long is missed; a server that restarts is not. Never longer than `pitr.patience`.
+const ABSENCE_MAX: Duration = Duration::from_secs(60);
 /// Until a socket that could not be made is tried again.
 const SOCKET_PAUSE: Duration = Duration::from_secs(5);
 
@@ -89,6 +91,8 @@ struct State {
     beats: Vec<Beat>,
     last_beat: Option<Beat>,
     problems: BTreeMap<&'static str, String>,
+    /// Since when what may pass by itself has lasted.
+    absent: BTreeMap<&'static str, Duration>,
 }
 
 /// What is known, without asking anybody.
@@ -255,10 +259,22 @@ impl Keeper {
         Admin::connect(&self.target, self.target.database(), APPLICATION).await
     }
 
+    /// As [`Self::note`], of what may pass by itself: once it has lasted.
+    fn note_absence(&self, what: &'static str, problem: String) {
+        let now = self.clock.tick();
+        let since = *self.lock().absent.entry(what).or_insert(now);
+        if now.saturating_sub(since) >= ABSENCE_MAX.min(self.config.patience) {
+            self.note(what, Some(problem));
+        }
+    }
+
     /// Notes that `what` goes wrong, or, with `None`, that it is well again; the board shows all that does.
     fn note(&self, what: &'static str, problem: Option<String>) {
         let mut state = self.lock();
         let was_well = !state.problems.contains_key(what);
+        if problem.is_none() {
+            state.absent.remove(what);
+        }
         match problem {
             Some(problem) => {
                 if was_well {

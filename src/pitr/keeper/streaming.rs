@@ -1,13 +1,13 @@
 //! Keeps the stream running, and what it reads on its way to the repository.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Keeper;
 use crate::pitr::name::File;
 use crate::pitr::stream::{Config, Error};
+use crate::repository::layout::Cluster;
 use crate::telemetry::cause::chain;
 
 /// How often the spool is looked at: one listing of a small directory.
@@ -16,67 +16,76 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A stream that ran this long had got on.
 const RAN_WELL: Duration = Duration::from_secs(60);
+/// Who cannot stream fails before: a connection may take ten seconds to fail.
+const SETTLED: Duration = Duration::from_secs(15);
+/// Failures in a row until it is asked whether the stream could go on at all: a server that restarts makes one or two.
+const FAILURES_MAX: u32 = 3;
 
 impl Keeper {
     pub(super) async fn stream(self: Arc<Self>) {
-        let mut config = Config {
-            target: self.target.clone(),
-            slot: self.config.slot.clone(),
-            spool: PathBuf::new(),
-        };
-        let mut pause = RESTART_PAUSE;
+        let mut streamed = None;
+        let (mut pause, mut failures) = (RESTART_PAUSE, 0_u32);
         let mut done = BTreeSet::new();
         loop {
             let begun = self.clock.tick();
-            let Some(spool) = self.spool() else {
+            let Some(cluster) = self.archiver.ours() else {
                 // The watch asks the server who it is.
                 tokio::time::sleep(RESTART_PAUSE).await;
                 continue;
             };
-            if spool != config.spool {
+            if streamed.replace(cluster.clone()).as_ref() != Some(&cluster) {
                 done.clear();
-                config.spool = spool;
             }
-            let why = match self.stream_once(&config, &mut done).await {
+            let config = self.stream_of(cluster);
+            let why = match self.stream_once(&config, &mut done, failures >= FAILURES_MAX).await {
                 Ok(()) => "pg_receivewal ended".to_owned(),
                 Err(error) => chain(&error),
             };
-            self.note("stream", Some(format!("the log is not streamed: {why}")));
+            self.note_absence("stream", format!("the log is not streamed: {why}"));
+            failures = failures.saturating_add(1);
             if self.clock.tick().saturating_sub(begun) >= RAN_WELL {
-                pause = RESTART_PAUSE;
+                (pause, failures) = (RESTART_PAUSE, 0);
             }
             // What was read before goes on to the repository meanwhile.
-            drop(tokio::time::timeout(pause, self.drain(&config, &mut done)).await);
+            drop(tokio::time::timeout(pause, config.drain(&self.archiver, &mut done)).await);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RESTART_PAUSE_MAX);
         }
     }
 
-    /// Of the cluster that the server is now: after `pg_upgrade` what the old one left is not in the way of the new one's log.
-    fn spool(&self) -> Option<PathBuf> {
-        Some(self.state_dir.join("wal-stream").join(self.archiver.ours()?.prefix()))
+    /// A spool for each cluster: after `pg_upgrade` what the old one left is not in the way of the new one's log.
+    fn stream_of(&self, cluster: Cluster) -> Config {
+        Config {
+            target: self.target.clone(),
+            slot: self.config.slot.clone(),
+            spool: self.state_dir.join("wal-stream").join(cluster.prefix()),
+            cluster,
+        }
     }
 
     /// Returns when the stream has broken. Dropping the child kills it.
-    async fn stream_once(&self, config: &Config, done: &mut BTreeSet<File>) -> Result<(), Error> {
-        if config.spool.is_dir() && config.waiting_bytes()? >= self.config.spool_max_bytes {
-            // The log waits on the server then, within max_slot_wal_keep_size.
-            self.drain(config, done).await?;
+    async fn stream_once(&self, config: &Config, done: &mut BTreeSet<File>, is_stuck: bool) -> Result<(), Error> {
+        if config.spool.is_dir() {
+            if config.waiting_bytes()? >= self.config.spool_max_bytes {
+                // The log waits on the server then, within max_slot_wal_keep_size.
+                config.drain(&self.archiver, done).await?;
+            }
+            // Whoever may not look, or cannot now, still tries to go on.
+            if is_stuck && let Err(error) = config.renew(&self.archiver).await {
+                tracing::debug!(error = chain(&error), "where the stream could go on is not known");
+            }
         }
-        // What was read before goes first, if it can: a spool that cannot go on may only be set aside when it is archived.
-        let drained = tokio::time::timeout(RESTART_PAUSE_MAX, self.drain(config, done)).await;
-        let is_drained = !config.spool.is_dir() || matches!(drained, Ok(Ok(())));
-        let child = config.start(is_drained).await?;
+        let child = config.start().await?;
+        let begun = self.clock.tick();
         let reading = Config::wait(child);
         let draining = async {
             loop {
                 tokio::time::sleep(DRAIN_EVERY).await;
-                match self.drain(config, done).await {
-                    Ok(()) => self.note("stream", None),
-                    Err(error) => self.note(
-                        "stream",
-                        Some(format!("what is streamed is not archived: {}", chain(&error))),
-                    ),
+                let drained = config.drain(&self.archiver, done).await.err();
+                let problem = |error| format!("what is streamed is not archived: {}", chain(&error));
+                self.note("spool", drained.map(problem));
+                if self.clock.tick().saturating_sub(begun) >= SETTLED {
+                    self.note("stream", None);
                 }
                 if config.waiting_bytes()? >= self.config.spool_max_bytes {
                     return Ok(());
@@ -87,11 +96,5 @@ impl Keeper {
             ended = reading => ended,
             full = draining => full,
         }
-    }
-
-    async fn drain(&self, config: &Config, done: &mut BTreeSet<File>) -> Result<(), Error> {
-        let Some(archive) = self.archive() else { return Ok(()) };
-        let tell = |file, pushed, bytes, begun| self.archiver.archived(file, pushed, bytes, begun);
-        config.drain(&archive, done, self.clock, tell).await
     }
 }

@@ -40,10 +40,7 @@ impl Keeper {
                 Ok(seen) => self.judge(seen),
                 Err(error) => {
                     admin = None;
-                    self.note(
-                        "database",
-                        Some(format!("the database cannot be asked: {}", chain(&error))),
-                    );
+                    self.note_absence("database", format!("the database cannot be asked: {}", chain(&error)));
                 }
             }
         }
@@ -80,8 +77,9 @@ impl Keeper {
                 None => 0,
             });
         }
+        let newest = self.stats().last_archived.map(|(_, at)| at);
         let verdict = match self.config.wal {
-            Way::ArchiveCommand => watch::judge_archiver(&seen, self.config.patience),
+            Way::ArchiveCommand => watch::judge_archiver(&seen, newest, self.config.patience),
             Way::Stream => watch::judge_slot(&seen, &self.config.slot),
         };
         self.note("database", None);
@@ -94,13 +92,11 @@ impl Keeper {
                     .to_owned()
             }),
         );
-        self.note(
-            "archiver",
-            match verdict {
-                Verdict::Good => None,
-                Verdict::Bad(text) => Some(text),
-            },
-        );
+        match verdict {
+            Verdict::Good => self.note("archiver", None),
+            Verdict::Absent(text) => self.note_absence("archiver", text),
+            Verdict::Bad(text) => self.note("archiver", Some(text)),
+        }
         self.lock().seen = Some(seen);
     }
 
@@ -113,7 +109,7 @@ impl Keeper {
                     .clamp(COUNT_EVERY_MIN, COUNT_EVERY_MAX),
                 Ok(None) => COUNT_FIRST,
                 Err(error) => {
-                    self.note("archive", Some(format!("the archive cannot be counted: {error}")));
+                    self.note_absence("archive", format!("the archive cannot be counted: {error}"));
                     WATCH_EVERY
                 }
             };

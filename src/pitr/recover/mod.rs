@@ -86,11 +86,12 @@ impl Recovery {
     /// # Errors
     /// Why it did not get there. What was unpacked stays for a look; nothing runs any more.
     pub async fn recover(&self, plan: &Plan, place: &Place) -> Result<Running, Error> {
-        let lease = self.bases.lease(plan.base.id).await?;
+        let (repository, now, mut notes) = (&self.bases.repository, self.bases.clock.wall(), Vec::new());
+        let lease = repository.lease(plan.base.id, now, &mut notes).await?;
         let done = self.recover_leased(plan, place).await;
-        let released = self.bases.release(&lease).await;
-        let running = done?;
-        released?;
+        notes.extend(repository.end_lease(lease).await);
+        let mut running = done?;
+        running.notes = notes;
         Ok(running)
     }
 

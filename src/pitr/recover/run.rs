@@ -30,6 +30,8 @@ pub struct Running {
     database: String,
     pub reached: Reached,
     pub phases: Phases,
+    /// What went otherwise than usual, as sentences.
+    pub notes: Vec<String>,
 }
 
 impl Running {
@@ -51,6 +53,7 @@ impl Running {
                 said: String::new(),
             },
             phases: Phases::default(),
+            notes: Vec::new(),
         })
     }
 

@@ -89,6 +89,14 @@ impl Kind {
         };
     }
 
+    /// A run that was ordered and could not begin: an answer for who asked, and no trouble.
+    pub(super) fn decline(&self, at: Timestamp, why: String) {
+        self.lock().run = Run {
+            last: Some(Ended { at, failure: Some(why) }),
+            ..Run::default()
+        };
+    }
+
     /// Whether a run of this process was for the period: the repository says so as well, once it can be read.
     pub(super) fn has_served(&self, key: &str) -> bool {
         self.lock().served.as_deref() == Some(key)
@@ -182,6 +190,22 @@ mod tests {
             kind.run().last.and_then(|ended| ended.failure).as_deref(),
             Some("no plan")
         );
+    }
+
+    #[test]
+    fn failure_is_forgotten_once_another_process_did_what_failed_here() {
+        let kind = weekly();
+        kind.end(day(3), Some("no base backup could be taken".to_owned()));
+        kind.heard(day(2), None);
+        assert!(
+            kind.wrong(Some(day(2)), day(4)).is_some(),
+            "an earlier one is no answer"
+        );
+        kind.heard(day(4), None);
+        assert_eq!(kind.wrong(Some(day(4)), day(5)), None);
+        kind.decline(day(5), "nothing to rehearse".to_owned());
+        assert_eq!(kind.wrong(Some(day(4)), day(5)), None, "no trouble");
+        assert!(kind.run().last.is_some_and(|ended| ended.failure.is_some()));
     }
 
     #[test]

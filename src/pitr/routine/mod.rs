@@ -114,6 +114,7 @@ impl Routine {
             archiver: parts.archiver,
             config: recovery::Config {
                 repository: parts.repository,
+                state_dir: None,
                 cluster: None,
                 scratch: pitr.scratch,
                 account: None,
@@ -223,7 +224,8 @@ impl Routine {
             if ordered || (due.is_some() && self.clock.tick() >= rest_until) {
                 kind.begin();
                 let done = if name == BASE {
-                    self.take(&recovery, due).await
+                    // What somebody ordered is no scheduled one, whatever is due meanwhile.
+                    self.take(&recovery, due.filter(|_| !ordered)).await
                 } else {
                     self.rehearse(&recovery).await
                 };
@@ -247,14 +249,19 @@ impl Routine {
         known.looked_at?;
         let now = self.clock.wall();
         let period = kind.schedule?.current(&self.time_zone, now)?;
+        // What a clock that was wrong dated ahead serves nothing.
+        let is_within = |at: Timestamp| (period.begins..=now).contains(&at);
         let served = match kind.name {
             BASE if !known.are_own => true,
             BASE => {
-                let serves = |base: &&Base| base.incomplete.is_none() && base.schedule_keys.contains(&period.key);
-                kind.has_served(&period.key) || known.bases.iter().any(|base| serves(&base))
+                // One of the period serves it, whoever took it.
+                let is_of_period = |base: &Base| is_within(base.started_at) || base.schedule_keys.contains(&period.key);
+                let serves = |base: &Base| base.incomplete.is_none() && is_of_period(base);
+                kind.has_served(&period.key) || known.bases.iter().any(serves)
             }
-            // Without a window there is nothing to rehearse.
-            _ => known.window.latest().is_none() || known.drills.iter().any(|drill| drill.at >= period.begins),
+            // Without a window of its own there is nothing to rehearse.
+            _ if !known.are_own => true,
+            _ => known.window.latest().is_none() || known.drills.iter().any(|drill| is_within(drill.at)),
         };
         (!served).then_some(period.key)
     }
@@ -305,6 +312,15 @@ impl Routine {
     }
 
     async fn rehearse(&self, recovery: &Recovery) -> bool {
+        let is_early = {
+            let known = self.lock();
+            known.looked_at.is_some() && known.bases.is_empty()
+        };
+        if is_early {
+            let why = "there is no base backup yet, so nothing to rehearse";
+            self.drill.decline(self.clock.wall(), why.to_owned());
+            return true;
+        }
         let failure = match Box::pin(recovery.drill(None)).await {
             Ok(drill) => {
                 self.metrics.drilled(&drill);
@@ -393,6 +409,9 @@ impl Routine {
         let known = self.lock();
         let whole = known.bases.iter().rfind(|base| base.incomplete.is_none());
         let last_base = whole.map(|base| base.stopped_at);
+        if let Some(at) = last_base.filter(|_| known.are_own) {
+            self.base.heard(at, None);
+        }
         let broken = known.bases.iter().find_map(|base| base.incomplete.clone());
         let broken = broken.map(|what| format!("a base backup cannot be used: {what}; it is not counted on"));
         if let Some(last) = known.drills.first() {

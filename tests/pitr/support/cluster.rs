@@ -48,6 +48,47 @@ impl Cluster {
         cluster
     }
 
+    /// A copy of `first` that follows it, with a socket of its own.
+    pub(crate) fn standby_of(first: &Self) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = directory.path().display().to_string();
+        run("chown", &["postgres", &root]);
+        run("chmod", &["755", &root]);
+        let cluster = Self {
+            directory,
+            recipient: first.recipient.clone(),
+        };
+        let (copy, data) = (program("pg_basebackup"), cluster.data().display().to_string());
+        let from = first.root().display().to_string();
+        let args = [
+            copy.as_str(),
+            "-R",
+            "-c",
+            "fast",
+            "-h",
+            &from,
+            "-p",
+            PORT,
+            "-U",
+            "postgres",
+            "-D",
+            &data,
+        ];
+        run("setpriv", &as_postgres(&args));
+        cluster.add_settings(&format!("unix_socket_directories = '{root}'\n"));
+        cluster.start();
+        cluster
+    }
+
+    pub(crate) fn promote(&self) {
+        self.ctl(&["promote"]);
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill(&self) {
+        self.ctl(&["-m", "immediate", "stop"]);
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.directory.path()
     }

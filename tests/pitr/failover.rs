@@ -1,0 +1,126 @@
+//! `wal = "stream"` when the server dies and its standby takes over.
+
+use crate::support::cluster::Cluster;
+use crate::support::server::{Server, config};
+use crate::support::until;
+
+/// A server of ours with the state of `first`, which streams from `second`.
+fn moved(first: &Cluster, second: &Cluster) -> Server {
+    let url = first.root().join("url");
+    std::fs::write(&url, second.url()).expect("the address is written");
+    let text = config(first, "wal = \"stream\"");
+    let text = text.replace(
+        "url = { env = \"DATABASE_URL\" }",
+        &format!("url = {{ file = \"{}\" }}", url.display()),
+    );
+    Server::start_configured(first, &text, &[])
+}
+
+fn is_read(cluster: &Cluster) -> bool {
+    cluster.sql("SELECT bool_or(active) FROM pg_replication_slots WHERE slot_name = 'foregate'") == "t"
+}
+
+/// A primary whose log is streamed, and its standby.
+fn pair() -> (Cluster, Cluster, Server) {
+    let first = Cluster::new();
+    first.archive_command("true");
+    // A standby without a slot, and later ourselves, need what a checkpoint would remove.
+    first.sql("ALTER SYSTEM SET wal_keep_size = '1GB'");
+    first.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'");
+    first.sql("SELECT pg_reload_conf()");
+    let server = moved(&first, &first);
+    until("the slot is read", || is_read(&first));
+    let second = Cluster::standby_of(&first);
+    (first, second, server)
+}
+
+/// Lets `second` answer where `first` did, as an address that follows the primary.
+fn take_over(first: &Cluster, second: &Cluster) {
+    let (own, too) = (second.root().display(), first.root().display());
+    second.stop();
+    second.add_settings(&format!("unix_socket_directories = '{own}, {too}'\n"));
+    second.start();
+}
+
+/// Everything that was written is in the partial file of the spool.
+fn until_streamed(cluster: &Cluster) {
+    let behind = "SELECT bool_or(flush_lsn < pg_current_wal_flush_lsn()) FROM pg_stat_replication \
+        WHERE application_name = 'foregate wal stream'";
+    until("all is streamed", || cluster.sql(behind) == "f");
+}
+
+fn until_replayed(first: &Cluster, second: &Cluster) {
+    let end = first.sql("SELECT pg_current_wal_flush_lsn()");
+    let there = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
+    until("the standby has it", || second.sql(&there) == "t");
+}
+
+fn all_is_there(server: &Server, cluster: &Cluster, last: &str) {
+    until("the log of the new timeline is archived", || {
+        cluster.objects(last).len() == 1
+    });
+    until("the archive is counted", || {
+        server.metric("foregate_pitr_archive_segments") >= Some(4.0)
+    });
+    assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
+    until("it is well", || server.get("/health").contains("\"healthy\""));
+}
+
+#[test]
+fn after_a_failover_the_stream_goes_on_where_it_was_and_what_only_the_spool_had_is_archived() {
+    let (first, second, server) = pair();
+    let names = [first.finish_segment(), first.finish_segment()];
+    until("they are archived", || {
+        names.iter().all(|name| first.objects(name).len() == 1)
+    });
+    first.sql("CREATE TABLE only_here (v int)");
+    until_streamed(&first);
+    until_replayed(&first, &second);
+    let open = first.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    server.kill();
+    first.kill();
+    second.promote();
+    // It has got on, and looks no further back than its last checkpoint, when we come.
+    second.finish_segment();
+    second.sql("CHECKPOINT");
+    let last = second.finish_segment();
+    second.finish_segment();
+    let server = moved(&first, &second);
+    all_is_there(&server, &first, &last);
+    let partial = format!("{open}.partial");
+    until("what only the spool had is archived", || {
+        first.objects(&partial).len() == 1
+    });
+    assert!(first.objects(&open.replacen("00000001", "00000002", 1)).len() == 1);
+}
+
+#[test]
+fn spool_that_got_further_than_the_standby_is_archived_and_the_stream_begins_where_the_timelines_part() {
+    let (first, second, server) = pair();
+    let before = first.finish_segment();
+    until_replayed(&first, &second);
+    second.stop();
+    let lost = [first.finish_segment(), first.finish_segment()];
+    until("they are archived", || {
+        lost.iter().all(|name| first.objects(name).len() == 1)
+    });
+    first.sql("CREATE TABLE only_here (v int)");
+    until_streamed(&first);
+    let open = first.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    first.kill();
+    second.start();
+    second.promote();
+    second.finish_segment();
+    second.sql("CHECKPOINT");
+    let last = second.finish_segment();
+    second.finish_segment();
+    take_over(&first, &second);
+    all_is_there(&server, &first, &last);
+    let partial = format!("{open}.partial");
+    until("what only the spool had is archived", || {
+        first.objects(&partial).len() == 1
+    });
+    assert_eq!(first.objects(&before).len(), 1);
+    let parted = lost[0].replacen("00000001", "00000002", 1);
+    assert_eq!(first.objects(&parted).len(), 1, "{parted}");
+}
