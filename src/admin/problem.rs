@@ -87,7 +87,9 @@ impl From<backup::service::Refusal> for Error {
                 Self::NoBackup(id.chars().flat_map(char::escape_debug).take(80).collect())
             }
             // Another process has the lock: the command line, or another instance.
-            Refusal::Domain(error @ backup::Error::Busy) => Self::Conflict(error.to_string()),
+            Refusal::Domain(error @ backup::Error::Busy(_)) => {
+                Self::Conflict(format!("{error}; ask again once it has ended"))
+            }
             Refusal::Domain(error @ backup::Error::Refused(_)) => Self::Refused(error.to_string()),
             Refusal::Domain(error) => {
                 tracing::warn!(error = %backup::explain(&error), "the vault failed an admin request");

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::Access;
 use super::{Config, Listener, Parts, Role, Token, routes, token};
+use crate::backup::service::tests::settings as settings_of_vault;
 use crate::clock::Clock;
 use crate::guard::Guard;
 use crate::guard::blocklist::{Blocklist, Keeper};
@@ -22,12 +23,27 @@ struct Admin {
     _serving: tokio::task::JoinSet<()>,
     board: Board,
     _keeper: Keeper,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Admin {
+    /// With a vault that is off.
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let mut settings = settings_of_vault(directory.path(), Vec::new());
+        settings.database = None;
+        Self::with(directory, settings).await
+    }
+
+    /// With a vault that looks after one file set; the database beside it is away.
+    async fn with_files() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("app"), "some data").unwrap();
+        let settings = settings_of_vault(directory.path(), Vec::new());
+        Self::with(directory, settings).await
+    }
+
+    async fn with(directory: tempfile::TempDir, vault_settings: crate::backup::Settings) -> Self {
         let store = crate::store::Config {
             postgres: None,
             pool_size: 1,
@@ -39,7 +55,7 @@ impl Admin {
             .await
             .unwrap();
         let guard = Arc::new(Guard::new(guard_config(), blocklist));
-        let vault = vault(directory.path(), &board, &registry);
+        let vault = vault(vault_settings, &board, &registry);
         let parts = Parts {
             guard,
             store,
@@ -59,7 +75,7 @@ impl Admin {
             _serving: serving,
             board,
             _keeper: keeper,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -99,27 +115,7 @@ impl Drop for Admin {
     }
 }
 
-/// A vault that is off.
-fn vault(state_dir: &std::path::Path, board: &Board, registry: &prometheus::Registry) -> crate::backup::Service {
-    let settings = crate::backup::Settings {
-        database: None,
-        repository: crate::repository::Config {
-            url: "file:///nowhere".to_owned(),
-            recipients: Vec::new(),
-            identity: None,
-        },
-        retention: crate::backup::retention::Policy::default(),
-        keep_replaced: Duration::ZERO,
-        scratch: None,
-        plan: crate::backup::Plan {
-            zone: jiff::tz::TimeZone::UTC,
-            kinds: Vec::new(),
-            cleanup: None,
-            verify: None,
-            files: Vec::new(),
-        },
-        state_dir: state_dir.to_owned(),
-    };
+fn vault(settings: crate::backup::Settings, board: &Board, registry: &prometheus::Registry) -> crate::backup::Service {
     let (alerts, _) = crate::telemetry::alert::Alerts::start(Default::default(), Clock::system(), registry).unwrap();
     let parts = crate::backup::service::Parts {
         clock: Clock::system(),
@@ -350,4 +346,148 @@ async fn certificate_of_the_listener_is_listed_as_long_as_it_is_shown() {
     };
     assert_eq!(listed(Some(tls)), [(path, end)].into());
     assert!(listed(None).is_empty());
+}
+
+const BACKUPS: &str = "/api/infrastructure/backups";
+
+impl Admin {
+    async fn json(&self, method: &str, path: &str, role: &str, body: &str) -> (u16, serde_json::Value) {
+        let (status, _, answer) = self.ask(method, path, role, "", body).await;
+        (status, serde_json::from_str(&answer).unwrap_or_default())
+    }
+
+    /// Orders a run, and waits for its end.
+    async fn run(&self, path: &str, role: &str, body: &str) -> serde_json::Value {
+        let (status, accepted) = self.json("POST", &format!("{BACKUPS}/{path}"), role, body).await;
+        assert_eq!(status, 202, "{accepted}");
+        let mut run = serde_json::Value::Null;
+        crate::store::testing::until("the end of the run", async || {
+            let shown = self
+                .json("GET", accepted["status"].as_str().unwrap(), "viewer", "")
+                .await;
+            run = shown.1;
+            run["run"]["state"] != "running"
+        })
+        .await;
+        run
+    }
+}
+
+#[tokio::test]
+async fn file_set_is_backed_up_by_its_name_and_what_cannot_be_done_with_it_is_refused_at_once() {
+    let admin = Admin::with_files().await;
+    let order = r#"{"type":"files","name":"app"}"#;
+    assert_eq!(
+        admin
+            .json("POST", &format!("{BACKUPS}/create"), "viewer", order)
+            .await
+            .0,
+        403
+    );
+    let made = admin.run("create", "operator", order).await;
+    assert_eq!(
+        (
+            &made["run"]["state"],
+            &made["backup"]["content"],
+            &made["backup"]["name"]
+        ),
+        (&"succeeded".into(), &"files".into(), &"app".into()),
+        "{made}"
+    );
+    let id = made["id"].as_str().unwrap();
+    for (wanted, told, method, path, body) in [
+        (422, "app", "POST", "create", r#"{"type":"files","name":"gone"}"#),
+        (422, "app", "POST", "create", r#"{"type":"files"}"#),
+        (422, "files alone", "POST", "create", r#"{"type":"daily","name":"app"}"#),
+        (422, "file set", "POST", &format!("{id}/verify"), r#"{"restore":true}"#),
+        (422, "its id alone", "DELETE", "latest", ""),
+        (422, "its id alone", "DELETE", "x", ""),
+    ] {
+        let (status, problem) = admin.json(method, &format!("{BACKUPS}/{path}"), "admin", body).await;
+        assert_eq!(status, wanted, "{path} {body}: {problem}");
+        assert!(
+            problem["detail"].as_str().unwrap().contains(told),
+            "{path} {body}: {problem}"
+        );
+    }
+    drop(admin.run(&format!("{id}/verify"), "operator", "").await);
+    let (_, page) = admin
+        .json("GET", &format!("{BACKUPS}/runs?limit=1&offset=1"), "viewer", "")
+        .await;
+    assert_eq!((&page["total"], &page["limit"]), (&2.into(), &1.into()), "{page}");
+    assert_eq!(
+        (page["runs"].as_array().unwrap().len(), &page["runs"][0]["id"]),
+        (1, &id.into())
+    );
+    let (_, stats) = admin.json("GET", &format!("{BACKUPS}/stats"), "viewer", "").await;
+    assert_eq!(stats["fileSets"], serde_json::json!(["app"]), "{stats}");
+    let (_, trail) = admin.json("GET", "/api/infrastructure/audit", "viewer", "").await;
+    let mut entries = trail["entries"].as_array().unwrap().iter();
+    assert!(
+        entries.any(|entry| entry["action"] == "backup files" && entry["subject"] == "app"),
+        "{trail}"
+    );
+}
+
+#[tokio::test]
+async fn damaged_backup_says_what_is_wrong_with_it_until_it_is_proven_again() {
+    let admin = Admin::with_files().await;
+    let made = admin
+        .run("create", "operator", r#"{"type":"files","name":"app"}"#)
+        .await;
+    let (id, path) = (
+        made["id"].as_str().unwrap(),
+        made["backup"]["filepath"].as_str().unwrap(),
+    );
+    assert_eq!(made["backup"]["problem"], serde_json::Value::Null);
+    let object = std::path::Path::new(path).join("files.zst");
+    let whole = std::fs::read(&object).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    for (bytes, state, is_good) in [(&damaged, "failed", false), (&whole, "succeeded", true)] {
+        std::fs::write(&object, bytes).unwrap();
+        let verified = admin.run(&format!("{id}/verify"), "operator", "").await;
+        assert_eq!(verified["run"]["state"], state, "{verified}");
+        let (_, shown) = admin.json("GET", &format!("{BACKUPS}/{id}"), "viewer", "").await;
+        let backup = &shown["backup"];
+        assert_eq!(
+            (&backup["good"], backup["state"] == "good"),
+            (&is_good.into(), is_good),
+            "{shown}"
+        );
+        assert_eq!(
+            backup["problem"].as_str().is_some_and(|why| why.contains("files.zst")),
+            !is_good,
+            "{shown}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_process_that_is_at_work_is_told_instead_of_a_run_that_fails() {
+    let admin = Admin::with_files().await;
+    let made = admin
+        .run("create", "operator", r#"{"type":"files","name":"app"}"#)
+        .await;
+    let id = made["id"].as_str().unwrap();
+    let lock = std::fs::File::open(admin.directory.path().join("repository/.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let verify = format!("{id}/verify");
+    for (path, body) in [
+        ("create", ""),
+        ("create", r#"{"type":"files","name":"app"}"#),
+        (&verify, ""),
+        ("prune", ""),
+    ] {
+        let (status, problem) = admin.json("POST", &format!("{BACKUPS}/{path}"), "admin", body).await;
+        assert_eq!(status, 409, "{path}: {problem}");
+        assert!(
+            problem["detail"].as_str().unwrap().contains("foregate backup"),
+            "{problem}"
+        );
+    }
+    let (_, runs) = admin.json("GET", &format!("{BACKUPS}/runs"), "viewer", "").await;
+    assert_eq!(runs["total"], 1, "{runs}");
+    drop(lock);
+    drop(admin.run(&verify, "operator", "").await);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::alarms;
+use crate::backup::Settings;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::repository::Repository;
@@ -38,6 +39,8 @@ pub fn check(loaded: &Loaded) -> Checked {
     let faults = faults.map(|error| told(&error)).collect();
     let mut doubts = expired(&expiries);
     doubts.extend(no_backups(&loaded.config));
+    let vault = Some(&loaded.config.backup).filter(|backup| backup.database.is_some());
+    doubts.extend(vault.and_then(Settings::in_the_clear).map(str::to_owned));
     Checked { faults, doubts }
 }
 

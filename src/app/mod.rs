@@ -78,14 +78,15 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     log.register(&running.registry)
         .context("the log's metric cannot be registered")?;
     let reloader = Arc::new(reload::Reloader::new(origin, loaded, &running, log.steering())?);
-    let succession = Succession::prepare(upgrades, &loaded.config.state_dir, &running.board);
     let stop_admin = CancellationToken::new();
     let admin = JoinSet::from_iter([Arc::clone(&running.admin).serve(stop_admin.clone())]);
     let stop_pitr = CancellationToken::new();
     let pitr = recovery::start(&loaded.config, &running, &stop_pitr, behind).await;
-    announce::ready(&running)?;
-    inherited.ready();
     let sockets = listening(&running)?;
+    inherited.ready(&loaded.config.state_dir)?;
+    // Only now: until the predecessor drains, whoever asks for the sockets has to ask there.
+    let succession = Succession::prepare(upgrades, &loaded.config.state_dir, &running.board);
+    announce::ready(&running)?;
     let mut reloading = reload::watch(reloader, &loaded.files, hangups);
     reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {

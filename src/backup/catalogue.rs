@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use super::entry::{AHEAD, latest};
-use super::{Entry, Error, Subject, Swap, Vault, is_of};
-use crate::postgres::Admin;
+use super::choice::{self, LATEST};
+use super::entry::AHEAD;
+use super::{Entry, Error, Subject, Swap, Unreadable, Vault, is_of};
+use crate::postgres::{self, Admin};
 use crate::repository::layout::Cluster;
+use crate::repository::lease::may_only_read as is_denied;
 use crate::repository::manifest::{self, Content, Level, Manifest, Verification};
 use crate::repository::{self, layout};
 use crate::telemetry::cause::chain;
@@ -17,16 +19,15 @@ use crate::telemetry::cause::chain;
 type Listed = BTreeMap<String, u64>;
 
 impl Vault {
-    /// Every backup, oldest first. A manifest that cannot be read is an error of its own, not a reason to see none:
-    /// it is skipped and returned by key.
+    /// Every backup, oldest first; and those whose manifest cannot be read, which is no reason to see none.
     ///
     /// # Errors
     /// Of the store.
-    pub async fn list(&self) -> Result<(Vec<Entry>, Vec<repository::Error>), Error> {
+    pub async fn list(&self) -> Result<(Vec<Entry>, Vec<Unreadable>), Error> {
         self.list_at(self.clock.wall()).await
     }
 
-    pub(super) async fn list_at(&self, now: Timestamp) -> Result<(Vec<Entry>, Vec<repository::Error>), Error> {
+    pub(super) async fn list_at(&self, now: Timestamp) -> Result<(Vec<Entry>, Vec<Unreadable>), Error> {
         let mut entries = Vec::new();
         let mut unreadable = Vec::new();
         let listed: Listed = self.keys().await?.into_iter().collect();
@@ -36,7 +37,7 @@ impl Vault {
             };
             match self.read_entry(folder, id, &listed, now).await {
                 Ok(entry) => entries.push(entry),
-                Err(Error::Repository(error)) => unreadable.push(error),
+                Err(Error::Repository(error)) => unreadable.push(Unreadable { id, why: chain(&error) }),
                 Err(error) => return Err(error),
             }
         }
@@ -71,13 +72,22 @@ impl Vault {
             return Err(bad("it names another backup".to_owned()).into());
         }
         let (verifications, unread) = self.read_verifications(folder, listed).await?;
-        let mut leases = Vec::new();
+        let (mut leases, mut unread_note) = (Vec::new(), None);
         for lease in beginning(listed, &format!("leases/{id}-")) {
-            leases.extend(self.repository.read_note(lease).await?);
+            match self.note(lease).await? {
+                Ok(lease) => leases.extend(lease.map(Some)),
+                Err(why) => {
+                    leases.push(None);
+                    unread_note = Some(why);
+                }
+            }
         }
         let tombstone = layout::tombstone(id);
         let tombstone = match listed.contains_key(&tombstone) {
-            true => self.repository.read_note(&tombstone).await?,
+            true => self.note(&tombstone).await?.unwrap_or_else(|why| {
+                unread_note = Some(why);
+                None
+            }),
             false => None,
         };
         Ok(Entry {
@@ -88,6 +98,7 @@ impl Vault {
             manifest,
             verifications,
             unread,
+            unread_note,
             tombstone,
             leases,
         })
@@ -102,7 +113,7 @@ impl Vault {
     ) -> Result<(Vec<Verification>, Option<String>), Error> {
         let (mut records, mut unread) = (Vec::new(), None);
         for note in beginning(listed, &format!("{folder}/verify-")) {
-            match self.repository.read_note::<Verification>(note).await {
+            match self.note::<Verification>(note).await? {
                 Ok(Some(record)) => {
                     if record.failure.is_none() && record.level >= Level::L2 {
                         unread = None;
@@ -110,13 +121,24 @@ impl Vault {
                     records.push(record);
                 }
                 Ok(None) => {}
-                Err(error @ (repository::Error::Manifest { .. } | repository::Error::TooLarge { .. })) => {
-                    unread = Some(chain(&error));
-                }
-                Err(error) => return Err(error.into()),
+                Err(why) => unread = Some(why),
             }
         }
         Ok((records, unread))
+    }
+
+    /// A note beside a backup; the inner error is why it cannot be read, and as it stands never will be. `None`: it has gone.
+    pub(super) async fn note<T: serde::de::DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Result<Option<T>, String>, Error> {
+        use repository::Error::{Manifest, TooLarge};
+        match self.repository.read_note(key).await {
+            Err(error) if matches!(error, Manifest { .. } | TooLarge { .. }) || is_denied(&error) => {
+                Ok(Err(chain(&error)))
+            }
+            other => Ok(Ok(other?)),
+        }
     }
 
     /// The id of the backup whose folder, manifest or part lies at `path`: a key of the repository, or its absolute path
@@ -165,29 +187,37 @@ impl Vault {
     /// As [`Vault::show`], from a list that was read before.
     ///
     /// # Errors
-    /// There is none, or which one is the latest cannot be told.
+    /// There is none, it cannot be read, or which one is the latest cannot be told.
     pub async fn choose<'a>(
         &self,
         entries: &'a [Entry],
-        unreadable: &[repository::Error],
+        unreadable: &[Unreadable],
         id: &str,
     ) -> Result<&'a Entry, Error> {
         let unknown = || Error::Unknown(id.to_owned());
-        if id != "latest" {
+        if id != LATEST {
             let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
+            if let Some(bad) = unreadable.iter().find(|bad| bad.id == wanted) {
+                return Err(Error::Refused(bad.to_string()));
+            }
             let found = entries.iter().find(|entry| entry.manifest.id == wanted);
             return found.ok_or_else(unknown);
         }
         all_read(unreadable)?;
         let mut subject = Subject {
-            database: self.target.database().to_owned(),
+            database: self.meant().to_owned(),
             cluster: None,
         };
-        if let Some(entry) = latest(entries, &subject)? {
+        if let Some(entry) = choice::latest(entries, &subject)? {
             return Ok(entry);
         }
         subject.cluster = Some(self.cluster().await?);
-        latest(entries, &subject)?.ok_or_else(unknown)
+        choice::latest(entries, &subject)?.ok_or_else(unknown)
+    }
+
+    /// The database whose backups are meant where nothing but `latest` is said.
+    fn meant(&self) -> &str {
+        self.foreign.as_deref().unwrap_or(self.target.database())
     }
 
     /// The system identifier of the cluster that the configured database is in.
@@ -195,25 +225,41 @@ impl Vault {
     /// # Errors
     /// The server cannot be asked.
     pub async fn cluster(&self) -> Result<String, Error> {
-        let admin = Admin::connect(&self.target, "postgres", "foregate").await?;
+        let admin = Admin::beside(&self.target, "foregate").await?;
         Ok(admin.system_identifier().await?)
     }
 
-    /// The backup to restore. One of another database never takes the place of the live one, unless that was said by name.
+    /// The backup to restore, and what whoever asks for the latest has to know of others. One of another database never takes
+    /// the place of the live one, unless that was said by name.
     ///
     /// # Errors
-    /// There is none, or it is of another database.
-    pub async fn show_to_restore(&self, id: &str, swap: &Swap) -> Result<Entry, Error> {
-        let entry = self.show(id).await?;
+    /// There is none, it is of another database, or there is no database to restore to.
+    pub async fn show_to_restore(&self, id: &str, swap: &Swap) -> Result<(Entry, Vec<String>), Error> {
+        let (entries, unreadable) = self.list().await?;
+        let has_dumps = entries.iter().any(|entry| !entry.is_files());
+        if id == LATEST && has_dumps && self.target.database().is_empty() {
+            return Err(postgres::Error::NoDatabase.into());
+        }
+        let entry = self.choose(&entries, &unreadable, id).await?;
+        if *swap == Swap::Live || self.foreign.is_some() {
+            self.check_meant(entry)?;
+        }
+        let notes = (id == LATEST).then(|| choice::notes(&entries, entry));
+        Ok((entry.clone(), notes.unwrap_or_default()))
+    }
+
+    fn check_meant(&self, entry: &Entry) -> Result<(), Error> {
         let live = self.target.database();
         let Content::Database { database, .. } = &entry.manifest.content else {
-            return Ok(entry);
+            return Ok(());
         };
-        let meant = self.foreign.as_deref();
-        if *swap != Swap::Live || is_of(&entry, meant.unwrap_or(live)) {
-            return Ok(entry);
+        if live.is_empty() {
+            return Err(postgres::Error::NoDatabase.into());
         }
-        if let Some(meant) = meant {
+        if is_of(entry, self.meant()) {
+            return Ok(());
+        }
+        if let Some(meant) = &self.foreign {
             return Err(Error::Refused(format!(
                 "the backup is of database {database:?}, and one of {meant:?} is meant: name its id"
             )));
@@ -226,14 +272,14 @@ impl Vault {
 }
 
 /// What cannot be read may be the newest: an older backup never stands in for it in silence.
-pub(super) fn all_read(unreadable: &[repository::Error]) -> Result<(), Error> {
+pub(super) fn all_read(unreadable: &[Unreadable]) -> Result<(), Error> {
     let Some(error) = unreadable.first() else {
         return Ok(());
     };
     Err(Error::Refused(format!(
         "which backup is the latest cannot be told, since {} of them cannot be read ({}): name a backup's id",
         unreadable.len(),
-        chain(error)
+        error.why
     )))
 }
 

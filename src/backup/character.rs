@@ -7,6 +7,7 @@ use super::Error;
 use crate::postgres::Admin;
 use crate::postgres::admin::{identifier, literal};
 use crate::repository::manifest::{Character, Privilege, Setting};
+use crate::secret::Secret;
 
 /// By way of JSON, since the columns of locales differ from version to version.
 const READ: &str = "SELECT d.oid, pg_get_userbyid(d.datdba)::text, pg_encoding_to_char(d.encoding)::text, \
@@ -41,12 +42,14 @@ pub(super) async fn read(admin: &Admin, database: &str) -> Result<Option<(u32, C
     let rows = admin.query(act, READ, &[&database]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (oid, mut character, has_privileges) = parse(row);
+    let mut settings = Vec::new();
     for row in admin.query(act, SETTINGS, &[&oid]).await? {
         let (role, setting): (Option<String>, String) = (row.get(0), row.get(1));
         let (name, value) = setting.split_once('=').unwrap_or((&setting, ""));
-        let (name, value) = (name.to_owned(), value.to_owned());
-        character.settings.push(Setting { role, name, value });
+        let (name, value) = (name.to_owned(), Secret::new(value));
+        settings.push(Setting { role, name, value });
     }
+    character.settings = Some(settings);
     if has_privileges {
         let rows = admin.query("reading privileges", PRIVILEGES, &[&oid]).await?;
         let privileges = rows.iter().map(|row| Privilege {
@@ -73,7 +76,7 @@ fn parse(row: &Row) -> (u32, Character, bool) {
             .unwrap_or_else(|| USUAL_TABLESPACE.to_owned()),
         connection_limit: row.get(9),
         comment: row.get(10),
-        settings: Vec::new(),
+        settings: None,
         privileges: None,
     };
     (row.get(0), character, row.get(11))
@@ -142,53 +145,71 @@ pub(super) async fn fitted(admin: &Admin, character: &Character, notes: &mut Vec
         }
         missing.is_none()
     };
-    fitted
-        .settings
-        .retain(|setting| is_here(&setting.role, "a setting of its"));
+    if let Some(settings) = &mut fitted.settings {
+        settings.retain(|setting| is_here(&setting.role, "a setting of its"));
+    }
     if let Some(privileges) = &mut fitted.privileges {
         privileges.retain(|privilege| is_here(&privilege.grantee, "a privilege of its"));
     }
     Ok(fitted)
 }
 
-/// The statements that give the finished database `name` everything that is not said when it is made.
-pub(super) fn following(name: &str, character: &Character) -> Vec<String> {
+/// What gives a finished database one of its own things.
+#[derive(Debug)]
+pub(super) struct Gift {
+    /// In words, without its value.
+    pub(super) what: String,
+    /// May hold a secret.
+    pub(super) sql: Secret,
+}
+
+/// Everything that is not said when the database `name` is made.
+pub(super) fn following(name: &str, character: &Character) -> Vec<Gift> {
     let name = identifier(name);
-    let mut statements: Vec<String> = character
-        .settings
-        .iter()
-        .map(|setting| {
-            let whose = match &setting.role {
-                Some(role) => format!("ROLE {} IN DATABASE {name}", identifier(role)),
-                None => format!("DATABASE {name}"),
-            };
-            let (setting, value) = (
-                quoted_setting(&setting.name),
-                setting_value(&setting.name, &setting.value),
-            );
-            format!("ALTER {whose} SET {setting} TO {value}")
-        })
-        .collect();
+    let mut gifts = Vec::new();
+    let mut give = |what: String, sql: String| {
+        let sql = Secret::new(sql);
+        gifts.push(Gift { what, sql });
+    };
+    for setting in character.settings.iter().flatten() {
+        let (whose, of) = match &setting.role {
+            Some(role) => (
+                format!("ROLE {} IN DATABASE {name}", identifier(role)),
+                format!(" of role {role:?}"),
+            ),
+            None => (format!("DATABASE {name}"), String::new()),
+        };
+        let value = setting_value(&setting.name, setting.value.reveal());
+        give(
+            format!("setting {:?}{of}", setting.name),
+            format!("ALTER {whose} SET {} TO {value}", quoted_setting(&setting.name)),
+        );
+    }
     if let Some(privileges) = &character.privileges {
         let owner = identifier(&character.owner);
-        statements.push(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC, {owner}"));
-        statements.extend(privileges.iter().map(|one| {
-            let grantee = one
-                .grantee
-                .as_ref()
-                .map_or_else(|| "PUBLIC".to_owned(), |role| identifier(role));
+        give(
+            "the privileges that it has from the start".to_owned(),
+            format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC, {owner}"),
+        );
+        for one in privileges {
+            let grantee = one.grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), identifier);
             let option = if one.grantable { " WITH GRANT OPTION" } else { "" };
-            format!("GRANT {} ON DATABASE {name} TO {grantee}{option}", one.privilege)
-        }));
+            give(
+                format!("privilege {} of {grantee}", one.privilege),
+                format!("GRANT {} ON DATABASE {name} TO {grantee}{option}", one.privilege),
+            );
+        }
     }
     if let Some(comment) = &character.comment {
-        statements.push(format!("COMMENT ON DATABASE {name} IS {}", literal(comment)));
+        let sql = format!("COMMENT ON DATABASE {name} IS {}", literal(comment));
+        give("the comment".to_owned(), sql);
     }
     if character.connection_limit >= 0 {
         let limit = character.connection_limit;
-        statements.push(format!("ALTER DATABASE {name} CONNECTION LIMIT {limit}"));
+        let sql = format!("ALTER DATABASE {name} CONNECTION LIMIT {limit}");
+        give("the connection limit".to_owned(), sql);
     }
-    statements
+    gifts
 }
 
 /// Extensions' settings have a dot between two names.
@@ -236,7 +257,7 @@ mod tests {
             tablespace: "fast".to_owned(),
             connection_limit: -1,
             comment: None,
-            settings: Vec::new(),
+            settings: None,
             privileges: None,
         };
         let made = creation("app", Some(&character), 150_000);

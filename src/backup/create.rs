@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
 use super::character::read;
-use super::{Error, Vault};
+use super::exclusion::{ADVISORY_LOCK, exclude};
+use super::verify::to_json;
+use super::{Error, Vault, rights};
 use crate::postgres::admin::identifier;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
@@ -17,15 +20,13 @@ use crate::postgres::{self, Admin};
 use crate::repository::Keys;
 use crate::repository::frames::Compression;
 use crate::repository::layout::{self, Cluster};
-use crate::repository::manifest::{self, Content, Level, Manifest, Part};
+use crate::repository::manifest::{self, Content, Level, Manifest, PRIVATE, Part, Private};
 use crate::telemetry::cause::chain;
 
 /// Tables of extensions are left out, as pg_dump does; so are temporary ones.
 const TABLES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
-/// "foregate" as a number: the lock that keeps two instances on different machines from backing up at once.
-pub(super) const ADVISORY_LOCK: i64 = 0x666f_7265_6761;
 
 /// The server as it was found.
 struct Server {
@@ -65,12 +66,7 @@ impl Vault {
         self.sweep_unfinished().await?;
         let application = format!("foregate backup {id}");
         let admin = Admin::connect(&self.target, self.target.database(), &application).await?;
-        let locked: bool = admin
-            .value("taking the lock", "SELECT pg_try_advisory_lock($1)", &[&ADVISORY_LOCK])
-            .await?;
-        if !locked {
-            return Err(Error::Busy);
-        }
+        exclude(&admin).await?;
         let server = self.server(&admin).await?;
         let folder = layout::dump(&server.cluster, id);
         let made = self
@@ -80,7 +76,7 @@ impl Vault {
             self.sweep(&folder).await;
         }
         admin.give_back(ADVISORY_LOCK).await;
-        made
+        made.map_err(|error| self.explained(error, rights::OF_A_BACKUP))
     }
 
     async fn server(&self, admin: &Admin) -> Result<Server, Error> {
@@ -123,12 +119,17 @@ impl Vault {
         let dump = self.dump_command(server, application, &snapshot)?;
         let (dump, tables) = tokio::try_join!(self.store_part("dump", folder, dump, &keys), self.count_rows(admin))?;
         let size = "SELECT pg_database_size(current_database())";
-        let database_bytes: i64 = admin.value("measuring the database", size, &[]).await?;
+        let limit = self.config.step_timeout;
+        // The server asks for the size of every file.
+        let database_bytes: i64 = admin.value_within("measuring the database", size, &[], limit).await?;
         let character = read(admin, self.target.database()).await?;
-        let character = character.map(|(_, character)| Box::new(character));
+        let mut character = character.map(|(_, character)| Box::new(character));
         admin.batch("closing the snapshot", "COMMIT").await?;
         let globals = self.globals_command(server, application)?;
-        let globals = self.store_part("globals", folder, globals, &keys).await?;
+        let mut parts = vec![dump, self.store_part("globals", folder, globals, &keys).await?];
+        if let Some(private) = character.as_mut().and_then(|character| character.take_private()) {
+            parts.push(self.store_private(folder, &private, &keys).await?);
+        }
         let content = Content::Database {
             database: self.target.database().to_owned(),
             system_identifier: server.cluster.system_identifier.clone(),
@@ -139,7 +140,7 @@ impl Vault {
             character,
         };
         let mut manifest = self.describe(id, content, labels, schedule_keys, started_at);
-        manifest.parts = vec![dump, globals];
+        manifest.parts = parts;
         manifest.verified = self.prove(folder, &manifest, &keys).await?;
         manifest.finished_at = self.clock.wall();
         if !self
@@ -240,8 +241,18 @@ impl Vault {
         Ok(Part::new(name, &key, sealed))
     }
 
+    async fn store_private(&self, folder: &str, private: &Private, keys: &Arc<Keys>) -> Result<Part, Error> {
+        let key = layout::part(folder, PRIVATE, keys.encrypts());
+        let source = io::Cursor::new(to_json(private));
+        let (keys, progress) = (Arc::clone(keys), self.step(PRIVATE));
+        let put = self
+            .repository
+            .put_sealed(&key, source, keys, Compression::DEFAULT, || Ok(()), progress);
+        Ok(Part::new(PRIVATE, &key, put.await?))
+    }
+
     async fn count_rows(&self, admin: &Admin) -> Result<BTreeMap<String, u64>, Error> {
-        Ok(count_rows(admin).await?)
+        Ok(count_rows(admin, self.config.step_timeout).await?)
     }
 
     /// Removes what a failed run stored; what remains is no backup, since it has no manifest.
@@ -250,15 +261,14 @@ impl Vault {
     }
 }
 
-/// Rows per table, in the session's own snapshot.
-pub(super) async fn count_rows(admin: &Admin) -> Result<BTreeMap<String, u64>, postgres::Error> {
+/// Rows per table, in the session's own snapshot. One table takes at most `limit`.
+pub(super) async fn count_rows(admin: &Admin, limit: Duration) -> Result<BTreeMap<String, u64>, postgres::Error> {
     let mut counts = BTreeMap::new();
     for row in admin.query("listing tables", TABLES, &[]).await? {
         let (schema, table): (String, String) = (row.get(0), row.get(1));
         let name = format!("{}.{}", identifier(&schema), identifier(&table));
-        let count: i64 = admin
-            .value("counting rows", &format!("SELECT count(*) FROM {name}"), &[])
-            .await?;
+        let sql = format!("SELECT count(*) FROM {name}");
+        let count: i64 = admin.value_within("counting rows", &sql, &[], limit).await?;
         counts.insert(name, u64::try_from(count).unwrap_or(0));
     }
     Ok(counts)

@@ -3,7 +3,6 @@
 use jiff::Timestamp;
 use ulid::Ulid;
 
-use super::Error;
 use crate::repository::manifest::{Content, Lease, Level, Manifest, Tombstone, Verification};
 
 /// A backup that began later than this after now is from the future. Two machines' clocks may differ by less.
@@ -18,13 +17,29 @@ pub struct Entry {
     /// In the order in which they were recorded: their times may lie, if the clock did.
     pub verifications: Vec<Verification>,
     pub tombstone: Option<Tombstone>,
-    pub leases: Vec<Lease>,
+    /// `None`: one that cannot be read. It holds the backup for as long as it stays.
+    pub leases: Vec<Option<Lease>>,
     /// The part that is not stored as the manifest says.
     pub incomplete: Option<String>,
     /// Why a record of a verification cannot be read: it may tell of a failure. Until a later one proves the backup again.
     pub unread: Option<String>,
+    /// Why a lease or a mark cannot be read. That says nothing against the backup itself.
+    pub unread_note: Option<String>,
     /// It began later than now: the clock is wrong, or was.
     pub is_ahead: bool,
+}
+
+/// A backup that is there and cannot be read: it is listed with the others, lest it be taken for missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    pub id: Ulid,
+    pub why: String,
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "backup {} is there and cannot be read: {}", self.id, self.why)
+    }
 }
 
 impl Entry {
@@ -72,7 +87,8 @@ impl Entry {
     }
 
     /// The name of the database, and the identifier of its cluster.
-    fn database(&self) -> Option<(&str, &str)> {
+    #[must_use]
+    pub fn database(&self) -> Option<(&str, &str)> {
         match &self.manifest.content {
             Content::Database {
                 database,
@@ -83,16 +99,37 @@ impl Entry {
         }
     }
 
+    /// Rows in all tables; 0 for files.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        match &self.manifest.content {
+            Content::Database { tables, .. } => tables.values().fold(0, |sum, rows| rows.saturating_add(sum)),
+            Content::Files { .. } | Content::Base { .. } => 0,
+        }
+    }
+
     /// Read back whole, and all there.
     #[must_use]
     pub fn is_proven(&self) -> bool {
-        self.level() >= Level::L2 && self.problem().is_none()
+        self.level() >= Level::L2 && self.incomplete.is_none() && self.unread.is_none()
     }
 
-    /// What stands in the way of believing what is recorded.
+    /// What is wrong with it, or with what is recorded of it.
     #[must_use]
     pub fn problem(&self) -> Option<&str> {
-        self.incomplete.as_deref().or(self.unread.as_deref())
+        let reasons = [
+            self.incomplete.as_deref(),
+            self.damage(),
+            self.unread.as_deref(),
+            self.unread_note.as_deref(),
+        ];
+        reasons.into_iter().flatten().next()
+    }
+
+    /// Why it is condemned, if it is.
+    fn damage(&self) -> Option<&str> {
+        let mut failures = self.verifications.iter().filter_map(|record| record.failure.as_deref());
+        failures.next_back().filter(|_| self.level() < Level::L2)
     }
 
     #[must_use]
@@ -103,12 +140,13 @@ impl Entry {
     /// Found damaged, and not proven again since.
     #[must_use]
     pub fn is_condemned(&self) -> bool {
-        self.level() < Level::L2 && self.verifications.iter().any(|record| record.failure.is_some())
+        self.damage().is_some()
     }
 
     #[must_use]
     pub fn is_leased(&self, now: Timestamp) -> bool {
-        self.leases.iter().any(|lease| lease.expires_at > now)
+        let holds = |lease: &Option<Lease>| lease.as_ref().is_none_or(|lease| lease.expires_at > now);
+        self.leases.iter().any(holds)
     }
 
     #[must_use]
@@ -125,6 +163,8 @@ impl Entry {
             "to be deleted"
         } else if self.incomplete.is_some() {
             "incomplete"
+        } else if self.is_condemned() {
+            "damaged"
         } else if !self.is_proven() {
             "not proven"
         } else if self.is_ahead {
@@ -158,46 +198,6 @@ impl Subject {
 #[must_use]
 pub fn is_of(entry: &Entry, database: &str) -> bool {
     entry.database().is_some_and(|(name, _)| name == database)
-}
-
-/// Of which backup `latest` is the name: the newest good one of the subject's database. `None` where several clusters
-/// have backups of it and the subject does not say which is ours.
-///
-/// # Errors
-/// There is none, or none that can be told from the others.
-pub(super) fn latest<'a>(entries: &'a [Entry], subject: &Subject) -> Result<Option<&'a Entry>, Error> {
-    // A vault without a database of its own is for files, or only looks.
-    let is_ours = |entry: &&Entry| subject.database.is_empty() || is_of(entry, &subject.database);
-    let good = entries
-        .iter()
-        .filter(|entry| entry.is_good() && !entry.is_files())
-        .filter(is_ours);
-    let (ahead, known): (Vec<&Entry>, Vec<&Entry>) = good.partition(|entry| entry.is_ahead);
-    let Some(newest) = known.last() else {
-        return Err(match ahead.last() {
-            Some(entry) => Error::Refused(format!(
-                "all good backups are from the future (the newest is {}): set the clock right, or name a backup's id",
-                entry.manifest.id
-            )),
-            None => Error::Unknown("latest".to_owned()),
-        });
-    };
-    if let Some(own) = known
-        .iter()
-        .rev()
-        .find(|entry| subject.cluster.is_some() && subject.owns(entry))
-    {
-        return Ok(Some(own));
-    }
-    if known.iter().all(|entry| entry.has_subject_of(newest)) {
-        return Ok(Some(newest));
-    }
-    match subject.cluster.is_some() || subject.database.is_empty() {
-        false => Ok(None),
-        true => Err(Error::Refused(
-            "there are backups of several databases or clusters, none of them this one: name a backup's id".to_owned(),
-        )),
-    }
 }
 
 /// The id of the next record: behind all of `records`, whatever the clock says.
@@ -262,6 +262,7 @@ pub(super) mod tests {
             leases: Vec::new(),
             incomplete: None,
             unread: None,
+            unread_note: None,
             is_ahead: false,
         }
     }
@@ -310,56 +311,5 @@ pub(super) mod tests {
         assert_eq!(next_record(std::iter::empty(), id(5, 5)), id(5, 5));
         assert_eq!(next_record([id(9, 1), id(3, 7)].into_iter(), id(5, 5)), id(9, 2));
         assert_eq!(next_record([id(3, 7)].into_iter(), id(5, 5)), id(5, 5));
-    }
-
-    fn subject(database: &str, cluster: Option<&str>) -> Subject {
-        Subject {
-            database: database.to_owned(),
-            cluster: cluster.map(str::to_owned),
-        }
-    }
-
-    #[test]
-    fn latest_is_never_another_database_nor_one_of_another_cluster_while_ours_has_one() {
-        let entries = [
-            dump("app", "1", 10),
-            dump("app", "2", 20),
-            dump("shop", "1", 30),
-            files("app", 40),
-        ];
-        let latest = |database, cluster| {
-            latest(&entries, &subject(database, cluster))
-                .map(|found| found.map(|entry| entry.manifest.id.timestamp_ms()))
-        };
-        assert!(matches!(latest("app", Some("1")), Ok(Some(10))));
-        assert!(matches!(latest("app", Some("2")), Ok(Some(20))));
-        assert!(matches!(latest("app", None), Ok(None)), "only the server can say");
-        assert!(matches!(latest("app", Some("3")), Err(Error::Refused(_))));
-        assert!(matches!(latest("shop", None), Ok(Some(30))));
-        assert!(
-            matches!(latest("shop", Some("3")), Ok(Some(30))),
-            "the old machine is lost"
-        );
-        assert!(matches!(latest("other", None), Err(Error::Unknown(_))));
-        assert!(matches!(latest("", None), Err(Error::Refused(_))), "which of them?");
-        assert!(!entries[0].has_subject_of(&entries[1]) && !entries[0].has_subject_of(&entries[2]));
-        assert!(is_of(&entries[1], "app") && !is_of(&entries[3], "app"));
-    }
-
-    #[test]
-    fn latest_is_never_one_from_the_future_nor_one_that_is_not_good() {
-        let mut entries = [dump("app", "1", 10), dump("app", "1", 20), dump("app", "1", 30)];
-        entries[2].is_ahead = true;
-        let found = |entries: &[Entry]| {
-            latest(entries, &subject("app", None)).map(|entry| entry.map(|entry| entry.manifest.id.timestamp_ms()))
-        };
-        assert!(matches!(found(&entries), Ok(Some(20))));
-        entries[1].incomplete = Some("a part is missing".to_owned());
-        assert!(matches!(found(&entries), Ok(Some(10))));
-        entries[0].is_ahead = true;
-        let refused = found(&entries).expect_err("all are from the future").to_string();
-        assert!(refused.contains("set the clock right"), "{refused}");
-        let states = entries.each_ref().map(Entry::state);
-        assert_eq!(states, ["from the future", "incomplete", "from the future"]);
     }
 }

@@ -33,18 +33,26 @@ pub(super) struct Missing {
 }
 
 impl Vault {
-    /// Compares the backup's globals with what the server has.
-    pub(super) async fn missing_globals(&self, entry: &Entry, admin: &Admin) -> Result<Missing, Error> {
-        let Some(part) = entry.manifest.part("globals") else {
-            return Ok(Missing::default());
+    /// A part that is small, whole and proven. `None`: the backup has none of that name.
+    pub(super) async fn read_part(&self, entry: &Entry, name: &'static str) -> Result<Option<Vec<u8>>, Error> {
+        let Some(part) = entry.manifest.part(name) else {
+            return Ok(None);
         };
         let key = format!("{}/{}", entry.folder, part.object);
-        let progress = self.step("globals");
+        let progress = self.step(name);
         let sink = Bounded(Vec::new());
         let keys = std::sync::Arc::clone(&self.keys);
         let (sealed, sink) = self.repository.get_sealed(&key, sink, keys, progress).await?;
         part.check(&key, &sealed)?;
-        let statements = statements(&String::from_utf8_lossy(&sink.0));
+        Ok(Some(sink.0))
+    }
+
+    /// Compares the backup's globals with what the server has.
+    pub(super) async fn missing_globals(&self, entry: &Entry, admin: &Admin) -> Result<Missing, Error> {
+        let Some(script) = self.read_part(entry, "globals").await? else {
+            return Ok(Missing::default());
+        };
+        let statements = statements(&String::from_utf8_lossy(&script));
         let act = "looking for roles and tablespaces";
         let names = async |sql| -> Result<HashSet<String>, Error> {
             let rows = admin.query(act, sql, &[]).await?;
@@ -79,13 +87,10 @@ impl Missing {
         if self.roles.is_empty() && self.tablespaces.is_empty() {
             return Ok(true);
         }
-        // Hashes of passwords stay out of the server's log; who may not set this has a log that is not ours to spare.
-        for setting in ["log_statement = 'none'", "log_min_error_statement = 'panic'"] {
-            admin.batch("sparing the log", &format!("SET {setting}")).await.ok();
-        }
         match extent {
             Extent::Whole => {
-                self.make_roles(admin, notes).await?;
+                // Hashes of passwords stay out of the server's log.
+                admin.unlogged(self.make_roles(admin, notes)).await?;
                 return self.make_tablespaces(admin, notes).await;
             }
             Extent::Bare => {
@@ -110,9 +115,9 @@ impl Missing {
                 continue;
             };
             admin.batch("making a role", "SAVEPOINT role").await?;
-            if let Err(error) = admin.batch("making a role", &statement.text).await {
+            if let Err(error) = admin.batch(&statement.verb(), &statement.text).await {
                 admin.batch("making a role", "ROLLBACK TO role").await?;
-                notes.push(format!("role {name:?}: {} failed: {}", statement.verb(), chain(&error)));
+                notes.push(format!("role {name:?}: {}", chain(&error.withheld())));
             }
             admin.batch("making a role", "RELEASE role").await?;
         }

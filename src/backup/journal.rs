@@ -11,6 +11,8 @@ use super::{Error, Vault};
 use crate::repository::lease::is_forbidden;
 
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
+/// A process and the name of a machine.
+const SIGNATURE_BYTES_MAX: u64 = 256;
 
 /// Held during a run; the system releases it when the process dies.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Vault {
             .recursive(true)
             .mode(0o700)
             .create(&directory)
-            .map_err(local("making the state directory"))?;
+            .map_err(local(format!("making the state directory {}", directory.display())))?;
         Ok(directory)
     }
 
@@ -144,20 +146,49 @@ impl Vault {
 }
 
 fn lock(directory: &Path) -> Result<File, Error> {
-    let file = OpenOptions::new()
+    let path = directory.join(".lock");
+    let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
         .mode(0o600)
-        .open(directory.join(".lock"))
-        .map_err(local("opening the lock"))?;
+        .open(&path)
+        .map_err(local(format!("opening the lock {}", path.display())))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy),
-        Err(error) => Err(local("taking the lock")(error.into())),
+        Ok(()) => {
+            // For whoever is refused. A full disk is no reason to hold nothing.
+            drop(sign(&mut file));
+            Ok(file)
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let (path, holder) = (path.display(), signature(file));
+            Err(Error::Busy(format!(": {holder} holds {path}")))
+        }
+        Err(error) => Err(local(format!("taking the lock {}", path.display()))(error.into())),
     }
 }
 
-pub(super) fn local(act: &'static str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Local { act, source }
+/// Several machines may share the directory.
+fn sign(file: &mut File) -> io::Result<()> {
+    let host = rustix::system::uname();
+    let (process, host) = (std::process::id(), host.nodename().to_string_lossy());
+    file.set_len(0)?;
+    file.write_all(format!("process {process} on {host}\n").as_bytes())
+}
+
+fn signature(file: File) -> String {
+    use io::Read as _;
+    let mut text = String::new();
+    let read = file.take(SIGNATURE_BYTES_MAX).read_to_string(&mut text);
+    let line = text.lines().next().filter(|line| read.is_ok() && !line.is_empty());
+    line.map_or_else(|| "another process".to_owned(), |line| line.escape_debug().to_string())
+}
+
+pub(super) fn local(act: impl Into<String>) -> impl Fn(io::Error) -> Error {
+    let act = act.into();
+    move |source| Error::Local {
+        act: act.clone(),
+        source,
+    }
 }

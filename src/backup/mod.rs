@@ -5,9 +5,11 @@
 
 mod catalogue;
 mod character;
+mod choice;
 mod create;
 mod discard;
 mod entry;
+mod exclusion;
 pub mod files;
 mod globals;
 mod journal;
@@ -21,6 +23,7 @@ mod recover;
 mod replaced;
 mod restore;
 pub mod retention;
+mod rights;
 mod script;
 pub mod service;
 mod settings;
@@ -31,7 +34,7 @@ pub mod task;
 mod tests;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,13 +47,14 @@ use crate::postgres::{self, Target};
 use crate::repository::{self, Keys, Repository};
 use crate::telemetry::cause::chain;
 
-pub use self::entry::{Entry, Subject, is_of};
+pub use self::entry::{Entry, Subject, Unreadable, is_of};
 pub use self::prune::Pruned;
 pub use self::recover::Recovered;
 pub use self::replaced::Replaced;
 pub use self::restore::{Restored, Swap};
 pub use self::service::Service;
 pub use self::settings::{FilePlan, Plan, Settings};
+pub use self::verify::Proven;
 
 /// Longer than all that a swap waits for.
 const SWAP_MAX: Duration = Duration::from_secs(20);
@@ -150,6 +154,19 @@ impl Vault {
         })
     }
 
+    /// As [`Vault::open`], of a directory that has to be there: whoever looks for backups makes no place for them.
+    ///
+    /// # Errors
+    /// As [`Vault::open`], or there is no such directory.
+    pub fn open_existing(config: Config, clock: Clock, progress: Progress) -> Result<Self, Error> {
+        let directory = config.repository.url.strip_prefix("file://").map(Path::new);
+        let is_missing = |directory: &Path| directory.is_absolute() && matches!(directory.try_exists(), Ok(false));
+        if directory.is_some_and(is_missing) {
+            return Err(Error::NoRepository(config.repository.url));
+        }
+        Self::open(config, clock, progress)
+    }
+
     /// The same vault, heard by somebody else.
     #[must_use]
     pub fn with_progress(&self, progress: Progress) -> Self {
@@ -199,10 +216,15 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     Repository(#[from] repository::Error),
+    #[error(
+        "there is no repository at {0}: is its disk mounted, and is that where it is? A new one is made by `foregate backup create`"
+    )]
+    NoRepository(String),
     #[error("there is no backup {0:?} in the repository")]
     Unknown(String),
-    #[error("another backup, restore or clean-up is running")]
-    Busy,
+    /// With a colon and who holds the lock, if that is known.
+    #[error("another backup, restore or clean-up is running{0}")]
+    Busy(String),
     #[error("refused, nothing was touched: {0}")]
     Refused(String),
     #[error("backup {id} failed verification: {reason}")]
@@ -221,9 +243,16 @@ pub enum Error {
         #[source]
         source: postgres::Error,
     },
+    #[error("role {role:?} lacks the rights for it: {needs}")]
+    Rights {
+        role: String,
+        needs: &'static str,
+        #[source]
+        source: Box<postgres::Error>,
+    },
     #[error("{act}")]
     Local {
-        act: &'static str,
+        act: String,
         #[source]
         source: std::io::Error,
     },

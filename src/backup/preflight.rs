@@ -6,6 +6,9 @@ use crate::postgres::Admin;
 use crate::postgres::program::Programs;
 use crate::repository::manifest::Content;
 
+/// PostgreSQL cuts off what is beyond (`NAMEDATALEN`).
+const NAME_BYTES_MAX: usize = 63;
+
 /// What the server is and has, as far as a restore needs to know.
 #[derive(Debug)]
 pub(super) struct Ground {
@@ -31,14 +34,18 @@ impl Vault {
         if theirs > ours {
             return refuse(format!("the backup is of PostgreSQL {theirs}, the server is {ours}"));
         }
-        if !entry.manifest.recipients.is_empty() && !self.keys.decrypts() {
-            return refuse("the backup is encrypted, and no age identity is configured".to_owned());
-        }
+        self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         if let Swap::Keep(name) = swap {
-            let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
-            if name.is_empty() || name.len() > 63 || admin.value("looking for the name", exists, &[name]).await? {
+            if name.is_empty() || name.len() > NAME_BYTES_MAX {
+                let bytes = name.len();
                 return refuse(format!(
-                    "there is a database {name:?} already, or the name is not usable"
+                    "{name:?} cannot be the name of a database: it has {bytes} bytes, and 1 to {NAME_BYTES_MAX} are possible"
+                ));
+            }
+            let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+            if admin.value("looking for the name", exists, &[name]).await? {
+                return refuse(format!(
+                    "there is a database {name:?} already: choose another name, or drop it first"
                 ));
             }
         }
@@ -78,9 +85,10 @@ impl Vault {
 
     fn check_scratch(&self, entry: &Entry) -> Result<(), Error> {
         let directory = &self.config.scratch;
-        std::fs::create_dir_all(directory).map_err(local("making the scratch directory"))?;
-        let scratch =
-            rustix::fs::statvfs(directory).map_err(|error| local("measuring the scratch directory")(error.into()))?;
+        std::fs::create_dir_all(directory)
+            .map_err(local(format!("making the scratch directory {}", directory.display())))?;
+        let measuring = local(format!("measuring the scratch directory {}", directory.display()));
+        let scratch = rustix::fs::statvfs(directory).map_err(|error| measuring(error.into()))?;
         let free = scratch.f_bavail.saturating_mul(scratch.f_frsize);
         let dump = entry.manifest.part("dump").map_or(0, |part| part.plain_bytes);
         let needed = dump.saturating_add(dump / 10);

@@ -39,7 +39,7 @@ impl Vault {
         let now = self.clock.wall();
         let (entries, unreadable) = self.list_at(now).await?;
         if let Some(error) = unreadable.into_iter().next() {
-            return Err(error.into());
+            return Err(Error::Refused(error.to_string()));
         }
         let pruned = self.plan(&entries, now);
         if mode == Mode::Act {
@@ -93,9 +93,10 @@ impl Vault {
             if entries.iter().any(|entry| entry.manifest.id == id) {
                 continue;
             }
-            // Nothing is erased before its grace is over: this manifest was lost in some other way.
-            let note = self.repository.read_note(tombstone).await?;
-            if note.is_some_and(|note: Tombstone| !self.is_over(&note, now)) {
+            // Nothing is erased before its grace is over: this manifest was lost in some other way. When that is cannot be told
+            // of a mark that cannot be read.
+            let is_over = |note: Option<Tombstone>| note.is_none_or(|note| self.is_over(&note, now));
+            if !self.note(tombstone).await?.is_ok_and(is_over) {
                 continue;
             }
             let folder = format!("/{id}/");
@@ -119,7 +120,9 @@ impl Vault {
             return Ok(entry.manifest.id);
         }
         if entry.is_leased(now) {
-            return Err(Error::Refused("the backup is in use".to_owned()));
+            let unread = entry.unread_note.filter(|_| entry.leases.contains(&None));
+            let unread = unread.map_or_else(String::new, |why| format!(", or was: {why}"));
+            return Err(Error::Refused(format!("the backup is in use{unread}")));
         }
         let (entries, _) = self.list().await?;
         let is_another = |other: &Entry| other.manifest.id != entry.manifest.id && other.has_subject_of(&entry);
@@ -129,19 +132,16 @@ impl Vault {
         if entry.is_proven() && !entries.iter().any(stands_in) {
             return Err(Error::Refused("it is the last good backup".to_owned()));
         }
-        if entry.tombstone.is_some() {
-            // A clean-up's mark is taken off when the backup is needed again; this one is not.
-            self.repository.delete(&layout::tombstone(entry.manifest.id)).await?;
-        }
+        // In the place of a clean-up's mark, which is taken off when the backup is needed again; this one is not.
         self.mark(entry.manifest.id, BY_HAND.to_owned(), now).await?;
         Ok(entry.manifest.id)
     }
 
+    /// In the place of another mark, also of one that cannot be read.
     async fn mark(&self, id: Ulid, reason: String, at: Timestamp) -> Result<(), Error> {
-        let tombstone = Tombstone { id, at, reason };
-        self.repository
-            .create(&layout::tombstone(id), to_json(&tombstone))
-            .await?;
+        let (key, tombstone) = (layout::tombstone(id), to_json(&Tombstone { id, at, reason }));
+        self.repository.delete(&key).await?;
+        self.repository.create(&key, tombstone).await?;
         Ok(())
     }
 
@@ -181,6 +181,7 @@ fn decide(entries: &[Entry], policy: &retention::Policy, now: Timestamp) -> Vec<
 
 pub(super) fn summary(entry: &Entry, now: Timestamp) -> retention::Backup {
     let held = match &entry.unread {
+        _ if entry.leases.contains(&None) => Some("it may be in use: a lease on it cannot be read"),
         _ if entry.is_leased(now) => Some("it is in use"),
         // It may be good after all.
         Some(_) => Some("a record of its verification cannot be read"),

@@ -45,7 +45,7 @@ impl Vault {
         let Some(intent) = self.read_intent()? else {
             return Ok(Recovered::Nothing);
         };
-        let admin = Admin::connect(&self.target, "postgres", "foregate recover").await?;
+        let admin = Admin::beside(&self.target, "foregate recover").await?;
         end_sessions(&admin, &intent.application()).await?;
         let recovered = self.settle(&admin, &intent).await?;
         drop_roles(&admin, &intent.roles).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use sha2::{Digest as _, Sha256};
 
 use super::prune::summary;
 use super::{Error, Subject, Vault, retention};
@@ -12,27 +13,32 @@ use crate::postgres::Admin;
 
 /// PostgreSQL cuts names at 63 bytes; the mark and the date take 27 of them.
 const LIVE_BYTES_MAX: usize = 36;
+const HASH_CHARS: usize = 8;
+const OPENED: &str = "it was opened to connections again; close it (ALLOW_CONNECTIONS false), or drop it yourself";
 const MARK: &str = "_replaced_";
 const DATE: &str = "%Y%m%dt%H%M%Sz";
 
 /// `app` becomes `app_replaced_20261123t160501z`.
 pub(super) fn dated_name(live: &str, at: Timestamp) -> String {
-    format!("{}{MARK}{}", cut(live), at.to_zoned(TimeZone::UTC).strftime(DATE))
+    format!("{}{MARK}{}", stem(live), at.to_zoned(TimeZone::UTC).strftime(DATE))
 }
 
 /// When the database of this name was replaced, if it is one that `live` was.
 fn replaced_at(name: &str, live: &str) -> Option<Timestamp> {
-    let date = name.strip_prefix(cut(live))?.strip_prefix(MARK)?;
+    let date = name.strip_prefix(&stem(live))?.strip_prefix(MARK)?;
     let civil = jiff::civil::DateTime::strptime(DATE, date).ok()?;
     civil.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
-fn cut(live: &str) -> &str {
-    let mut end = live.len().min(LIVE_BYTES_MAX);
-    while !live.is_char_boundary(end) {
-        end -= 1;
+/// A name that is too long is cut. Its hash tells it from others that begin like it: what they replaced is not ours to drop.
+fn stem(live: &str) -> String {
+    if live.len() <= LIVE_BYTES_MAX {
+        return live.to_owned();
     }
-    live.get(..end).unwrap_or_default()
+    let hash = hex::encode(Sha256::digest(live));
+    let hash = hash.get(..HASH_CHARS).unwrap_or(&hash);
+    let end = live.floor_char_boundary(LIVE_BYTES_MAX - HASH_CHARS - 1);
+    format!("{}_{hash}", live.get(..end).unwrap_or_default())
 }
 
 /// A database that was replaced, and whether it is kept no longer.
@@ -64,7 +70,7 @@ impl Vault {
             // Only files are kept here.
             return Ok(Vec::new());
         }
-        let admin = Admin::connect(&self.target, "postgres", "foregate clean-up").await?;
+        let admin = Admin::beside(&self.target, "foregate clean-up").await?;
         let now = self.clock.wall();
         // The server's may be another machine's, and right.
         let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
@@ -74,13 +80,15 @@ impl Vault {
         let rows = admin
             .query(
                 "looking for replaced databases",
-                "SELECT datname::text FROM pg_database WHERE NOT datistemplate",
+                "SELECT datname::text, datallowconn FROM pg_database WHERE NOT datistemplate",
                 &[],
             )
             .await?;
         let mut found: Vec<Replaced> = Vec::new();
         for row in rows {
-            let name: String = row.get(0);
+            let (name, is_open): (String, bool) = (row.get(0), row.get(1));
+            // A restore closes what it replaces: whoever opened it again may need it.
+            let held = held.or(is_open.then_some(OPENED));
             if let Some(at) = replaced_at(&name, self.target.database()) {
                 let is_over = held.is_none() && is_over(at, [now, servers], self.config.keep_replaced);
                 found.push(Replaced {
@@ -128,6 +136,8 @@ mod tests {
             assert!(name.len() <= 63, "{name}");
             assert_eq!(replaced_at(&name, live), Some(at));
         }
+        let name = dated_name(&long, at);
+        assert_eq!(replaced_at(&name, &format!("{long}2")), None, "it only begins like it");
         for other in [
             "app",
             "app_replaced_",

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use ulid::Ulid;
 
-use super::character::{creation, fitted, following, read};
-use super::create::{ADVISORY_LOCK, connection_name, count_rows};
+use super::character::{Gift, creation, fitted, following, read};
+use super::create::{connection_name, count_rows};
+use super::exclusion::ADVISORY_LOCK;
 use super::globals::{Extent, Missing};
 use super::journal::{Intent, Lock, local};
 use super::milestone::{Step, reached};
@@ -19,11 +20,12 @@ use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
-use super::{Entry, Error, Vault};
-use crate::postgres::Admin;
+use super::{Entry, Error, Vault, rights};
 use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
-use crate::repository::manifest::{Character, Content};
+use crate::postgres::{self, Admin};
+use crate::repository;
+use crate::repository::manifest::{Character, Content, PRIVATE};
 use crate::telemetry::cause::chain;
 
 /// The longest that one step of a restore may take which somebody waits for, and can end. That of a backup, after which the
@@ -81,7 +83,7 @@ impl Vault {
         let (lock, unlocked) = self.lock_to_read()?;
         let mut notes = Vec::from_iter(unlocked);
         self.recover_locked(&lock).await?;
-        let entry = self.show_to_restore(id, swap).await?;
+        let (entry, told) = self.show_to_restore(id, swap).await?;
         let new = format!("foregate_{}", Ulid::generate().to_string().to_lowercase());
         let goal = match swap {
             Swap::Live => self.target.database().to_owned(),
@@ -98,20 +100,20 @@ impl Vault {
             goal: Some(goal),
             roles: Vec::new(),
         };
-        let admin = Admin::connect(&self.target, "postgres", &intent.application()).await?;
-        if *swap == Swap::Live {
-            // Two machines would each put their own in the place of the other's.
-            let lock = "SELECT pg_try_advisory_lock($1)";
-            if !admin.value::<bool>("taking the lock", lock, &[&ADVISORY_LOCK]).await? {
-                return Err(Error::Busy);
-            }
-        }
+        let admin = Admin::beside(&self.target, &intent.application()).await?;
+        let inside = match swap {
+            Swap::Live => self.exclude_all(&admin, &intent.application(), &mut notes).await?,
+            Swap::Keep(_) | Swap::Drop => None,
+        };
         let ground = self.preflight(&entry, &admin, swap).await?;
         let lease = self.lease(entry.manifest.id, &mut notes).await?;
-        let restored = self.restore_leased(&lock, &entry, admin, &ground, intent, notes).await;
+        let sessions = (admin, inside);
+        let restored = self
+            .restore_leased(&lock, &entry, sessions, &ground, intent, notes)
+            .await;
         let held = self.end_lease(lease).await;
-        let mut restored = restored?;
-        restored.notes.extend(held.into_iter().chain(ground.notes));
+        let mut restored = restored.map_err(|error| self.explained(error, rights::OF_A_RESTORE))?;
+        restored.notes.extend(told.into_iter().chain(held).chain(ground.notes));
         Ok(restored)
     }
 
@@ -120,23 +122,24 @@ impl Vault {
     /// # Errors
     /// Why it would be refused.
     pub async fn check_restore(&self, id: &str, swap: &Swap) -> Result<(Entry, Vec<String>), Error> {
-        let entry = self.show_to_restore(id, swap).await?;
-        let admin = Admin::connect(&self.target, "postgres", "foregate restore").await?;
-        let ground = self.preflight(&entry, &admin, swap).await?;
-        Ok((entry, ground.notes))
+        let (entry, mut notes) = self.show_to_restore(id, swap).await?;
+        let admin = Admin::beside(&self.target, "foregate restore").await?;
+        notes.extend(self.preflight(&entry, &admin, swap).await?.notes);
+        Ok((entry, notes))
     }
 
     async fn restore_leased(
         &self,
         lock: &Lock,
         entry: &Entry,
-        admin: Admin,
+        (admin, inside): (Admin, Option<Admin>),
         ground: &Ground,
         mut intent: Intent,
         mut notes: Vec<String>,
     ) -> Result<Restored, Error> {
-        let scratch =
-            PrivateDirectory::new(&self.config.scratch, "restore").map_err(local("making the scratch directory"))?;
+        let directory = &self.config.scratch;
+        let making = local(format!("making a directory in {}", directory.display()));
+        let scratch = PrivateDirectory::new(directory, "restore").map_err(making)?;
         let spool = scratch.path().join("dump");
         self.spool(entry, &spool).await?;
         // The identity of what serves now, before anything is made. A lost server has no such database.
@@ -152,6 +155,10 @@ impl Vault {
         if extent == Extent::Bare {
             intent.roles.clone_from(&missing.roles);
         }
+        let character = match living {
+            None => self.recorded(entry).await?,
+            living => living,
+        };
         self.write_intent(&intent)?;
         reached(Step::Noted).await;
         let work = Work {
@@ -161,18 +168,28 @@ impl Vault {
             intent: &intent,
             missing,
             extent,
-            character: living.or_else(|| recorded(entry)),
+            character,
         };
         let done = self.carry_out(&work, &spool, &mut notes).await;
         drop(work);
-        admin.give_back(ADVISORY_LOCK).await;
-        drop(admin);
+        for session in std::iter::once(admin).chain(inside) {
+            session.give_back(ADVISORY_LOCK).await;
+        }
         // The note decides what holds, as after a crash: an answer that was lost is no answer.
         let recovered = self.recover_locked(lock).await;
         if let Err(error) = &recovered {
             // Neither makes what was done undone, nor hides why it was not.
+            let shut = match (&done, intent.replaces()) {
+                (Err(Failure::InSwap { .. }), true) => {
+                    format!(
+                        " (until then {:?} may let nobody in: run the restore again)",
+                        intent.live
+                    )
+                }
+                _ => String::new(),
+            };
             notes.push(format!(
-                "the next look tidies up, which was not possible: {}",
+                "the next look tidies up, which was not possible{shut}: {}",
                 chain(error)
             ));
         }
@@ -190,6 +207,25 @@ impl Vault {
             rows,
             notes,
         })
+    }
+
+    /// What was written down of the database. `None`: an earlier version wrote nothing.
+    async fn recorded(&self, entry: &Entry) -> Result<Option<Character>, Error> {
+        let Content::Database {
+            character: Some(character),
+            ..
+        } = &entry.manifest.content
+        else {
+            return Ok(None);
+        };
+        let mut character = (**character).clone();
+        if character.settings.is_none() {
+            let lost = || repository::Error::damaged(&format!("{}/{PRIVATE}", entry.folder), "it cannot be read");
+            let part = self.read_part(entry, PRIVATE).await?.ok_or_else(lost)?;
+            // What is wrong with it would quote a secret.
+            character.put_back(serde_json::from_slice(&part).map_err(|_| lost())?);
+        }
+        Ok(Some(character))
     }
 
     /// All of it, up to the last name.
@@ -264,13 +300,11 @@ impl Vault {
         running.finish(limit).await?;
         reached(Step::Filled).await;
         let rows = self.compare_rows(work, &application).await?;
-        for statement in character.iter().flat_map(|character| following(new, character)) {
-            match admin.batch("carrying the settings over", &statement).await {
-                Err(error) if work.intent.live_oid > 0 => return Err(error.into()),
-                // This server is another one, perhaps newer: better without a setting than without the database.
-                Err(error) => notes.push(format!("{statement} failed: {}", chain(&error))),
-                Ok(()) => {}
-            }
+        if let Some(character) = &character {
+            let gifts = following(new, character);
+            admin
+                .unlogged(give(admin, &gifts, work.intent.live_oid > 0, notes))
+                .await?;
         }
         if work.intent.replaces() {
             let names = (work.intent.live.as_str(), new.as_str());
@@ -293,7 +327,7 @@ impl Vault {
             inside
                 .batch("counting without policies", "SET row_security = off")
                 .await?;
-            Ok::<_, Error>(count_rows(&inside).await?)
+            Ok::<_, Error>(count_rows(&inside, work.limit(self.config.step_timeout)).await?)
         };
         let analyze = async {
             let inside = Admin::connect(&self.target, new, application).await?;
@@ -321,11 +355,19 @@ fn patience(usual: Duration, is_proof: bool) -> Duration {
     if is_proof { usual } else { usual.max(STEP_MAX) }
 }
 
-fn recorded(entry: &Entry) -> Option<Character> {
-    match &entry.manifest.content {
-        Content::Database { character, .. } => character.as_deref().cloned(),
-        Content::Base { .. } | Content::Files { .. } => None,
+/// Gives the new database what is its own. The server's words may quote a secret, so that only a code and what it is about
+/// are told.
+async fn give(admin: &Admin, gifts: &[Gift], all: bool, notes: &mut Vec<String>) -> Result<(), Error> {
+    for gift in gifts {
+        let given = admin.batch(&gift.what, gift.sql.reveal()).await;
+        match given.map_err(postgres::Error::withheld) {
+            Err(error) if all => return Err(error.into()),
+            // This server is another one, perhaps newer: better without a setting than without the database.
+            Err(error) => notes.push(format!("the database lacks something that it had: {}", chain(&error))),
+            Ok(()) => {}
+        }
     }
+    Ok(())
 }
 
 /// What could not be made may be why the rest failed.

@@ -63,6 +63,13 @@ impl Settings {
         own.unwrap_or_else(|| self.state_dir.clone())
     }
 
+    /// Worth a word wherever backups are made: whoever reads the repository then reads the data.
+    #[must_use]
+    pub fn in_the_clear(&self) -> Option<&'static str> {
+        let is_clear = self.repository.recipients.is_empty();
+        is_clear.then_some("backups are stored in the clear: backup.recipients names no age public key")
+    }
+
     /// What the vault needs; `None`: there is no database, and so no vault.
     #[must_use]
     pub fn vault(&self) -> Option<Config> {

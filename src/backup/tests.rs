@@ -1,14 +1,18 @@
 //! What a vault of file sets keeps and deletes when backups turn out damaged and clocks jump. Without PostgreSQL.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use age::secrecy::ExposeSecret as _;
+use jiff::{SignedDuration, Timestamp};
 
 use super::files::FileSet;
 use super::*;
+use crate::postgres::child::Command;
+use crate::repository::frames::Compression;
 use crate::repository::layout;
-use crate::repository::manifest::{Lease, Level};
+use crate::repository::manifest::{Lease, Level, Part};
 use crate::secret::Secret;
 
 const DAY: i64 = 86_400;
@@ -176,7 +180,7 @@ async fn failure_counts_although_the_clock_went_back_since_the_last_proof() {
     let bed = Bed::new();
     let entry = bed.create_at(0).await;
     let ahead = bed.at(365 * DAY);
-    assert_eq!(ahead.verify(&entry).await.expect("it is whole"), Level::L2);
+    assert_eq!(ahead.verify(&entry).await.expect("it is whole").level, Level::L2);
     // The id of that proof, too, is of the clock that was wrong.
     let folder = bed.path(&entry.folder);
     let mut note = std::fs::read_dir(&folder)
@@ -318,7 +322,7 @@ async fn backup_with_a_record_that_cannot_be_read_is_listed_kept_and_proven_agai
         let pruned = bed.vault.prune(false).await.expect("a clean-up");
         assert_eq!(pruned.marked, [], "it may be good");
     }
-    assert_eq!(bed.vault.verify(&old).await.expect("it is whole"), Level::L2);
+    assert_eq!(bed.vault.verify(&old).await.expect("it is whole").level, Level::L2);
     let (listed, _) = bed.vault.list().await.expect("a list");
     assert!(listed[0].is_good(), "{:?}", listed[0]);
     assert_eq!(
@@ -326,4 +330,146 @@ async fn backup_with_a_record_that_cannot_be_read_is_listed_kept_and_proven_agai
         [old.manifest.id]
     );
     assert!(bed.is_there(&new).await);
+}
+
+/// Which note it is that cannot be read must not make a backup vanish, nor a lease let one go.
+#[tokio::test]
+async fn lease_or_mark_that_cannot_be_read_hides_no_backup_and_deletes_none() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    let new = bed.create_at(-60).await;
+    let id = old.manifest.id;
+    let lease = layout::lease(id, Ulid::from_parts(1, 1));
+    for note in [b"{".to_vec(), vec![b' '; 100_000]] {
+        for key in [&lease, &layout::tombstone(id)] {
+            assert!(bed.vault.repository.create(key, note.clone()).await.expect("written"));
+            let entry = bed.vault.show(&id.to_string()).await.expect("it is listed");
+            assert!(entry.is_good() && entry.is_leased(Timestamp::MAX) == (key == &lease));
+            let problem = entry.problem().expect("it is told");
+            assert!(problem.contains(key), "{problem}");
+            if key == &lease {
+                let refused = bed.vault.delete(&id.to_string()).await.expect_err("it may be in use");
+                assert!(refused.to_string().contains(key), "{refused}");
+                assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, []);
+            }
+            bed.vault.repository.delete(key).await.expect("deleted");
+        }
+    }
+    // A mark that says nothing gives way to one that does.
+    let mark = layout::tombstone(id);
+    assert!(
+        bed.vault
+            .repository
+            .create(&mark, b"{".to_vec())
+            .await
+            .expect("written")
+    );
+    assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, [id]);
+    let marked = bed.vault.show(&id.to_string()).await.expect("listed");
+    assert!(marked.tombstone.is_some() && marked.problem().is_none());
+    // And one beside no manifest erases nothing, nor does it stop the clean-up.
+    std::fs::write(bed.path(&mark), "{").expect("writable");
+    std::fs::remove_file(bed.path(&layout::manifest(&old.folder))).expect("removable");
+    assert_eq!(bed.vault.prune(false).await.expect("a clean-up").deleted, []);
+    assert!(bed.object(&old).exists() && bed.is_there(&new).await);
+}
+
+#[tokio::test]
+async fn backup_that_cannot_be_read_is_not_said_to_be_missing() {
+    let bed = Bed::new();
+    let entry = bed.create_at(0).await;
+    let manifest = layout::manifest(&entry.folder);
+    std::fs::write(bed.path(&manifest), "{").expect("writable");
+    let told = bed.vault.show(&entry.manifest.id.to_string()).await;
+    let told = told.expect_err("it cannot be read").to_string();
+    assert!(
+        told.contains("is there and cannot be read") && told.contains(&manifest),
+        "{told}"
+    );
+    let told = bed.vault.show(&Ulid::from_parts(1, 1).to_string()).await;
+    assert!(matches!(told, Err(Error::Unknown(_))), "{told:?}");
+}
+
+#[tokio::test]
+async fn latest_of_a_file_set_tells_of_the_newer_one_that_it_passes_over() {
+    let bed = Bed::new();
+    bed.create_at(-60).await;
+    let new = bed.create_at(0).await;
+    let into = bed.root.path().join("into");
+    let restored = bed.vault.restore_files("latest", &into).await.expect("restored");
+    assert_eq!((restored.id, restored.notes), (new.manifest.id, Vec::new()));
+    flip(&bed.object(&new));
+    bed.vault.verify(&new).await.expect_err("it is damaged");
+    let into = bed.root.path().join("again");
+    let notes = bed.vault.restore_files("latest", &into).await.expect("restored").notes;
+    let told = notes.concat();
+    assert!(
+        told.contains(&new.manifest.id.to_string()) && told.contains("is damaged"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn damage_that_looks_like_a_wrong_key_condemns_a_backup_and_a_wrong_key_does_not() {
+    let [own, other] = [(); 2].map(|()| age::x25519::Identity::generate());
+    let keys = |identity: &age::x25519::Identity| {
+        let secret = Secret::new(identity.to_string().expose_secret());
+        Keys::new(&[identity.to_public().to_string()], Some(&secret)).expect("keys")
+    };
+    let mut bed = Bed::new();
+    bed.vault.keys = Arc::new(keys(&own));
+    let entry = bed.create_at(0).await;
+    let id = entry.manifest.id.to_string();
+    let stranger = Vault {
+        keys: Arc::new(keys(&other)),
+        ..bed.vault.clone()
+    };
+    let told = stranger.verify(&entry).await.expect_err("no key fits");
+    assert!(chain(&told).contains("does not open"), "{}", chain(&told));
+    assert!(bed.vault.show(&id).await.expect("listed").is_good());
+    // In the stanza of the recipient, which is base64 (age's specification).
+    let object = bed.path(&entry.folder).join("files.zst.age");
+    let mut bytes = std::fs::read(&object).expect("readable");
+    bytes[40] = if bytes[40] == b'A' { b'B' } else { b'A' };
+    std::fs::write(&object, bytes).expect("writable");
+    bed.vault.verify(&entry).await.expect_err("it is damaged");
+    assert!(bed.vault.show(&id).await.expect("listed").is_condemned());
+}
+
+/// Whoever feeds a program waits as long as it lives.
+#[tokio::test]
+async fn program_that_neither_reads_nor_ends_is_killed_when_its_time_is_over() {
+    let bed = Bed::new();
+    let config = Config {
+        step_timeout: Duration::from_millis(200),
+        ..bed.vault.config.clone()
+    };
+    let vault = Vault {
+        config,
+        ..bed.vault.clone()
+    };
+    let (key, keys) = ("x/dumps/1/dump.zst", Arc::clone(&vault.keys));
+    let zeros = std::io::repeat(0).take(64 << 20);
+    let put = vault
+        .repository
+        .put_sealed(key, zeros, Arc::clone(&keys), Compression::DEFAULT, || Ok(()), |_| {});
+    let part = Part::new("dump", key, put.await.expect("stored"));
+    // By its argument it is known among all others.
+    let deaf = Command::new("/bin/sleep".into()).arg("3600.0815");
+    let lives = || {
+        let processes = std::fs::read_dir("/proc").expect("readable").flatten();
+        let lines = processes.map(|process| std::fs::read(process.path().join("cmdline")).unwrap_or_default());
+        lines.into_iter().any(|line| line.ends_with(b"3600.0815\0"))
+    };
+    let error = vault
+        .prove_by(deaf, key, &part, &keys, |_| {})
+        .await
+        .expect_err("it hears nothing");
+    assert!(
+        matches!(error, Error::Postgres(postgres::Error::Slow { .. })),
+        "{error}"
+    );
+    while lives() {
+        tokio::task::yield_now().await;
+    }
 }

@@ -8,8 +8,10 @@ use ulid::Ulid;
 
 use super::entry::next_record;
 use super::{Entry, Error, Vault};
+use crate::postgres;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
+use crate::repository::lease::may_only_read;
 use crate::repository::manifest::{Content, Level, Manifest, Part, Verification};
 use crate::repository::{self, Keys, layout};
 use crate::telemetry::cause::chain;
@@ -59,22 +61,39 @@ impl Vault {
             }
         };
         let programs = Programs::reading(major, major)?;
-        let mut child = Command::new(programs.path("pg_restore"))
-            .arg("-f")
-            .arg("/dev/null")
-            .stdin_piped()
-            .start()?;
-        let sink = Draining {
-            inner: Some(child.take_stdin()?),
+        let reader = Command::new(programs.path("pg_restore")).arg("-f").arg("/dev/null");
+        self.prove_by(reader, key, part, keys, progress).await
+    }
+
+    /// Feeds the part to a program that reads it to its end. One that neither reads nor ends is killed when its time is over:
+    /// whoever writes to it would wait as long as it lives.
+    pub(super) async fn prove_by(
+        &self,
+        reader: Command,
+        key: &str,
+        part: &Part,
+        keys: &Arc<Keys>,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<(), Error> {
+        let limit = self.config.step_timeout;
+        let proven = async {
+            let mut child = reader.stdin_piped().start()?;
+            let sink = Draining {
+                inner: Some(child.take_stdin()?),
+            };
+            let (sealed, sink) = self
+                .repository
+                .get_sealed(key, sink, Arc::clone(keys), progress)
+                .await?;
+            drop(sink);
+            part.check(key, &sealed)?;
+            Ok(child.finish(limit).await?)
         };
-        let (sealed, sink) = self
-            .repository
-            .get_sealed(key, sink, Arc::clone(keys), progress)
-            .await?;
-        drop(sink);
-        part.check(key, &sealed)?;
-        child.finish(self.config.step_timeout).await?;
-        Ok(())
+        let slow = |_| postgres::Error::Slow {
+            act: format!("reading {key} back"),
+            seconds: limit.as_secs(),
+        };
+        tokio::time::timeout(limit, proven).await.map_err(slow)?
     }
 
     /// Verifies a published backup and writes down the result. Without a key to open it, only the stored bytes are
@@ -82,7 +101,7 @@ impl Vault {
     ///
     /// # Errors
     /// Why it is not proven; that is recorded as well, unless it is for want of a key or a program.
-    pub async fn verify(&self, entry: &Entry) -> Result<Level, Error> {
+    pub async fn verify(&self, entry: &Entry) -> Result<Proven, Error> {
         let test = if self.can_open(&entry.manifest) {
             Level::L2
         } else {
@@ -102,7 +121,7 @@ impl Vault {
     ///
     /// # Errors
     /// As [`Vault::verify`].
-    pub async fn verify_by_restore(&self, entry: &Entry) -> Result<Level, Error> {
+    pub async fn verify_by_restore(&self, entry: &Entry) -> Result<Proven, Error> {
         let result = self.twice(entry, Level::L3).await;
         self.record(entry, result).await
     }
@@ -111,12 +130,12 @@ impl Vault {
     ///
     /// # Errors
     /// As [`Vault::verify`].
-    pub async fn prove_again(&self, entry: &Entry, restore: bool) -> Result<Level, Error> {
-        let level = self.verify(entry).await?;
+    pub async fn prove_again(&self, entry: &Entry, restore: bool) -> Result<Proven, Error> {
+        let proven = self.verify(entry).await?;
         if restore {
             return self.verify_by_restore(entry).await;
         }
-        Ok(level)
+        Ok(proven)
     }
 
     /// Level 1: every part hashes as it did when it was written.
@@ -130,11 +149,12 @@ impl Vault {
     }
 
     /// Believes a failure that blames the backup only when it shows again: one bad read, of a disk or on the way here, must
-    /// not condemn a good backup.
+    /// not condemn a good backup. Where no key fits, the stored bytes tell whether it is the key: damage to the first of them
+    /// looks the same.
     async fn twice(&self, entry: &Entry, test: Level) -> Result<Level, Missed> {
         let missed = |test: Level| move |error| Missed { test, error };
         match self.attempt(entry, test).await {
-            Err(error) if is_damage(&error) => {
+            Err(error) if is_damage(&error) || fits_no_key(&error) => {
                 tracing::warn!(backup = %entry.manifest.id, error = chain(&error), "read again before it is believed");
             }
             other => return other.map_err(missed(test)),
@@ -157,7 +177,8 @@ impl Vault {
         }
     }
 
-    pub(super) async fn record(&self, entry: &Entry, result: Result<Level, Missed>) -> Result<Level, Error> {
+    /// Writes down what was found. Where nothing may be written, that is no other finding, but a note.
+    pub(super) async fn record(&self, entry: &Entry, result: Result<Level, Missed>) -> Result<Proven, Error> {
         let (level, failure) = match &result {
             Ok(level) => (*level, None),
             Err(missed) if is_damage(&missed.error) => {
@@ -165,22 +186,59 @@ impl Vault {
                 why.truncate(why.floor_char_boundary(FAILURE_BYTES_MAX));
                 (missed.test, Some(why))
             }
-            Err(_) => return result.map_err(|missed| missed.error),
+            Err(_) => return result.map(Proven::written).map_err(|missed| missed.error),
         };
         let at = self.clock.wall();
-        let record = Verification { at, level, failure };
+        let written = self.write_record(entry, &Verification { at, level, failure }).await;
+        match (result, written) {
+            (Ok(level), Ok(())) => Ok(Proven::written(level)),
+            (Ok(level), Err(error)) if may_only_read(&error) => Ok(Proven {
+                level,
+                unrecorded: Some(format!(
+                    "the proof was not recorded, since the repository may only be read: {}",
+                    chain(&error)
+                )),
+            }),
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Err(missed), Ok(())) => Err(missed.error),
+            // That it is damaged matters more.
+            (Err(missed), Err(error)) => Err(Error::Noted {
+                notes: format!("the failure could not be recorded: {}", chain(&error)),
+                source: Box::new(missed.error),
+            }),
+        }
+    }
+
+    async fn write_record(&self, entry: &Entry, record: &Verification) -> Result<(), repository::Error> {
         let folder = format!("{}/verify-", entry.folder);
         let id = |key: &str| Ulid::from_string(key.strip_prefix(&folder)?.strip_suffix(".json")?).ok();
         // The order of the records is the order of their ids, which the clock alone would not keep.
         let listed = self.repository.list(&entry.folder).await?;
         let id = next_record(listed.iter().filter_map(|(key, _)| id(key)), Ulid::generate());
         let key = layout::verification(&entry.folder, id);
-        if !self.repository.create(&key, to_json(&record)).await? {
+        if !self.repository.create(&key, to_json(record)).await? {
             // Somebody else has just written theirs.
             let key = layout::verification(&entry.folder, next_record(std::iter::once(id), id));
-            self.repository.create(&key, to_json(&record)).await?;
+            self.repository.create(&key, to_json(record)).await?;
         }
-        result.map_err(|missed| missed.error)
+        Ok(())
+    }
+}
+
+/// A proof that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proven {
+    pub level: Level,
+    /// Why it stands nowhere.
+    pub unrecorded: Option<String>,
+}
+
+impl Proven {
+    fn written(level: Level) -> Self {
+        Self {
+            level,
+            unrecorded: None,
+        }
     }
 }
 
@@ -195,19 +253,19 @@ pub(super) fn is_damage(error: &Error) -> bool {
     match error {
         Error::Repository(repository::Error::Damaged { .. }) | Error::Unproven { .. } => true,
         Error::Noted { source, .. } => is_damage(source),
-        Error::Repository(repository::Error::Unseal { source, .. }) => {
-            // A key that does not fit is no damage, and neither is a full scratch disk: were it recorded as such,
-            // retention would let a good backup go.
-            let no_key = source
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<age::DecryptError>());
-            let no_key = no_key.is_some_and(|inner| matches!(inner, age::DecryptError::NoMatchingKeys));
-            !no_key && source.raw_os_error().is_none()
-        }
+        // A full scratch disk is no damage: were it recorded as such, retention would let a good backup go.
+        Error::Repository(repository::Error::Unseal { source, .. }) => source.raw_os_error().is_none(),
         Error::Repository(repository::Error::Store { source, .. }) => {
             matches!(source, object_store::Error::NotFound { .. })
         }
         _ => false,
+    }
+}
+
+fn fits_no_key(error: &Error) -> bool {
+    match error {
+        Error::Noted { source, .. } => fits_no_key(source),
+        other => matches!(other, Error::Repository(repository::Error::OtherKeys { .. })),
     }
 }
 

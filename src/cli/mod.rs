@@ -19,6 +19,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use comfy_table::{ContentArrangement, Table};
 
+use crate::telemetry::cause::chain;
+
 /// The configuration or the command line is wrong (EX_USAGE of sysexits).
 const EXIT_USAGE: u8 = 64;
 /// Something failed while running.
@@ -122,7 +124,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(EXIT_WAITS)
         }
         Err(Error::Failed(error)) => {
-            complain(&format!("foregate: {error:#}\n"));
+            complain(&format!("foregate: {}\n", chain(error.as_ref())));
             ExitCode::from(EXIT_FAILURE)
         }
     }

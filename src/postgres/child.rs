@@ -19,6 +19,8 @@ use crate::priority;
 const STDERR_BYTES_MAX: usize = 16 * 1024;
 /// As much as an unprivileged process may ask for (`fs.pipe-max-size`).
 const PIPE_BYTES: usize = 1024 * 1024;
+/// What begins that the server adds to an error.
+const ADDED: [&str; 3] = ["DETAIL:", "CONTEXT:", "Command was:"];
 
 /// What to run.
 #[derive(Debug)]
@@ -336,9 +338,10 @@ impl Child {
     }
 
     fn redacted(&self, text: &str) -> String {
+        let text = without_rows(&self.program, text);
         match self.password.as_deref().filter(|password| !password.is_empty()) {
             Some(password) => text.replace(password, "[secret]"),
-            None => text.to_owned(),
+            None => text,
         }
     }
 
@@ -356,14 +359,53 @@ impl Drop for Child {
     }
 }
 
+/// What a program complains of, without what the server adds: the row that it refused, the statement with the value in it.
+fn without_rows(program: &str, text: &str) -> String {
+    let begins = format!("{program}: ");
+    let mut is_kept = true;
+    let lines = text.lines().filter(|line| {
+        is_kept = match is_kept {
+            true => !ADDED.iter().any(|words| line.starts_with(words)),
+            // Values may have several lines.
+            false => line.starts_with(&begins),
+        };
+        is_kept
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// Reads to the end and keeps the last part: a program that floods stderr must neither block nor fill memory.
 async fn read_tail(mut pipe: tokio::process::ChildStderr) -> String {
     let mut kept: Vec<u8> = Vec::new();
+    let mut is_cut = false;
     let mut buffer = [0; 4096];
     while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
         kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
         let surplus = kept.len().saturating_sub(STDERR_BYTES_MAX);
         kept.drain(..surplus);
+        is_cut |= surplus > 0;
     }
-    String::from_utf8_lossy(&kept).trim().to_owned()
+    let text = String::from_utf8_lossy(&kept);
+    // What it begins in may be a row.
+    let begun = if is_cut { ADDED[0] } else { "" };
+    format!("{begun}{}", text.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaint_of_a_program_is_told_without_the_rows_in_it() {
+        let text = "pg_restore: error: COPY failed for table \"t\": ERROR:  it violates check constraint \"c\"\n\
+                    DETAIL:  Failing row contains (a secret\nof two lines).\nCONTEXT:  COPY t, line 1: \"a secret\"\n\
+                    pg_restore: error: could not execute query: ERROR:  no such type\nCommand was: CREATE a secret\n\nof two lines\n\
+                    pg_restore: warning: errors ignored: 2";
+        let told = "pg_restore: error: COPY failed for table \"t\": ERROR:  it violates check constraint \"c\"\n\
+                    pg_restore: error: could not execute query: ERROR:  no such type\n\
+                    pg_restore: warning: errors ignored: 2";
+        assert_eq!(without_rows("pg_restore", text), told);
+        let other = "pg_dump: error: connection failed: No such file\n\tIs the server running?";
+        assert_eq!(without_rows("pg_dump", other), other);
+    }
 }

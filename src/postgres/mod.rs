@@ -9,6 +9,9 @@ pub mod server;
 
 use std::time::Duration;
 
+use tokio_postgres::config::Host;
+use tokio_postgres::error::SqlState;
+
 use crate::libpq::{self, Address};
 use crate::secret::Secret;
 
@@ -73,6 +76,23 @@ impl Target {
         Ok(Self { address })
     }
 
+    /// Host and port, or the socket, of each server that the address names.
+    #[must_use]
+    pub fn server(&self) -> String {
+        let ports = self.address.config.get_ports();
+        let hosts = self.address.config.get_hosts().iter().enumerate();
+        let places = hosts.map(|(index, host)| {
+            // One stands for all.
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(directory) => format!("{}/.s.PGSQL.{port}", directory.display()),
+            }
+        });
+        places.collect::<Vec<_>>().join(" or ")
+    }
+
     #[must_use]
     pub fn role(&self) -> &str {
         self.address.config.get_user().unwrap_or_default()
@@ -111,9 +131,10 @@ pub enum Error {
     Address(#[from] libpq::Error),
     #[error("which database? Set [database] url in the configuration, DATABASE_URL, or --database-url-file")]
     NoDatabase,
-    #[error("connecting to database {database:?}")]
+    #[error("connecting to {place}{}", advice(source))]
     Connect {
-        database: String,
+        /// Database, server and role.
+        place: String,
         #[source]
         source: tokio_postgres::Error,
     },
@@ -123,6 +144,9 @@ pub enum Error {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// Of the server, whose own words quote what it refuses: a secret.
+    #[error("{act}: SQLSTATE {code} ({})", meaning(code))]
+    Withheld { act: String, code: String },
     #[error("{act} took longer than {seconds} s")]
     Slow { act: String, seconds: u64 },
     #[error("no {program} of version {major} or newer was found; install postgresql-client-{major}")]
@@ -145,18 +169,98 @@ pub enum Error {
     Private(#[source] std::io::Error),
 }
 
+/// What the server's words do not say: what to do.
+fn advice(source: &tokio_postgres::Error) -> &'static str {
+    match source.code() {
+        Some(code) if *code == SqlState::INVALID_PASSWORD => " (the password in the address is not the role's)",
+        Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            " (the server's pg_hba.conf must let this role in from here, and the role must exist and have LOGIN)"
+        }
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => " (the role needs CONNECT on it)",
+        _ => "",
+    }
+}
+
+fn meaning(code: &str) -> &'static str {
+    match code {
+        "22023" => "the value is none that this server takes",
+        "42501" => "our role may not do that",
+        "42704" => "this server does not know its name",
+        "55P02" => "it cannot be changed in this way",
+        _ => "see appendix A of PostgreSQL's manual",
+    }
+}
+
 impl Error {
     /// Whether the server would do it for someone with more rights.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        let denied = &tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
-        matches!(self, Self::Query { source, .. } if source.code() == Some(denied))
+        match self {
+            Self::Query { source, .. } => source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+            // The programs tell no code, only the server's words, which may be in another language.
+            Self::Failed { stderr, .. } => ["permission denied", "row-level security policy"]
+                .iter()
+                .any(|words| stderr.contains(words)),
+            _ => false,
+        }
+    }
+
+    /// Whether the server is there, and it is this database that is not, or that lets nobody or not us in.
+    #[must_use]
+    pub fn is_shut_out(&self) -> bool {
+        let codes = [
+            SqlState::INVALID_CATALOG_NAME,
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        ];
+        matches!(self, Self::Connect { source, .. } if source.code().is_some_and(|code| codes.contains(code)))
     }
 
     /// Whether something still needs what was to be dropped.
     #[must_use]
     pub fn is_depended_on(&self) -> bool {
-        let needed = &tokio_postgres::error::SqlState::DEPENDENT_OBJECTS_STILL_EXIST;
+        let needed = &SqlState::DEPENDENT_OBJECTS_STILL_EXIST;
         matches!(self, Self::Query { source, .. } if source.code() == Some(needed))
+    }
+
+    /// The same without the server's words, where a statement holds a secret.
+    #[must_use]
+    pub fn withheld(self) -> Self {
+        match self {
+            Self::Query { act, source } if source.code().is_some() => Self::Withheld {
+                act,
+                code: source.code().map_or_else(String::new, |code| code.code().to_owned()),
+            },
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_is_named_as_the_address_names_it_and_without_the_password() {
+        for (url, named) in [
+            ("postgres://ops:secret@db/app", "db:5432"),
+            (
+                "postgres://ops:secret@10.0.0.5:6000,[fd00::1]:6001/app",
+                "10.0.0.5:6000 or [fd00::1]:6001",
+            ),
+            (
+                "postgres://ops@%2Frun%2Fpostgresql:5433/app",
+                "/run/postgresql/.s.PGSQL.5433",
+            ),
+            (
+                "host=a,b port=6000 user=ops password=secret dbname=app",
+                "a:6000 or b:6000",
+            ),
+        ] {
+            let config = Config { url: Secret::new(url) };
+            let target = Target::parse(&config).expect("an address");
+            assert_eq!(target.server(), named, "{url}");
+        }
     }
 }

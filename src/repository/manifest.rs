@@ -11,6 +11,7 @@ use ulid::Ulid;
 use super::Error;
 use super::layout::Cluster;
 use super::seal::{Measured, Sealed};
+use crate::secret::Secret;
 
 /// Raised when an old reader could misread a new manifest.
 pub const FORMAT: u32 = 1;
@@ -123,10 +124,43 @@ pub struct Character {
     pub tablespace: String,
     /// -1: none.
     pub connection_limit: i32,
+    /// Sealed with the settings, if there are any of both; here in what earlier versions wrote.
     pub comment: Option<String>,
-    pub settings: Vec<Setting>,
+    /// `None`: they are in the part [`PRIVATE`]. Earlier versions, which had them here, then refuse the manifest, instead of
+    /// making a database without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Vec<Setting>>,
     /// `None`: those that every database has.
     pub privileges: Option<Vec<Privilege>>,
+}
+
+impl Character {
+    /// Takes out what may hold secrets, to be sealed; `None`: there is nothing of the kind.
+    pub fn take_private(&mut self) -> Option<Private> {
+        let comment = self.comment.take();
+        let settings = self.settings.take().unwrap_or_default();
+        if comment.is_none() && settings.is_empty() {
+            self.settings = Some(Vec::new());
+            return None;
+        }
+        Some(Private { comment, settings })
+    }
+
+    pub fn put_back(&mut self, private: Private) {
+        self.comment = private.comment;
+        self.settings = Some(private.settings);
+    }
+}
+
+/// The name of the part that holds [`Private`].
+pub const PRIVATE: &str = "settings";
+
+/// What people wrote about a database, and for the app in it: a key to sign tokens with may be a setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Private {
+    pub comment: Option<String>,
+    pub settings: Vec<Setting>,
 }
 
 /// Of `ALTER DATABASE ... SET`, or `ALTER ROLE ... IN DATABASE ... SET`.
@@ -136,7 +170,23 @@ pub struct Setting {
     /// `None`: whoever connects.
     pub role: Option<String>,
     pub name: String,
-    pub value: String,
+    #[serde(with = "plain")]
+    pub value: Secret,
+}
+
+/// Only what is sealed, and what was written by earlier versions, says a value.
+mod plain {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::secret::Secret;
+
+    pub(super) fn serialize<S: Serializer>(value: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(value.reveal())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        String::deserialize(deserializer).map(Secret::new)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,7 +223,7 @@ pub enum Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Part {
-    /// `dump`, `globals`, `files`; of a base backup `base`, a tablespace's OID, `backup_manifest`.
+    /// `dump`, `globals`, `settings`, `files`; of a base backup `base`, a tablespace's OID, `backup_manifest`.
     pub name: String,
     /// The object's name in the backup's folder.
     pub object: String,
@@ -287,6 +337,20 @@ impl Manifest {
         self.parts.iter().find(|part| part.name == name)
     }
 
+    /// What may be shown of it: earlier versions wrote settings into it, and what is a secret in the database is one here.
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        let mut shown = self.clone();
+        if let Content::Database {
+            character: Some(character),
+            ..
+        } = &mut shown.content
+        {
+            drop(character.take_private());
+        }
+        shown
+    }
+
     /// What is stored: JSON with the SHA-256 of its own content, since nothing else vouches for the manifest.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -344,6 +408,27 @@ fn is_plain_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_a_secret_is_sealed_apart_and_comes_back_and_an_older_reader_is_told_by_its_absence() {
+        let mut character: Character = serde_json::from_value(serde_json::json!({
+            "owner": "shop", "encoding": "UTF8", "provider": "c", "collate": "C", "ctype": "C", "locale": null,
+            "icuRules": null, "tablespace": "pg_default", "connectionLimit": -1, "comment": "the key is 7",
+            "settings": [{"role": null, "name": "app.key", "value": "7"}], "privileges": null,
+        }))
+        .expect("as earlier versions wrote it");
+        let whole = character.clone();
+        let private = character.take_private().expect("there is something");
+        let said = serde_json::to_value(&character).expect("JSON");
+        assert!(said.get("settings").is_none() && said["comment"].is_null(), "{said}");
+        assert!(!format!("{private:?}").contains("value: \"7\""));
+        character.put_back(private);
+        assert_eq!(character, whole);
+        (character.comment, character.settings) = (None, Some(Vec::new()));
+        assert_eq!(character.take_private(), None);
+        let said = serde_json::to_value(&character).expect("JSON");
+        assert_eq!(said["settings"], serde_json::json!([]), "an older reader reads it");
+    }
 
     #[test]
     fn no_single_bit_of_a_manifest_can_flip_unnoticed() {

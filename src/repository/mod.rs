@@ -88,10 +88,16 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    #[error("{key} is damaged: {what}")]
+    #[error("{key} is damaged: {what}; use another backup, or put this object back from a copy of the repository")]
     Damaged { key: String, what: String },
     #[error("{key} is encrypted, and no age identity is configured")]
     NoIdentity { key: String },
+    /// A damaged header looks the same.
+    #[error(
+        "{key} does not open: the configured age identity opens what is sealed to {own} only (`recipients` in the manifest \
+         tells to whom this was; if {own} is among them, its first bytes are damaged)"
+    )]
+    OtherKeys { key: String, own: String },
     #[error("{act} {key}")]
     Local {
         act: &'static str,

@@ -77,6 +77,84 @@ impl Keys {
     pub fn recipients(&self) -> Vec<String> {
         self.recipients.iter().map(ToString::to_string).collect()
     }
+
+    /// The public keys of our identities: what is sealed to one of them can be opened.
+    fn own(&self) -> Vec<String> {
+        let public = |identity: &age::x25519::Identity| identity.to_public().to_string();
+        self.identities.iter().map(public).collect()
+    }
+
+    /// Whether a backup that is sealed to `recipients` can be opened; none of them: it lies in the clear.
+    ///
+    /// # Errors
+    /// Whose key is missing, in words.
+    pub fn check(&self, recipients: &[String]) -> Result<(), String> {
+        if recipients.is_empty() {
+            return Ok(());
+        }
+        let own = self.own();
+        if own.is_empty() {
+            return Err("the backup is encrypted, and no age identity is configured".to_owned());
+        }
+        if own.iter().any(|key| recipients.contains(key)) {
+            return Ok(());
+        }
+        Err(format!(
+            "the backup is sealed to {}, and the configured age identity opens what is sealed to {} only: \
+             configure the identity of one of the former",
+            recipients.join(", "),
+            own.join(", ")
+        ))
+    }
+}
+
+/// What is stored does not open as what was sealed. From the store itself and from a sink come other errors.
+#[derive(Debug, thiserror::Error)]
+#[error("its bytes are not those that were written ({0})")]
+struct Altered(String);
+
+/// Tells what a decoder says of the bytes that it reads from everything else.
+struct Decoding<R>(R);
+
+impl<R: Read> Read for Decoding<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(judged)
+    }
+}
+
+fn judged(error: io::Error) -> io::Error {
+    use io::ErrorKind::{InvalidData, Other, UnexpectedEof};
+    let is_verdict = matches!(error.kind(), InvalidData | Other | UnexpectedEof) && error.raw_os_error().is_none();
+    let is_judged = error.get_ref().is_some_and(|inner| inner.is::<Altered>());
+    match is_verdict && !is_judged {
+        true => invalid(Altered(error.to_string())),
+        false => error,
+    }
+}
+
+/// The same of what stands before the encrypted bytes. That no key fits says nothing against them.
+fn judged_header(error: age::DecryptError) -> io::Error {
+    match error {
+        age::DecryptError::NoMatchingKeys => invalid(error),
+        age::DecryptError::Io(error) => judged(error),
+        _ => invalid(Altered(error.to_string())),
+    }
+}
+
+/// Why the object `key` could not be opened: the key, the bytes, or what read and wrote them.
+#[must_use]
+pub fn unopened(key: &str, keys: &Keys, source: io::Error) -> Error {
+    let key = key.to_owned();
+    let inner = source.get_ref();
+    if let Some(altered) = inner.and_then(|inner| inner.downcast_ref::<Altered>()) {
+        let what = altered.to_string();
+        return Error::Damaged { key, what };
+    }
+    if inner.is_some_and(|inner| inner.is::<age::DecryptError>()) {
+        let own = keys.own().join(", ");
+        return Error::OtherKeys { key, own };
+    }
+    Error::Unseal { key, source }
 }
 
 /// Sizes and hashes of both sides.
@@ -272,9 +350,9 @@ fn through<T>(
     let mut hashed = Hashed::<_, Tally>::new(stored);
     let done = if encrypted {
         let buffered = BufReader::with_capacity(BUFFER_BYTES, &mut hashed);
-        let decryptor = age::Decryptor::new_buffered(buffered).map_err(invalid)?;
+        let decryptor = age::Decryptor::new_buffered(buffered).map_err(judged_header)?;
         let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
-        read(&mut decryptor.decrypt(identities).map_err(invalid)?)?
+        read(&mut Decoding(decryptor.decrypt(identities).map_err(judged_header)?))?
     } else {
         read(&mut hashed)?
     };
@@ -288,7 +366,7 @@ fn through<T>(
 /// # Errors
 /// Of either side; `InvalidData` where the bytes are not what zstd made.
 pub(super) fn decompress(compressed: impl Read, sink: &mut impl Write, progress: impl Fn(u64)) -> io::Result<u64> {
-    let mut decoder = zstd::stream::read::Decoder::new(compressed)?;
+    let mut decoder = Decoding(zstd::stream::read::Decoder::new(compressed)?);
     let plain_bytes = drain(&mut decoder, progress, |bytes| sink.write_all(bytes))?;
     sink.flush()?;
     Ok(plain_bytes)

@@ -366,19 +366,18 @@ pub(super) async fn within_limit<T>(
 }
 
 pub(super) fn store_error(act: &'static str, key: &str, source: object_store::Error) -> Error {
-    Error::Store {
-        act,
-        key: key.to_owned(),
-        source,
-    }
+    let key = told(key);
+    Error::Store { act, key, source }
 }
 
 pub(super) fn slow(act: &'static str, key: &str, limit: Duration) -> Error {
-    Error::Slow {
-        act,
-        key: key.to_owned(),
-        seconds: limit.as_secs(),
-    }
+    let (key, seconds) = (told(key), limit.as_secs());
+    Error::Slow { act, key, seconds }
+}
+
+fn told(key: &str) -> String {
+    let key = if key.is_empty() { "the repository" } else { key };
+    key.to_owned()
 }
 
 #[cfg(test)]

@@ -187,10 +187,14 @@ impl Repository {
         if encrypted && !keys.decrypts() {
             return Err(Error::NoIdentity { key: key.to_owned() });
         }
-        self.read_through(key, move |reader| {
+        let ours = Arc::clone(&keys);
+        let opened = self.read_through(key, move |reader| {
             stages::open(reader, sink, &keys, encrypted, progress)
+        });
+        opened.await.map_err(|error| match error {
+            Error::Unseal { key, source } => seal::unopened(&key, &ours, source),
+            other => other,
         })
-        .await
     }
 
     /// Size and hash of the object `key` as it is stored, unopened: for whoever has no key.

@@ -229,6 +229,22 @@ impl Store {
         }
     }
 
+    /// Whether this process has made the embedded store anew, and has not [`Store::filled`] it yet: that it holds no block does
+    /// not mean that none is in force. PostgreSQL is others' as well, who know what they took from it.
+    pub(crate) fn is_new(&self) -> bool {
+        match &self.backend {
+            Backend::Postgres(_) => false,
+            Backend::Sqlite(sqlite) => sqlite.is_new(),
+        }
+    }
+
+    /// It holds what is in force.
+    pub(crate) fn filled(&self) {
+        if let Backend::Sqlite(sqlite) = &self.backend {
+            sqlite.filled();
+        }
+    }
+
     /// "postgres" or "sqlite".
     #[must_use]
     pub fn kind(&self) -> &'static str {

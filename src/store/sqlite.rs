@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -33,13 +33,19 @@ const GIVEN_UP: u8 = 2;
 pub(super) struct Sqlite {
     jobs: mpsc::Sender<Job>,
     turn_timeout: Duration,
+    is_new: Arc<AtomicBool>,
 }
 
 impl Sqlite {
     /// Starts the thread; the first call opens the file.
     pub(super) fn new(path: PathBuf) -> Result<Self, Error> {
         let (jobs, mut queue) = mpsc::channel::<Job>(WAITING_JOBS);
-        let mut database = Database { path, connection: None };
+        let is_new = Arc::<AtomicBool>::default();
+        let mut database = Database {
+            path,
+            connection: None,
+            is_new: Arc::clone(&is_new),
+        };
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
@@ -51,7 +57,17 @@ impl Sqlite {
         Ok(Self {
             jobs,
             turn_timeout: TURN_TIMEOUT,
+            is_new,
         })
+    }
+
+    /// Whether a call has made the file, and it was not [`Sqlite::filled`] since.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new.load(Ordering::Acquire)
+    }
+
+    pub(super) fn filled(&self) {
+        self.is_new.store(false, Ordering::Release);
     }
 
     /// Runs `job` on the store's thread. A job that does not get its turn in time never runs; one that has begun is
@@ -91,6 +107,7 @@ impl Sqlite {
 struct Database {
     path: PathBuf,
     connection: Option<Connection>,
+    is_new: Arc<AtomicBool>,
 }
 
 impl Database {
@@ -99,7 +116,11 @@ impl Database {
     fn run<T>(&mut self, job: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect(&self.path)?,
+            None => {
+                let (connection, is_new) = connect(&self.path)?;
+                self.is_new.fetch_or(is_new, Ordering::AcqRel);
+                connection
+            }
         };
         let outcome = job(&mut connection).map_err(failed);
         if !matches!(outcome, Err(Error::Unreachable(_))) {
@@ -123,7 +144,8 @@ fn failed(error: rusqlite::Error) -> Error {
     }
 }
 
-fn connect(path: &Path) -> Result<Connection, Error> {
+/// The file, and whether it had to be made.
+fn connect(path: &Path) -> Result<(Connection, bool), Error> {
     let open = || {
         let connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(3))?;
@@ -144,8 +166,9 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     })?;
     // That of a newer version is refused here.
     let migrated = migrations::migrations::runner().run(&mut connection);
-    migrated.map_err(|error| unreachable(format!("{}: {error}", path.display())))?;
-    Ok(connection)
+    let migrated = migrated.map_err(|error| unreachable(format!("{}: {error}", path.display())))?;
+    let is_new = migrated.applied_migrations().iter().any(|step| step.version() == 1);
+    Ok((connection, is_new))
 }
 
 /// A row that no version of Foregate wrote is left out, with a warning: one odd row must not lift all blocks.

@@ -45,9 +45,9 @@ async fn none_open_to(address: SocketAddr) {
     .await;
 }
 
-fn post(path: &str) -> Vec<u8> {
-    let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {BYTES}\r\n\r\n");
-    [head.into_bytes(), vec![b'z'; BYTES]].concat()
+fn post(path: &str, bytes: usize) -> Vec<u8> {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {bytes}\r\n\r\n");
+    [head.into_bytes(), vec![b'z'; bytes]].concat()
 }
 
 /// An app that reads heads only; it answers when it is told to.
@@ -63,7 +63,7 @@ async fn upload_whose_client_hangs_up_leaves_no_connection_to_a_deaf_app() {
     let (origin, _) = deaf_app(Vec::new()).await;
     let gate = Gate::start(&impatient(&origin)).await;
     let mut raw = Raw::plain(gate.address).await;
-    let sending = async { drop(raw.try_send(post("/upload")).await) };
+    let sending = async { drop(raw.try_send(post("/upload", BYTES)).await) };
     tokio::select! {
         () = sending => {}
         () = origin.wait_for("POST ") => {}
@@ -77,7 +77,7 @@ async fn upload_that_was_answered_leaves_no_connection_to_a_deaf_app() {
     let (origin, answers) = deaf_app(ok("early")).await;
     let gate = Gate::start(&impatient(&origin)).await;
     let mut raw = Raw::plain(gate.address).await;
-    let sending = async { drop(raw.try_send(post("/early")).await) };
+    let sending = async { drop(raw.try_send(post("/early", BYTES)).await) };
     let answering = async {
         origin.wait_for("POST ").await;
         assert_eq!(open_to(origin.address), 1);
@@ -124,10 +124,12 @@ async fn h2_upload_leaves_no_connection_to_a_deaf_app() {
     }
 }
 
-/// What the kernel takes for one side of a Unix socket, and less than the gate keeps besides.
+/// More than the kernel takes on a Unix socket that nobody reads: what fills its buffer, and the 47.7 KiB of one message by
+/// which that may be passed. With the head it is still less than the gate keeps before the first byte is taken from it; once
+/// some have been, the gate may wait with far less, until the kernel has three quarters of the buffer free.
 fn unread_bytes() -> usize {
     let buffer = std::fs::read_to_string("/proc/sys/net/core/wmem_default").expect("/proc");
-    buffer.trim().parse::<usize>().expect("a number") + (48 << 10)
+    buffer.trim().parse::<usize>().expect("a number") + (47 << 10)
 }
 
 /// Whether nothing waits in the kernel of what was sent by the socket at this port (proc(5), /proc/net/tcp).
@@ -144,16 +146,12 @@ fn is_taken(from: SocketAddr) -> bool {
     })
 }
 
-/// On its first connection it answers, when it is told to, before it has read the last bytes of an upload, and never reads
-/// them; on others it is sound.
-async fn unread(listener: UnixListener, unread: usize, answers: Arc<Notify>) {
+/// On its first connection it answers, when it is told to, an upload of which it never reads a byte; on others it is sound.
+async fn unread(listener: UnixListener, answers: Arc<Notify>) {
     let (mut deaf, _) = listener.accept().await.expect("a connection");
-    let mut read = 0;
-    while read < BYTES - unread {
-        let mut piece = vec![0; (BYTES - unread - read).min(64 << 10)];
-        read += deaf.read(&mut piece).await.expect("an upload");
-    }
     answers.notified().await;
+    let arrived = rustix::io::ioctl_fionread(&deaf).expect("a number");
+    assert!(arrived < unread_bytes() as u64, "nothing waits in the gate");
     deaf.write_all(&ok("early")).await.expect("the answer");
     while let Ok((mut sound, _)) = listener.accept().await {
         let mut head = Vec::new();
@@ -170,14 +168,16 @@ async fn upload_that_its_app_has_not_read_yet_keeps_no_other_request_waiting() {
         UnixListener::bind(&path).expect("a free path"),
         Arc::<Notify>::default(),
     );
-    let app = tokio::spawn(unread(listener, unread_bytes(), Arc::clone(&answers)));
+    let app = tokio::spawn(unread(listener, Arc::clone(&answers)));
     let unused = Origin::answering("x").await;
-    let servers = format!("[\"unix:{}\"]", path.display());
-    let gate = Gate::start(&impatient(&unused).set("upstream.servers", &servers)).await;
+    let config = Config::before(&unused)
+        .set("server.workers", "1")
+        .set("upstream.servers", &format!("[\"unix:{}\"]", path.display()));
+    let gate = Gate::start(&config).await;
     let stream = TcpStream::connect(gate.address).await.expect("the port accepts");
     let from = stream.local_addr().expect("an address");
     let mut raw = Raw::over(stream);
-    raw.send(post("/early")).await;
+    raw.send(post("/early", unread_bytes())).await;
     wait::until("the whole upload in the gate", async || is_taken(from).then_some(())).await;
     answers.notify_one();
     assert_eq!(raw.answer().await.text(), "early");
@@ -191,7 +191,7 @@ async fn answered_early(app: &H2c, unused: &Origin) -> (Gate, Raw) {
     let config = impatient(unused).set("upstream.servers", &format!("[{:?}]", app.url()));
     let gate = Gate::start(&config).await;
     let mut raw = Raw::plain(gate.address).await;
-    drop(raw.try_send(post("/early")).await);
+    drop(raw.try_send(post("/early", BYTES)).await);
     assert_eq!(raw.answer().await.text(), "early");
     (gate, raw)
 }

@@ -66,15 +66,119 @@ fn backups() -> Value {
         kind("files:app", false, proven(ago(8))),
     ]);
     json!({"repository": "file:///srv/backups", "timeZone": "UTC", "total": 6, "good": 6, "storedBytes": 10000,
-        "kinds": kinds, "nextRun": null, "warnings": []})
+        "kinds": kinds, "nextRun": null, "cluster": "7301", "fileSets": ["app"],
+        "warnings": ["The repository is a directory."]})
+}
+
+/// A proven backup of the database.
+fn dump(number: u8, cluster: &str) -> Value {
+    json!({"id": format!("01K9ZZ000000000000000000{number:02}"), "content": "database", "name": "app", "labels": ["daily"],
+        "startedAt": "2026-11-20T03:00:05.5Z", "durationSeconds": 2.0, "storedBytes": 5 << 20, "plainBytes": 20 << 20,
+        "level": "L2", "good": true, "state": "good", "problem": null, "encrypted": true, "serverVersion": "15.18",
+        "cluster": cluster, "rows": 1_234_567})
+}
+
+fn but(mut value: Value, changes: &Value) -> Value {
+    for (name, change) in changes.as_object().expect("an object") {
+        value[name] = change.clone();
+    }
+    value
 }
 
 fn with_backups() -> Value {
     json!({
         get("backups/stats"): well(&backups()),
         get("backups?limit=200"): well(&json!({"backups": [], "running": null})),
-        get("backups/runs"): well(&json!({"runs": []})),
+        get("backups/runs?limit=20"): well(&json!({"runs": [], "total": 0})),
     })
+}
+
+fn listing(backups: &[Value]) -> (u16, Value) {
+    (200, json!({"backups": backups, "running": null}))
+}
+
+#[tokio::test]
+async fn whoever_is_asked_to_restore_or_delete_a_backup_is_told_which_it_is() {
+    let (_origin, gate) = gate().await;
+    let Some(mut page) = Browser::open(gate.admin, "backups", &with_backups()).await else {
+        return;
+    };
+    let list = get("backups?limit=200");
+    page.reads("backups", "There is no backup yet").await;
+    page.answer(&list, Some(listing(&[dump(1, "7301")]))).await;
+    let row = page.reads("backups", "01K9ZZ00000000000000000001").await;
+    assert!(row.contains("2026-11-20 03:00:05 UTC"), "{row}");
+    assert!(!row.contains("7301"), "all are of one cluster: {row}");
+    let preview = json!({"database": "app", "notes": ["slot \"feed\" stays behind"]});
+    let (restore, delete) = (
+        format!("POST {API}/backups/restore"),
+        format!("DELETE {API}/backups/01K9ZZ00000000000000000001"),
+    );
+    page.answer(&restore, Some((200, preview))).await;
+    page.answer(&delete, Some((200, json!({})))).await;
+    for (label, say) in [
+        ("Restore", "slot \"feed\" stays behind"),
+        ("Delete", "erased by the first clean-up"),
+    ] {
+        page.click(&format!("#backups [aria-label^={label}]")).await;
+        let asked = page.reads("confirm", say).await;
+        for fact in [
+            "01K9ZZ00000000000000000001",
+            "2026-11-20 03:00:05 UTC",
+            "database app",
+            "1,234,567 rows, 20 MiB",
+            "5 MiB",
+        ] {
+            assert!(asked.contains(fact), "{label} does not say {fact}: {asked}");
+        }
+        page.picture(&format!("asked-{label}")).await;
+        let same = "getComputedStyle(document.getElementById('confirm-yes')).backgroundColor \
+            === getComputedStyle(document.getElementById('backup-now')).backgroundColor";
+        assert_eq!(page.value(same).await, false, "it looks like what is harmless");
+        assert_eq!(page.value("document.activeElement.id").await, "confirm-no");
+        page.click("#confirm-no").await;
+        page.next_refresh().await;
+    }
+    assert_eq!(page.value(&format!("asked[{restore:?}]")).await, 1, "it only looked");
+    assert_eq!(page.value(&format!("asked[{delete:?}]")).await, Value::Null);
+    page.click("#backups [aria-label^=Delete]").await;
+    page.click("#confirm-yes").await;
+    page.reads("message", "01K9ZZ00000000000000000001 is marked").await;
+}
+
+#[tokio::test]
+async fn list_of_backups_tells_clusters_apart_what_is_wrong_and_how_files_come_back() {
+    let (_origin, gate) = gate().await;
+    let Some(mut page) = Browser::open(gate.admin, "backups", &with_backups()).await else {
+        return;
+    };
+    let wrong = json!({"good": false, "state": "damaged", "problem": "dump.zst.age hashes otherwise"});
+    let files = json!({"content": "files", "name": "<b>x</b>", "cluster": null, "rows": null, "serverVersion": null, "labels": ["files"]});
+    let all = [
+        dump(1, "7301"),
+        but(dump(2, "7302"), &wrong),
+        but(dump(3, "7301"), &files),
+    ];
+    page.answer(&get("backups?limit=200"), Some(listing(&all))).await;
+    let shown = page.reads("backups", "cluster 7302, another one").await;
+    for part in [
+        "cluster 7301, this one",
+        "damaged",
+        "dump.zst.age hashes otherwise",
+        "files <b>x</b>",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    page.picture("clusters-and-damage").await;
+    page.click("#backups [aria-label^='How to restore']").await;
+    page.reads("words", "foregate backup restore 01K9ZZ00000000000000000003 --into DIR")
+        .await;
+    assert_eq!(page.text("confirm-yes").await, "", "there is nothing to say yes to");
+    page.click("#confirm-no").await;
+    let create = format!("POST {API}/backups/create");
+    page.answer(&create, Some((202, json!({"id": "x"})))).await;
+    page.click("#backup-sets button").await;
+    page.reads("message", "The backup of the files app has begun.").await;
 }
 
 #[tokio::test]
@@ -142,7 +246,7 @@ fn recovery([stats, window, bases, drills]: &[Value; 4]) -> Value {
         get("pitr/stats"): well(stats),
         get("pitr/window"): well(window),
         get("pitr/base-backups"): well(bases),
-        get("pitr/drills"): well(drills),
+        get("pitr/drills?limit=20"): well(drills),
     })
 }
 
@@ -186,6 +290,34 @@ async fn broken_and_condemned_base_backups_are_not_called_proven() {
         "a recovery may begin at one that is only marked, not at a broken one"
     );
     page.picture("broken-base-backup").await;
+}
+
+#[tokio::test]
+async fn without_the_log_what_would_be_lost_is_all_since_the_last_proven_dump() {
+    let (_origin, gate) = gate().await;
+    let mut answers = known();
+    for call in [get("pitr/stats"), get("pitr/window")] {
+        let nothing = json!({"earliest": null, "latest": null, "recoveryPointSeconds": null, "stretches": []});
+        let body = answers[&call]["body"].take();
+        answers[&call]["body"] = match body.get("window") {
+            Some(window) => but(body.clone(), &json!({"window": but(window.clone(), &nothing)})),
+            None => but(body, &nothing),
+        };
+    }
+    answers[get("backups/stats")] = well(&backups());
+    let Some(mut page) = Browser::open(gate.admin, "recovery", &answers).await else {
+        return;
+    };
+    page.reads("n-rpo", "9.0 days").await;
+    page.reads("n-rpo-unit", "since the last proven dump, of ").await;
+    page.picture("no-log-but-a-dump").await;
+    let none = but(backups(), &json!({"kinds": []}));
+    page.answer(&get("backups/stats"), Some((200, none))).await;
+    page.reads("n-rpo", "all").await;
+    page.reads("n-rpo-unit", "no dump is proven").await;
+    page.answer(&get("backups/stats"), Some((503, json!({"detail": "away"}))))
+        .await;
+    page.reads("n-rpo-unit", "cannot be read").await;
 }
 
 #[tokio::test]

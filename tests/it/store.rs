@@ -212,7 +212,7 @@ async fn postgres_stopped_and_started_in_the_middle_of_traffic_fails_and_delays_
 }
 
 #[tokio::test]
-async fn damaged_embedded_store_stops_no_start_lifts_no_block_and_is_made_anew_once_it_is_moved_away() {
+async fn damaged_embedded_store_stops_no_start_and_lifts_no_block_when_it_is_made_anew() {
     let origin = Origin::answering("x").await;
     let config = Config::before(&origin).set("client.trusted_proxies", r#"["127.0.0.1/32"]"#);
     let gate = Gate::start(&config).await;
@@ -256,4 +256,21 @@ async fn damaged_embedded_store_stops_no_start_lifts_no_block_and_is_made_anew_o
         (block(&gate, "198.51.100.9").await == "stored").then_some(())
     })
     .await;
+    // What was in force meanwhile has come into the new file, and needs no other.
+    let table = rusqlite::Connection::open(gate.path("state/foregate.db")).expect("the store");
+    wait::until("all blocks in the store", async || {
+        let count = table.query_row("SELECT count(*) FROM blocks", [], |row| row.get::<_, i64>(0));
+        (count == Ok(3)).then_some(())
+    })
+    .await;
+    assert_eq!(status(&gate, "198.51.100.7").await, 403);
+    drop(table);
+    // The same where it is lost while nobody serves.
+    let directory = gate.kill();
+    let state = directory.path().join("state");
+    for name in ["foregate.db", "foregate.db-wal", "foregate.db-shm"] {
+        drop(std::fs::remove_file(state.join(name)));
+    }
+    let gate = Gate::start_in(directory, &config).await;
+    assert_eq!(status(&gate, "198.51.100.7").await, 403);
 }

@@ -179,3 +179,101 @@ fn wrong_configuration_or_option_exits_64() {
         assert!(!told.is_empty(), "{arguments:?}");
     }
 }
+
+/// An empty list of a repository that is made for the purpose looks like one that was lost.
+#[test]
+fn only_a_backup_makes_a_repository() {
+    let shell = Shell::new();
+    let nowhere = shell.path("nowhere");
+    let at = format!("file://{}", nowhere.display());
+    let state = shell.path("state").display().to_string();
+    let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    for command in [
+        &["list"][..],
+        &["show", id],
+        &["verify", id],
+        &["delete", id],
+        &["restore"],
+        &["prune"],
+    ] {
+        let words = ["--no-config", "--repository", &at, "--state-dir", &state];
+        let output = shell.run(None, &[&["backup"], command, &words].concat());
+        let (code, told) = outcome(&output);
+        assert_eq!(code, Some(USAGE), "{command:?}: {told}");
+        assert!(told.contains(&at) && output.stdout.is_empty(), "{command:?}: {told}");
+        assert!(!nowhere.exists(), "{command:?}");
+    }
+    let empty = format!("file://{}", shell.path("backups").display());
+    let listed = shell.run(
+        None,
+        &[
+            "backup",
+            "list",
+            "--no-config",
+            "--repository",
+            &empty,
+            "--state-dir",
+            &state,
+        ],
+    );
+    let told = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(told.contains("there is no backup") && told.contains(&empty), "{told}");
+    let path = shell.path("backups").display().to_string();
+    let set = [
+        "backup",
+        "create",
+        "--files",
+        "app",
+        "--path",
+        &path,
+        "--no-config",
+        "--repository",
+        &at,
+    ];
+    let (code, told) = outcome(&shell.run(None, &[&set[..], &["--state-dir", &state]].concat()));
+    assert_eq!((code, nowhere.exists()), (Some(0), true), "{told}");
+}
+
+#[test]
+fn whoever_makes_backups_in_the_clear_is_told_so() {
+    const CLEAR: &str = "backups are stored in the clear";
+    let shell = Shell::new();
+    let state = shell.path("state").display().to_string();
+    let path = shell.config("");
+    let set = [
+        "backup",
+        "create",
+        "--files",
+        "app",
+        "--path",
+        &path,
+        "--config",
+        &path,
+        "--state-dir",
+        &state,
+    ];
+    let (code, told) = outcome(&shell.run(None, &set));
+    assert_eq!((code, told.matches(CLEAR).count()), (Some(0), 1), "{told}");
+    let recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    let (code, told) = outcome(&shell.run(None, &[&set[..], &["--recipient", recipient]].concat()));
+    assert_eq!((code, told.contains(CLEAR)), (Some(0), false), "{told}");
+    let checked = |more: &str| {
+        let text = format!("[upstream]\nservers = [\"http://127.0.0.1:1\"]\n[tls]\nmode = \"off\"\n{more}");
+        std::fs::write(shell.path("checked.toml"), text).expect("the file is written");
+        let config = shell.path("checked.toml").display().to_string();
+        outcome(&shell.run(Some("app"), &["check", "--config", &config]))
+    };
+    let vault = format!(
+        "[backup]\nrepository = \"file://{}\"\n",
+        shell.path("backups").display()
+    );
+    let database = "[database]\nurl = { env = \"DATABASE_URL\" }\n";
+    for (more, count) in [
+        (format!("{database}{vault}"), 1),
+        (format!("{database}{vault}recipients = [{recipient:?}]\n"), 0),
+        (vault, 0),
+    ] {
+        let (code, told) = checked(&more);
+        assert_eq!((code, told.matches(CLEAR).count()), (Some(0), count), "{more}: {told}");
+    }
+}

@@ -391,3 +391,75 @@ fn two_servers_on_one_bucket_never_back_up_at_once() {
     until("the server notices", || bed.succeeds(&["create"]));
     assert_eq!(proven(&bed).len(), 1);
 }
+
+/// Whoever opened it again may be at work in it.
+#[test]
+fn replaced_database_that_was_opened_again_is_not_dropped() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.ok(&["restore", "latest"]);
+    let replaced = "SELECT datname FROM pg_database WHERE datname LIKE 'app_replaced_%'";
+    let (name, old) = (bed.sql("postgres", replaced), "app_replaced_20200101t000000z");
+    bed.sql("postgres", &format!("ALTER DATABASE {name} RENAME TO {old}"));
+    bed.sql("postgres", &format!("ALTER DATABASE {old} WITH ALLOW_CONNECTIONS true"));
+    let told = bed.ok(&["prune"]);
+    assert_eq!(bed.sql("postgres", replaced), old);
+    assert!(told.contains("opened to connections again"), "{told}");
+    bed.sql(
+        "postgres",
+        &format!("ALTER DATABASE {old} WITH ALLOW_CONNECTIONS false"),
+    );
+    bed.ok(&["prune"]);
+    assert_eq!(bed.sql("postgres", replaced), "");
+}
+
+/// The session that holds the snapshot has nothing to do while pg_dump works.
+#[test]
+fn time_outs_for_idle_sessions_of_the_app_end_no_backup() {
+    let bed = Bed::new();
+    bed.sql(
+        "postgres",
+        "ALTER DATABASE app SET idle_in_transaction_session_timeout TO '50ms'",
+    );
+    bed.sql("postgres", "ALTER DATABASE app SET idle_session_timeout TO '50ms'");
+    let running = bed.copying_big_table();
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'foregate%' \
+        AND state = 'idle in transaction' AND now() - state_change > '1s'";
+    until("the session is idle for long", || bed.sql("postgres", idle) == "1");
+    assert!(running.succeeds());
+    assert_eq!(proven(&bed).len(), 1);
+}
+
+#[test]
+fn what_the_server_refuses_is_told_with_its_address_the_role_and_what_it_needs() {
+    let mut bed = Bed::new();
+    bed.sql("postgres", "CREATE ROLE weak LOGIN PASSWORD 'right'");
+    bed.demand_passwords();
+    let socket = bed.socket().join(".s.PGSQL.5432").display().to_string();
+    bed.connect_as("weak:wrong");
+    let told = bed.fails(&["create"]);
+    let place = format!("database \"app\" at {socket} as \"weak\" (the password");
+    assert!(told.contains(&place) && !told.contains("wrong"), "{told}");
+    bed.connect_as("weak:right");
+    let told = bed.fails(&["create"]);
+    assert!(told.contains("role \"weak\" lacks the rights for it"), "{told}");
+    assert!(
+        told.contains("pg_read_all_data") && told.contains("permission denied"),
+        "{told}"
+    );
+    bed.connect_as("postgres");
+    bed.ok(&["create"]);
+    bed.connect_as("weak:right");
+    let told = bed.fails(&["restore", "latest", "--target-database", "mine"]);
+    assert!(
+        told.contains("role \"weak\" lacks the rights for it: a restore takes"),
+        "{told}"
+    );
+    let told = bed.fails(&["restore", "latest", "--target-database", &"n".repeat(64)]);
+    assert!(told.contains("it has 64 bytes, and 1 to 63 are possible"), "{told}");
+    let lock = bed.directory().join("state/backup/.lock");
+    std::fs::remove_file(&lock).expect("removable");
+    std::fs::create_dir(&lock).expect("a directory");
+    let told = bed.fails(&["create"]);
+    assert!(told.contains(&format!("opening the lock {}", lock.display())), "{told}");
+}

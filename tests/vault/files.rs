@@ -12,6 +12,7 @@ fn tree(store: &Store) -> PathBuf {
         "set -e; mkdir -p {root}/conf/deep; cd {root}; printf one > 'a name'; ln 'a name' twin; ln -s /etc/passwd out; \
          head -c 3000000 /dev/urandom > blob; printf 'KEY=x' > conf/env; chmod 600 conf/env; chown 1234:4321 conf/env; \
          touch -d '2021-02-03 04:05:06.789012345Z' conf/env; chmod 2750 conf/deep; mkfifo conf/pipe; \
+         truncate -s 40M hollow sparse; printf data | dd of=sparse bs=1M seek=20 conv=notrunc status=none; \
          printf n > $'new\\nline'; touch \"$(printf 'latin\\351')\"; \
          setfattr -n user.note -v 0x61000a62 conf/env",
         root = root.display()
@@ -47,6 +48,7 @@ fn a_file_set_comes_back_with_owner_mode_times_links_and_attributes() {
     let into = store.directory().join("into");
     store.ok(&["restore", "latest", "--into", &into.display().to_string()]);
     assert_eq!(picture(&back(&into, &root)), before);
+    assert_eq!(on_disk(&back(&into, &root)), 0);
     let env = std::fs::metadata(back(&into, &root).join("conf/env")).expect("it is back");
     assert_eq!(
         (env.uid(), env.gid(), env.permissions().mode() & 0o7777),
@@ -73,6 +75,48 @@ fn age_zstd_and_tar_alone_bring_files_back() {
     );
     run("bash", &["-c", &script]);
     assert_eq!(picture(&back(&into, &root)), before);
+    assert_eq!(on_disk(&back(&into, &root)), 0);
+}
+
+/// Whole MiB that the files with holes take.
+fn on_disk(root: &Path) -> u64 {
+    let blocks = |name: &str| std::fs::metadata(root.join(name)).expect("it is back").blocks();
+    (blocks("hollow") + blocks("sparse")) * 512 / (1 << 20)
+}
+
+/// Whoever reads the one must not search for the other.
+#[test]
+fn wrong_key_names_the_right_ones_and_damage_names_the_object() {
+    let store = Store::new();
+    let path = tree(&store).display().to_string();
+    let made = store.ok(&["create", "--files", "app", "--path", &path, "--json"]);
+    let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
+    let into = store.directory().join("into").display().to_string();
+    let key = store.directory().join("other-key");
+    run("age-keygen", &["-o", &key.display().to_string()]);
+    let other = run("age-keygen", &["-y", &key.display().to_string()]);
+    let refused = store.fails_with_key(Some(&key), &["restore", "latest", "--into", &into]);
+    for part in ["is sealed to", store.recipient(), other.trim()] {
+        assert!(refused.contains(part), "{part:?} is not in {refused}");
+    }
+    let refused = store.fails_with_key(Some(&key), &["verify", made["id"].as_str().expect("an id")]);
+    for part in ["files.zst.age", "does not open", other.trim()] {
+        assert!(refused.contains(part), "{part:?} is not in {refused}");
+    }
+    let object = store.object("files.zst.age");
+    let whole = std::fs::read(&object).expect("readable");
+    let second = 1 + whole.iter().position(|byte| *byte == b'\n').expect("a header");
+    // In the header's MAC, which its last line has; in the middle of what is encrypted; at the end.
+    let mac = whole.windows(4).position(|four| four == b"--- ").expect("a MAC") + 10;
+    for at in [second, mac, whole.len() / 2, whole.len() - 1] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        std::fs::write(&object, damaged).expect("writable");
+        let refused = store.fails(&["restore", "latest", "--into", &into]);
+        for part in ["files.zst.age is damaged", "from a copy of the repository"] {
+            assert!(refused.contains(part), "{at}: {part:?} is not in {refused}");
+        }
+    }
 }
 
 #[test]

@@ -192,6 +192,43 @@ fn lost_machine_comes_back_with_one_command_from_the_repository_and_the_key() {
     }
 }
 
+/// The service was started there before anybody had restored anything.
+#[test]
+fn empty_database_of_a_new_machine_does_not_stand_in_for_the_lost_one_in_silence() {
+    let bed = Bed::new();
+    let older = id_of(&bed.ok(&["create", "--json"]));
+    // As of a cluster before that, which an upgrade of the server has left behind.
+    crate::support::change_manifest(&bed.object("manifest.json"), |content| {
+        content.insert("systemIdentifier".to_owned(), "7000000000000000001".into());
+    });
+    bed.ok(&["create"]);
+    let lost = id_of(&bed.ok(&["create", "--json"]));
+    let rescued = Bed::rescued(&bed);
+    drop(bed);
+    let refused = rescued.fails(&["restore"]);
+    assert!(refused.contains("cluster 7000000000000000001"), "{refused}");
+    assert!(refused.contains(&older) && refused.contains(&lost), "{refused}");
+    rescued.sql("postgres", "CREATE DATABASE app");
+    rescued.ok(&["create"]);
+    rescued.ok(&["create"]);
+    let told: serde_json::Value = serde_json::from_str(&rescued.ok(&["restore", "--dry-run", "--json"])).expect("JSON");
+    let notes = told["notes"].to_string();
+    assert!(
+        notes.contains(&lost) && notes.contains("20000 rows, of cluster"),
+        "{told}"
+    );
+    let table = rescued.ok(&["list"]);
+    assert!(
+        table.contains("cluster") && table.contains("7000000000000000001"),
+        "{table}"
+    );
+    rescued.ok(&["restore", &lost]);
+    assert_eq!(rescued.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    rescued.ok(&["create"]);
+    let told = rescued.ok(&["restore", "--dry-run", "--json"]);
+    assert!(told.contains("\"notes\": []"), "{told}");
+}
+
 /// `docs/restore-by-hand.md`, with the real programs.
 #[test]
 fn lost_machine_comes_back_by_hand_as_the_document_says() {
@@ -294,7 +331,11 @@ fn repository_that_may_only_be_read_gives_everything_back() {
         (output.status.success(), told)
     };
     let into = bed.directory().join("into").display().to_string();
-    for args in [&["restore"][..], &["restore", &set, "--into", &into]] {
+    for args in [
+        &["restore"][..],
+        &["restore", &set, "--into", &into],
+        &["verify", "latest", "--restore"],
+    ] {
         let (succeeded, told) = run(args);
         assert!(succeeded, "{args:?}: {told}");
         assert!(told.contains("may only be read"), "{args:?}: {told}");

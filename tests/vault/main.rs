@@ -75,7 +75,7 @@ fn age_zstd_and_pg_restore_alone_bring_it_back() {
 fn a_flipped_bit_or_a_cut_in_any_object_is_found() {
     let bed = Bed::new();
     bed.ok(&["create"]);
-    for name in ["dump.zst.age", "globals.zst.age"] {
+    for name in ["dump.zst.age", "globals.zst.age", "settings.zst.age"] {
         let path = bed.object(name);
         let whole = std::fs::read(&path).expect("the object is readable");
         let middle = whole.len() / 2;
@@ -219,7 +219,7 @@ fn a_deletion_that_was_cut_short_is_finished_by_the_next_one() {
     bed.ok(&["create"]);
     bed.ok(&["prune"]);
     assert_eq!(bed.good(), 1);
-    assert_eq!(bed.objects().len(), 3, "only the second backup is left");
+    assert_eq!(bed.objects().len(), 4, "only the second backup is left");
 }
 
 /// A backup verified by restore says so, and a scratch disk that is full blames nobody.

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Bed, change_manifest};
+use crate::support::{Bed, change_manifest, id_of};
 
 fn is_untouched(bed: &Bed, args: &[&str], reason: &str) {
     let state = "SELECT string_agg(datname || datallowconn, ',' ORDER BY oid) FROM pg_database";
@@ -28,12 +28,8 @@ fn backup_of_a_newer_server_is_refused() {
 #[test]
 fn latest_is_not_an_older_backup_while_the_newest_manifest_cannot_be_read() {
     let bed = Bed::new();
-    let id = |told: &str| {
-        let told: serde_json::Value = serde_json::from_str(told).expect("JSON");
-        told["id"].as_str().expect("an id").to_owned()
-    };
-    let old = id(&bed.ok(&["create", "--json"]));
-    let new = id(&bed.ok(&["create", "--json"]));
+    let old = id_of(&bed.ok(&["create", "--json"]));
+    let new = id_of(&bed.ok(&["create", "--json"]));
     let is_new = |path: &std::path::PathBuf| path.ends_with(format!("{new}/manifest.json"));
     let manifest = bed.objects().into_iter().find(is_new).expect("it is stored");
     std::fs::write(&manifest, "{").expect("writable");
@@ -45,7 +41,94 @@ fn latest_is_not_an_older_backup_while_the_newest_manifest_cannot_be_read() {
     ] {
         is_untouched(&bed, args, "1 of them cannot be read");
     }
+    is_untouched(&bed, &["restore", &new], "is there and cannot be read");
     bed.ok(&["restore", &old]);
+}
+
+/// What was written since the older one is lost: it is not for the operator to find out afterwards.
+#[test]
+fn latest_tells_of_the_newer_backup_that_it_passes_over() {
+    let bed = Bed::new();
+    let old = id_of(&bed.ok(&["create", "--json"]));
+    let dump = |of: &str| {
+        let is_it = |path: &std::path::PathBuf| path.ends_with(format!("{of}/dump.zst.age"));
+        bed.objects().into_iter().find(is_it).expect("it is stored")
+    };
+    let new = id_of(&bed.ok(&["create", "--json"]));
+    let mut bytes = std::fs::read(dump(&new)).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(dump(&new), bytes).expect("writable");
+    bed.fails(&["verify", &new]);
+    for args in [&["--dry-run"][..], &["--target-database", "look"], &[]] {
+        let args = [&["restore"][..], args].concat();
+        let output = bed.command(Some(&bed.key()), &args).output().expect("foregate starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {told}");
+        assert!(
+            told.contains(&format!("note: {old}")) && told.contains(&new),
+            "{args:?}: {told}"
+        );
+        assert!(told.contains("is damaged ("), "{args:?}: {told}");
+        assert_eq!(told.matches("is not the newest").count(), 1, "{args:?}: {told}");
+    }
+    let told: serde_json::Value = serde_json::from_str(&bed.ok(&["restore", "--verify-only", "--json"])).expect("JSON");
+    assert!(told["notes"].to_string().contains(&new), "{told}");
+    let silent = bed.ok(&["restore", &old, "--dry-run", "--json"]);
+    assert!(!silent.contains(&new), "who names an id knows what he wants: {silent}");
+}
+
+#[test]
+fn dry_run_says_what_would_happen_and_touches_nothing() {
+    let bed = Bed::new();
+    let id = id_of(&bed.ok(&["create", "--json"]));
+    let databases = "SELECT string_agg(datname || oid, ',' ORDER BY oid) FROM pg_database";
+    let before = bed.sql("postgres", databases);
+    let told = bed.ok(&["restore", "--dry-run"]);
+    for text in [
+        &id,
+        "database app",
+        "20000 rows",
+        "cluster",
+        "\"app\"; the present one is kept aside",
+        "nothing was touched",
+    ] {
+        assert!(told.contains(text), "{text}: {told}");
+    }
+    let told: serde_json::Value =
+        serde_json::from_str(&bed.ok(&["restore", &id, "--dry-run", "--target-database", "look", "--json"]))
+            .expect("JSON");
+    assert_eq!((&told["database"], &told["replaces"]), (&"look".into(), &false.into()));
+    is_untouched(
+        &bed,
+        &["restore", "--dry-run", "--target-database", "app"],
+        "there is a database \"app\"",
+    );
+    assert_eq!((bed.sql("postgres", databases), bed.leftovers()), (before, Vec::new()));
+    let told = bed.ok(&["restore", "--target-database", "look"]);
+    assert!(told.contains("in the new database \"look\""), "{told}");
+    let told = bed.ok(&["restore", "--verify-only"]);
+    assert!(told.contains("in a scratch database"), "{told}");
+}
+
+#[test]
+fn restore_without_the_address_of_a_database_says_what_to_set() {
+    let mut bed = Bed::new();
+    let id = id_of(&bed.ok(&["create", "--json"]));
+    bed.use_database("postgres");
+    bed.ok(&["create"]);
+    bed.use_address(String::new());
+    for args in [
+        &["restore"][..],
+        &["restore", &id],
+        &["restore", "--dry-run"],
+        &["restore", "--verify-only"],
+    ] {
+        let told = bed.fails(args);
+        for text in ["[database] url", "DATABASE_URL", "--database-url-file"] {
+            assert!(told.contains(text), "{args:?}: {told}");
+        }
+    }
 }
 
 /// Debian removes the old programs with the old server.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::process::Stdio;
 
-use crate::support::{Bed, PORT, until};
+use serde_json::json;
+
+use crate::support::{Bed, PORT, change_manifest, run, until};
 
 const PASSWORD: &str = "pa55-w0rd-nobody-may-see";
 
@@ -100,4 +102,116 @@ fn neither_processes_nor_texts_show_a_secret() {
         let text = std::fs::read_to_string(entry.path().join("pgpass")).unwrap_or_default();
         assert!(!text.contains(PASSWORD), "{} is left behind", entry.path().display());
     }
+}
+
+/// Values that an app finds with `current_setting('app.jwt_secret')`, and a comment that somebody wrote.
+const SETTINGS: [(&str, &str); 3] = [
+    ("ALTER DATABASE app SET app.jwt_secret TO", "a-key-to-sign-with"),
+    (
+        "ALTER ROLE shop IN DATABASE app SET app.api_key TO",
+        "a-key-for-the-bank",
+    ),
+    ("COMMENT ON DATABASE app IS", "the-password-of-ops"),
+];
+const THEIRS: &str = "SELECT string_agg(setrole::regrole || array_to_string(setconfig, ','), ' ' ORDER BY setrole) \
+    || shobj_description(d.oid, 'pg_database') FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
+    WHERE datname = 'app' GROUP BY d.oid";
+
+fn log_all(bed: &Bed) {
+    for setting in [
+        "log_statement = 'all'",
+        "log_min_duration_statement = 0",
+        "log_error_verbosity = 'verbose'",
+    ] {
+        bed.sql("postgres", &format!("ALTER SYSTEM SET {setting}"));
+    }
+    bed.sql("postgres", "SELECT pg_reload_conf()");
+    until("the reload", || bed.sql("postgres", "SHOW log_statement") == "all");
+}
+
+fn log_of(bed: &Bed) -> String {
+    std::fs::read_to_string(bed.directory().join("log")).expect("a log")
+}
+
+fn show_none(what: &str, text: &str) {
+    for (_, value) in SETTINGS {
+        let at = text.find(value);
+        assert!(at.is_none(), "{what}: {}", &text[at.unwrap_or(0)..]);
+    }
+}
+
+#[test]
+fn settings_and_comment_of_the_database_are_sealed_given_back_and_shown_to_nobody() {
+    let bed = Bed::new();
+    for (statement, value) in SETTINGS {
+        bed.sql("postgres", &format!("{statement} '{value}'"));
+    }
+    let before = bed.sql("postgres", THEIRS);
+    log_all(&bed);
+    let mut told = bed.ok(&["create", "--json"]);
+    told += &bed.ok(&["show", "latest", "--json"]);
+    told += &bed.ok(&["list", "--json"]);
+    told += &bed.ok(&["restore", "--json"]);
+    show_none("what is told", &told);
+    let manifest = std::fs::read_to_string(bed.object("manifest.json")).expect("readable");
+    show_none("the manifest", &manifest);
+    assert_eq!(bed.sql("postgres", THEIRS), before);
+    show_none("the log of the server", &log_of(&bed));
+    let script = format!(
+        "age -d -i {} {} | zstd -d",
+        bed.key().display(),
+        bed.object("settings.zst.age").display()
+    );
+    let by_hand = run("bash", &["-c", &script]);
+    assert!(SETTINGS.iter().all(|(_, value)| by_hand.contains(value)), "{by_hand}");
+    let rescued = Bed::rescued(&bed);
+    drop(bed);
+    log_all(&rescued);
+    show_none("what is told", &rescued.ok(&["restore", "--json"]));
+    assert_eq!(rescued.sql("postgres", THEIRS), before);
+    show_none("the log of the server", &log_of(&rescued));
+}
+
+/// As earlier versions wrote them: the settings stand in the manifest.
+#[test]
+fn setting_that_the_server_refuses_is_told_by_name_and_not_by_value() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let value = SETTINGS[0].1;
+    change_manifest(&bed.object("manifest.json"), |content| {
+        let settings = json!([
+            {"role": null, "name": "work_mem", "value": value},
+            {"role": "shop", "name": "app.note", "value": "kept"},
+        ]);
+        content["character"]["settings"] = settings;
+    });
+    show_none("what is shown", &bed.ok(&["show", "latest", "--json"]));
+    let rescued = Bed::rescued(&bed);
+    drop(bed);
+    log_all(&rescued);
+    let told = rescued.ok(&["restore", "--json"]);
+    show_none("what is told", &told);
+    show_none("the log of the server", &log_of(&rescued));
+    assert!(told.contains("setting \\\"work_mem\\\": SQLSTATE 22023"), "{told}");
+    let kept =
+        "SELECT setrole::regrole || array_to_string(setconfig, ',') FROM pg_db_role_setting WHERE setdatabase <> 0";
+    assert_eq!(rescued.sql("postgres", kept), "shopapp.note=kept");
+}
+
+/// The server shows the row that it refuses, to whoever asked.
+#[test]
+fn row_that_the_server_refuses_is_not_told() {
+    let bed = Bed::new();
+    let value = SETTINGS[0].1;
+    bed.sql(
+        "app",
+        &format!(
+            "CREATE TABLE app.keys (key text CONSTRAINT here CHECK (current_database() = 'app')); \
+             INSERT INTO app.keys VALUES ('{value}')"
+        ),
+    );
+    bed.ok(&["create"]);
+    let told = bed.fails(&["restore"]);
+    show_none("what is told", &told);
+    assert!(told.contains("violates check constraint \"here\""), "{told}");
 }

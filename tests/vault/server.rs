@@ -325,6 +325,39 @@ fn one_run_at_a_time_and_its_status_address_tells_how_it_goes() {
 }
 
 #[test]
+fn whoever_asks_while_a_command_is_at_work_hears_it_at_once() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    server.settle();
+    let id = server.good()[0]["id"].clone();
+    let holder = bed.hold_lock("app", "app.t");
+    let mut command = bed.start(&["create"]);
+    until("pg_dump waits", || bed.backends("LOCK TABLE%") > 0);
+    let count = || server.get(&format!("{BACKUPS}/runs"))["total"].clone();
+    let before = count();
+    for (path, body) in [
+        ("create", Value::Null),
+        ("restore", json!({"id": id})),
+        ("prune", Value::Null),
+    ] {
+        let (status, problem) = server.post(&format!("{BACKUPS}/{path}"), &body);
+        assert_eq!(status, 409, "{path}: {problem}");
+    }
+    assert_eq!(count(), before, "nothing was begun");
+    bed.release(holder);
+    assert!(command.wait().expect("it ends").success());
+    // It stands among the backups, with what a person is asked about.
+    until("its backup", || server.good().len() == 2);
+    let (newest, stats) = (server.good().remove(0), server.get(&format!("{BACKUPS}/stats")));
+    assert_eq!(
+        (&newest["rows"], newest["cluster"].is_string()),
+        (&json!(20_000), true),
+        "{newest}"
+    );
+    assert_eq!(stats["cluster"], newest["cluster"], "{stats}");
+}
+
+#[test]
 fn restore_by_path_swaps_while_traffic_waits_and_none_fails() {
     let (bed, hook) = (Bed::new(), Hook::start());
     let server = Server::start(&bed, &hook);
@@ -494,7 +527,9 @@ fn audit_trail_names_the_backup_that_latest_stood_for() {
     let latest = server.get(&format!("{BACKUPS}/latest"))["backup"]["id"].clone();
     let run = server.done(&format!("{BACKUPS}/latest/verify"), &Value::Null);
     assert_eq!(run["state"], "succeeded", "{run}");
-    assert_eq!(server.delete("latest").0, 204);
+    let (status, refused) = server.delete("latest");
+    assert_eq!(status, 422, "{refused}");
+    assert_eq!(server.delete(latest.as_str().expect("an id")).0, 204);
     let trail = server.get("/api/infrastructure/audit");
     let entries = trail["entries"].as_array().expect("entries");
     for action in ["verify backup", "delete backup"] {

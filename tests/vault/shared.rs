@@ -18,7 +18,14 @@ fn backup_of_another_database_never_takes_the_place_of_the_live_one_unless_it_is
     let app = id(&bed.ok(&["create", "--label", "daily", "--json"]));
     bed.use_database("shop");
     let none = bed.fails(&["restore", "latest"]);
-    assert!(none.contains("there is no backup"), "{none}");
+    for text in [
+        "there is no backup of database \"shop\"",
+        "--from-database",
+        "database \"app\"",
+        &app,
+    ] {
+        assert!(none.contains(text), "{text}: {none}");
+    }
     let shop = id(&bed.ok(&["create", "--label", "daily", "--json"]));
     bed.use_database("app");
     let shown: Value = serde_json::from_str(&bed.ok(&["show", "latest", "--json"])).expect("JSON");
@@ -29,12 +36,26 @@ fn backup_of_another_database_never_takes_the_place_of_the_live_one_unless_it_is
         "{refused}"
     );
     bed.fails(&["restore", &shop, "--from-database", "another"]);
-    let other = bed.fails(&["restore", "latest", "--from-database", "shop"]);
+    let other = bed.fails(&["restore", &app, "--from-database", "shop"]);
     assert!(other.contains("\"shop\" is meant"), "{other}");
     assert_eq!(bed.sql("app", "SELECT count(*) FROM app.t"), "20000");
-    bed.ok(&["restore", &shop, "--target-database", "beside"]);
+    bed.fails(&[
+        "restore",
+        &app,
+        "--from-database",
+        "shop",
+        "--target-database",
+        "beside",
+    ]);
+    bed.ok(&["restore", "--from-database", "shop", "--target-database", "beside"]);
     assert_eq!(bed.sql("beside", "SELECT count(*) FROM goods"), "7");
-    bed.ok(&["restore", &shop, "--from-database", "shop"]);
+    bed.ok(&["restore", &shop, "--from-database", "shop", "--dry-run"]);
+    bed.ok(&["create"]);
+    let told = bed.ok(&["restore", "latest", "--from-database", "shop"]);
+    assert!(
+        told.contains(&shop) && told.contains("database \"app\" serves"),
+        "{told}"
+    );
     assert_eq!(bed.sql("app", "SELECT count(*) FROM goods"), "7");
 }
 
@@ -73,6 +94,14 @@ fn show_is_a_page_for_people_and_json_for_programs_and_the_list_names_what_canno
     let shown: Value = serde_json::from_str(&store.ok(&["show", &made, "--json"])).expect("JSON");
     assert_eq!((&shown["state"], &shown["level"]), (&"good".into(), &"L2".into()));
     let object = store.object("files.zst.age");
+    // It is left out, with a note.
+    let odd = store.directory().join("odd");
+    let _socket = std::os::unix::net::UnixListener::bind(&odd).expect("a socket");
+    let odd = odd.display().to_string();
+    let with_note = id(&store.ok(&["create", "--files", "odd", "--path", &odd, "--path", &path, "--json"]));
+    let page = store.ok(&["show", &with_note]);
+    assert!(page.contains("note       ") && page.contains("odd"), "{page}");
+    std::fs::remove_dir_all(store.repository().join("files").join(with_note)).expect("removable");
     let whole = std::fs::read(&object).expect("readable");
     std::fs::write(&object, &whole[..whole.len() - 1]).expect("writable");
     let list: Value = serde_json::from_str(&store.ok(&["list", "--json"])).expect("JSON");
@@ -81,7 +110,14 @@ fn show_is_a_page_for_people_and_json_for_programs_and_the_list_names_what_canno
         (&"incomplete".into(), &false.into()),
         "{list}"
     );
+    let page = store.ok(&["show", &made]);
+    assert!(
+        page.contains("state      incomplete") && page.contains("problem"),
+        "{page}"
+    );
     std::fs::write(store.object("manifest.json"), "{").expect("writable");
+    let told = store.fails(&["show", &made]);
+    assert!(told.contains("is there and cannot be read"), "{told}");
     let list: Value = serde_json::from_str(&store.ok(&["list", "--json"])).expect("JSON");
     assert_eq!(list[0]["state"], "unreadable", "{list}");
     assert!(
@@ -110,7 +146,30 @@ fn without_an_identity_a_verification_compares_the_stored_bytes_and_says_so() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&object, bytes).expect("writable");
+    let damage = "not those that were written";
     let told = store.fails_with_key(None, &["verify", &made]);
-    assert!(told.contains("not those that were written"), "{told}");
+    assert!(told.contains(damage), "{told}");
     assert_eq!(store.good(), 0);
+    let page = store.ok(&["show", &made]);
+    assert!(page.contains("state      damaged\n") && page.contains(damage), "{page}");
+    let listed = store.command(None, &["list"]).output().expect("foregate starts");
+    let table = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let told = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert!(table.contains("damaged") && told.contains(damage), "{table}{told}");
+}
+
+#[test]
+fn backup_is_deleted_by_hand_but_never_the_last_good_one() {
+    let store = Store::new();
+    let path = store.key().display().to_string();
+    let create = || id(&store.ok(&["create", "--files", "app", "--path", &path, "--json"]));
+    let old = create();
+    let refused = store.fails(&["delete", &old]);
+    assert!(refused.contains("the last good backup"), "{refused}");
+    create();
+    let told = store.ok(&["delete", &old]);
+    assert!(told.contains(&old) && told.contains("after 24 hours"), "{told}");
+    assert!(store.ok(&["show", &old]).contains("deleted by hand"));
+    store.ok(&["delete", &old, "--json"]);
+    assert_eq!(store.good(), 1);
 }

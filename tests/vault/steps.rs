@@ -118,8 +118,7 @@ fn server_that_starts_in_the_middle_of_a_restore_leaves_it_alone() {
     let server = Server::start(&bed, &hook);
     // What it wants to do first is a backup, after it has looked for what is half done.
     until("its first look is over", || {
-        let runs = server.get(&format!("{BACKUPS}/runs"))["runs"].to_string();
-        runs.contains("is running")
+        server.log().contains("another instance is at work")
     });
     assert_eq!(bed.sql("postgres", OPEN), "", "the swap still is where it was");
     pause.let_go();
@@ -228,14 +227,66 @@ fn two_machines_that_prove_the_same_backup_do_not_disturb_each_other() {
     let proof = ["restore", &id, "--verify-only"];
     let mut first = bed.start_paused(&pause, &proof);
     pause.wait();
-    let copy = bed.directory().join("copy").display().to_string();
-    run("cp", &["-a", &bed.repository().display().to_string(), &copy]);
-    bed.use_state("another machine's");
-    bed.move_repository(&format!("file://{copy}"), Vec::new());
+    move_away(&mut bed);
     bed.ok(&proof);
     pause.let_go();
     assert!(first.wait().expect("it ends").success());
     assert_eq!(bed.leftovers(), Vec::<String>::new());
+}
+
+/// As on another machine, whose repository holds the same backups.
+fn move_away(bed: &mut Bed) {
+    let copy = bed.directory().join("copy").display().to_string();
+    run("cp", &["-a", &bed.repository().display().to_string(), &copy]);
+    bed.use_state("another machine's");
+    bed.move_repository(&format!("file://{copy}"), Vec::new());
+}
+
+#[test]
+fn two_machines_never_back_up_and_replace_one_database_at_once() {
+    let (mut bed, id) = bed();
+    let pause = Pause::at("Filled", &bed);
+    let mut restoring = bed.start_paused(&pause, &["restore", &id]);
+    pause.wait();
+    move_away(&mut bed);
+    let told = bed.fails(&["create"]);
+    assert!(told.contains("is running: foregate restore"), "{told}");
+    assert!(told.contains(" as postgres from the server itself since 20"), "{told}");
+    pause.let_go();
+    assert!(restoring.wait().expect("it ends").success());
+    bed.ok(&["create"]);
+    let backing_up = bed.copying_big_table();
+    bed.use_state("a third one's");
+    let told = bed.fails(&["create"]);
+    assert!(told.contains(": process ") && told.contains("copy/.lock"), "{told}");
+    bed.move_repository(&format!("file://{}", bed.repository().display()), Vec::new());
+    let told = bed.fails(&["restore", &id]);
+    assert!(told.contains("is running: foregate backup"), "{told}");
+    assert!(backing_up.succeeds());
+}
+
+#[test]
+fn database_named_postgres_and_one_of_a_server_without_it_are_replaced_like_any_other() {
+    let (mut bed, id) = bed();
+    bed.sql("template1", "DROP DATABASE postgres");
+    bed.ok(&["restore", &id]);
+    assert_eq!(bed.sql("app", ROWS), "20000");
+    bed.sql("template1", "ALTER DATABASE app RENAME TO postgres");
+    bed.use_database("postgres");
+    let id = id_of(&bed.ok(&["create", "--json"]));
+    bed.sql("postgres", "DELETE FROM app.t WHERE id > 5");
+    kill_at(&bed, "Emptied", &["restore", &id]);
+    until("the server notices", || {
+        bed.succeeds(&["restore", &id, "--verify-only"])
+    });
+    assert_eq!(bed.sql("postgres", ROWS), "5");
+    bed.ok(&["restore", &id]);
+    assert_eq!(bed.sql("postgres", ROWS), "20000");
+    assert_eq!(bed.leftovers(), Vec::<String>::new());
+    bed.sql("template1", "DROP DATABASE postgres");
+    bed.ok(&["restore", &id]);
+    assert_eq!(bed.sql("postgres", ROWS), "20000");
+    bed.ok(&["prune"]);
 }
 
 /// The dump lies decrypted in the scratch directory while it is restored.

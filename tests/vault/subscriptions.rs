@@ -51,10 +51,22 @@ fn replaced_database_with_a_subscription_is_dropped_although_another_one_cannot_
     let stuck = "app_replaced_20190101t000000z";
     bed.sql("postgres", &format!("CREATE DATABASE {stuck}"));
     bed.sql(stuck, "BEGIN; CREATE TABLE t (id int); PREPARE TRANSACTION 'held'");
+    bed.sql(
+        "postgres",
+        &format!("ALTER DATABASE {stuck} WITH ALLOW_CONNECTIONS false"),
+    );
     let complaint = bed.fails(&["prune"]);
     assert!(complaint.contains(stuck), "{complaint}");
     assert_eq!(bed.sql("postgres", replaced), stuck);
+    bed.sql(
+        "postgres",
+        &format!("ALTER DATABASE {stuck} WITH ALLOW_CONNECTIONS true"),
+    );
     bed.sql(stuck, "ROLLBACK PREPARED 'held'");
+    bed.sql(
+        "postgres",
+        &format!("ALTER DATABASE {stuck} WITH ALLOW_CONNECTIONS false"),
+    );
     bed.ok(&["prune"]);
     assert_eq!(bed.sql("postgres", replaced), "");
 }

@@ -24,8 +24,10 @@ use crate::backup::service::stats::rate;
 use crate::backup::service::{Act, Refusal, Run, State as RunState};
 use crate::backup::{self, Entry, Swap};
 
+/// The types of a backup of the database, and that of a file set.
 const LABELS: [&str; 4] = ["daily", "weekly", "monthly", "manual"];
-/// A ULID, or `latest`.
+const FILES: &str = "files";
+/// A ULID, or where nothing is destroyed `latest`.
 type Id = Result<Path<String>, PathRejection>;
 type Body = Result<Bytes, BytesRejection>;
 
@@ -54,7 +56,9 @@ pub(super) async fn stats(state: Shared) -> Result<Json<BackupStats>, Error> {
     let failed = ended(|state| matches!(state, RunState::Failed { .. } | RunState::Interrupted));
     Ok(Json(BackupStats {
         repository: settings.repository.url.clone(),
-        time_zone: settings.plan.zone.iana_name().unwrap_or("UTC").to_owned(),
+        time_zone: vault.time_zone(),
+        cluster: vault.cluster(),
+        file_sets: vault.file_sets(),
         total: entries.len(),
         good: entries.iter().filter(|entry| entry.is_good()).count(),
         stored_bytes,
@@ -73,15 +77,16 @@ pub(super) async fn stats(state: Shared) -> Result<Json<BackupStats>, Error> {
     }))
 }
 
-pub(super) async fn runs(state: Shared) -> Json<Runs> {
-    let runs = state
-        .parts
-        .vault
-        .past()
-        .iter()
-        .map(|run| RunView::from(&**run))
-        .collect();
-    Json(Runs { runs })
+pub(super) async fn runs(state: Shared, query: Result<Query<Paging>, QueryRejection>) -> Result<Json<Runs>, Error> {
+    let (offset, limit) = paging(query)?;
+    let runs = state.parts.vault.past();
+    let newest_first = runs.iter().skip(offset).take(limit);
+    Ok(Json(Runs {
+        runs: newest_first.map(|run| RunView::from(&**run)).collect(),
+        total: runs.len(),
+        offset,
+        limit,
+    }))
 }
 
 pub(super) async fn show(state: Shared, id: Id) -> Result<Json<BackupOrRun>, Error> {
@@ -102,18 +107,28 @@ pub(super) async fn show(state: Shared, id: Id) -> Result<Json<BackupOrRun>, Err
 }
 
 pub(super) async fn create(axum::extract::State(state): Shared, caller: Caller, body: Body) -> Result<Response, Error> {
-    let started = order::<CreateOrder>(body).and_then(|order| {
-        let label = order.kind.unwrap_or_else(|| "manual".to_owned());
-        if !LABELS.contains(&label.as_str()) {
-            let known = LABELS.join(", ");
-            return Err(Error::Invalid(format!(
-                "type must be one of {known}, not \"{}\"",
-                quoted(&label)
-            )));
-        }
-        Ok(state.parts.vault.start_create(vec![label], Vec::new())?)
-    });
-    audited(&state, &caller, "backup", "", started).await
+    let order = order::<CreateOrder>(body)?;
+    let action = match order.kind() {
+        FILES => "backup files",
+        _ => "backup",
+    };
+    let asked_for = quoted(order.name.as_deref().unwrap_or_else(|| order.kind()));
+    let started = try_create(&state, &order).await;
+    audited(&state, &caller, action, &asked_for, started).await
+}
+
+async fn try_create(state: &State, order: &CreateOrder) -> Result<std::sync::Arc<Run>, Error> {
+    let vault = &state.parts.vault;
+    match (order.kind(), order.name.as_deref()) {
+        (FILES, name) => Ok(vault.start_set(name.unwrap_or_default()).await?),
+        (_, Some(_)) => Err(Error::Invalid(format!("a name goes with the type {FILES} alone"))),
+        (label, None) if LABELS.contains(&label) => Ok(vault.start_create(vec![label.to_owned()], Vec::new()).await?),
+        (other, None) => Err(Error::Invalid(format!(
+            "type must be one of {}, {FILES}, not \"{}\"",
+            LABELS.join(", "),
+            quoted(other)
+        ))),
+    }
 }
 
 pub(super) async fn restore(
@@ -135,8 +150,10 @@ async fn try_restore(state: &State, order: RestoreOrder) -> Result<std::sync::Ar
     let (id, swap) = resolve(state, order).await?;
     let vault = &state.parts.vault;
     // What can be refused is refused here, with its reason, rather than in a run that fails later.
-    let (entry, _) = vault.preview_restore(&id, &swap, foreign.clone()).await?;
-    Ok(vault.start_restore(entry.manifest.id.to_string(), swap, foreign)?)
+    let (entry, told) = vault.preview_restore(&id, &swap, foreign.clone()).await?;
+    Ok(vault
+        .start_restore(entry.manifest.id.to_string(), swap, foreign, told)
+        .await?)
 }
 
 async fn preview(state: &State, order: RestoreOrder) -> Result<Response, Error> {
@@ -198,13 +215,16 @@ pub(super) async fn verify(
 
 pub(super) async fn delete(axum::extract::State(state): Shared, caller: Caller, id: Id) -> Result<StatusCode, Error> {
     let text = text(id)?;
-    let done: Result<Ulid, Error> = state.parts.vault.delete(&text).await.map_err(Into::into);
-    let (subject, result) = match &done {
-        // `latest` was asked for; tomorrow it is another one.
-        Ok(marked) => (marked.to_string(), "ok: marked for deletion".to_owned()),
-        Err(error) => (quoted(&text), error.to_string()),
+    // What destroys names what it means: `latest` is another one tomorrow.
+    let done = match Ulid::from_string(&text) {
+        Ok(_) => state.parts.vault.delete(&text).await.map_err(Into::into),
+        Err(_) => Err(Error::Invalid("a backup is deleted by its id alone".to_owned())),
     };
-    record(&state, &caller, "delete backup", &subject, &result).await;
+    let result = match &done {
+        Ok(_) => "ok: marked for deletion".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    record(&state, &caller, "delete backup", &quoted(&text), &result).await;
     done.map(|_| StatusCode::NO_CONTENT)
 }
 
@@ -213,7 +233,7 @@ pub(super) async fn prune(axum::extract::State(state): Shared, caller: Caller, b
         let pruned = state.parts.vault.preview_prune().await?;
         return Ok(Json(PrunePreview::from(&pruned)).into_response());
     }
-    let started = state.parts.vault.start_prune().map_err(Into::into);
+    let started = state.parts.vault.start_prune().await.map_err(Into::into);
     audited(&state, &caller, "clean up backups", "", started).await
 }
 

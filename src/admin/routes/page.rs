@@ -5,7 +5,7 @@ use axum::response::Response;
 
 use super::super::auth::Caller;
 use super::super::views::Me;
-use super::asset;
+use super::{Shared, asset};
 
 pub(super) async fn index() -> Response {
     asset("text/html; charset=utf-8", include_bytes!("../ui/index.html"))
@@ -28,9 +28,10 @@ pub(super) async fn style() -> Response {
 }
 
 /// Whose token this is and what it may do.
-pub(super) async fn me(caller: Caller) -> Json<Me> {
+pub(super) async fn me(state: Shared, caller: Caller) -> Json<Me> {
     Json(Me {
         role: caller.role.name(),
         name: caller.name,
+        time_zone: state.parts.vault.time_zone(),
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,10 +15,11 @@ use super::super::State;
 use super::super::auth::Caller;
 use super::super::problem::Error;
 use super::super::recovery_views as views;
+use super::super::views::Paging;
 use super::Shared;
 use super::ddos::quoted;
 use super::pitr::off;
-use super::trail::record;
+use super::trail::{paging, record};
 use crate::pitr::name::{Lsn, Timeline};
 use crate::pitr::plan::{Goal, Plan, Request};
 use crate::pitr::{self, Routine, instant, script};
@@ -28,8 +29,10 @@ const PLAN_TIMEOUT: Duration = Duration::from_secs(25);
 /// PostgreSQL's restore points have shorter names.
 const NAME_CHARS_MAX: usize = 63;
 
+type Query = Result<axum::extract::Query<Paging>, QueryRejection>;
+
 /// What a plan is wanted for. One of the targets; none: the latest instant.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Order {
     /// A base backup's id or path; without it, the plan chooses.
@@ -67,22 +70,28 @@ pub(super) async fn window(state: Shared) -> Result<Json<Value>, Error> {
     Ok(Json(value))
 }
 
-pub(super) async fn bases(state: Shared) -> Result<Json<Value>, Error> {
-    let known = routine(&state)?.known();
-    let bases: Vec<Value> = known.bases.iter().rev().map(views::base).collect();
+pub(super) async fn bases(state: Shared, query: Query) -> Result<Json<Value>, Error> {
+    let ((offset, limit), known) = (paging(query)?, routine(&state)?.known());
+    let bases = known.bases.iter().rev().skip(offset).take(limit);
     Ok(Json(json!({
-        "baseBackups": bases,
+        "baseBackups": bases.map(views::base).collect::<Vec<Value>>(),
+        "total": known.bases.len(),
+        "offset": offset,
+        "limit": limit,
         "running": known.base_run.running,
         "run": views::run(&known.base_run),
         "lookedAt": known.looked_at,
     })))
 }
 
-pub(super) async fn drills(state: Shared) -> Result<Json<Value>, Error> {
-    let known = routine(&state)?.known();
-    let drills: Vec<Value> = known.drills.iter().map(views::drill).collect();
+pub(super) async fn drills(state: Shared, query: Query) -> Result<Json<Value>, Error> {
+    let ((offset, limit), known) = (paging(query)?, routine(&state)?.known());
+    let drills = known.drills.iter().skip(offset).take(limit);
     Ok(Json(json!({
-        "drills": drills,
+        "drills": drills.map(views::drill).collect::<Vec<Value>>(),
+        "total": known.drills.len(),
+        "offset": offset,
+        "limit": limit,
         "running": known.drill_run.running,
         "run": views::run(&known.drill_run),
         "lookedAt": known.window_at,
@@ -190,14 +199,7 @@ fn base_id(path: &str) -> Result<Ulid, Error> {
 }
 
 fn order(body: Result<Bytes, BytesRejection>) -> Result<Order, Error> {
-    let bytes = body.map_err(|_| Error::TooLarge)?;
-    if bytes.is_empty() {
-        return Err(Error::NotJson);
-    }
-    let order: Order = serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Error::Invalid(error.to_string()),
-        _ => Error::NotJson,
-    })?;
+    let order: Order = super::order(body)?;
     let bad = |text: &Option<String>| text.as_ref().is_some_and(|text| text.chars().any(char::is_control));
     if bad(&order.data_directory) || order.data_directory.as_ref().is_some_and(|path| !path.starts_with('/')) {
         return Err(Error::Invalid("dataDirectory must be an absolute path".to_owned()));

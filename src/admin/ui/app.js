@@ -11,7 +11,7 @@ const HISTORY = 90;                       // points of the small curve
 const ROLES = ["viewer", "operator", "admin"];
 const $ = (id) => document.getElementById(id);
 
-const state = { part: "gate", token: sessionStorage.getItem("token") ?? "", role: "viewer", blocks: [], previous: null, rates: [], refused: [] };
+const state = { part: "gate", token: sessionStorage.getItem("token") ?? "", role: "viewer", zone: "UTC", blocks: [], previous: null, rates: [], refused: [] };
 
 class ApiError extends Error {
   constructor(status, detail) { super(detail); this.status = status; }
@@ -79,10 +79,75 @@ function ago(text) {
   return relative.format(Math.round(seconds / size), unit);
 }
 
-function timeCell(text, none) {
-  const cell = element("td", text ? ago(text) : none, "time");
-  if (text) cell.title = text;
+/** In the zone of the schedules, and with its name: nobody asks at night whose clock it is. */
+function when(text) {
+  const at = new Date(text);
+  const zone = new Intl.DateTimeFormat("en", { timeZone: state.zone, timeZoneName: "short" }).formatToParts(at);
+  return `${at.toLocaleString("sv-SE", { timeZone: state.zone })} ${zone.find((part) => part.type === "timeZoneName").value}`;
+}
+
+function useZone(name) {
+  try {
+    new Intl.DateTimeFormat("en", { timeZone: name });
+    state.zone = name;
+  } catch {
+    state.zone = "UTC";                   // this browser does not know it
+  }
+}
+
+/** A cell, and in it what is to be known besides, on lines of its own. */
+function lines(first, ...more) {
+  const cell = element("td");
+  cell.append(first, ...more.filter(Boolean).map((line) => (line instanceof Node ? line : element("small", line))));
   return cell;
+}
+
+/** What is copied, or read out to somebody, stands on one line. */
+const exact = (text) => element("small", text, "exact");
+
+function timeCell(text, none) {
+  if (!text) return element("td", none);
+  const age = element("time", ago(text));
+  age.dateTime = text;
+  return lines(age, exact(when(text)));
+}
+
+function stateCell(text, isGood, ...more) {
+  return lines(element("span", text, `state ${isGood ? "good" : "bad"}`), ...more);
+}
+
+function cells(row, ...values) {
+  row.append(...values.map((value) => (value instanceof Node ? value : element("td", value))));
+  return row;
+}
+
+/** Rows are built anew only when they changed, so that they keep their focus. Where there is no room for columns, each cell
+ * says itself what it is. */
+function rows(id, values, build, none) {
+  const body = $(id);
+  const shown = JSON.stringify([state.role, state.zone, values, none]);
+  if (body.dataset.shown === shown) return;
+  body.dataset.shown = shown;
+  const heads = [...body.parentElement.tHead.rows[0].cells].map((head) => head.textContent);
+  body.replaceChildren(...values.map(build));
+  for (const row of body.rows) heads.forEach((head, index) => { row.cells[index].dataset.label = head; });
+  if (values.length > 0 || !none) return;
+  const cell = element("td", none, "hint");
+  cell.colSpan = heads.length;
+  body.append(cells(element("tr"), cell));
+}
+
+function action(text, role, label, act, kind) {
+  const button = element("button", text, kind);
+  button.type = "button";
+  button.disabled = !may(role);
+  button.ariaLabel = label;
+  button.addEventListener("click", act);
+  return button;
+}
+
+function showFacts(id, facts) {
+  $(id).replaceChildren(...facts.flatMap(([name, value, kind]) => [element("dt", name), element("dd", value, kind)]));
 }
 
 function short(number) {
@@ -131,12 +196,7 @@ function showBlocks() {
   const wanted = $("filter").value.trim().toLowerCase();
   const matches = state.blocks.filter((block) =>
     `${block.network} ${block.reason} ${block.createdBy} ${block.reference}`.toLowerCase().includes(wanted));
-  const shown = JSON.stringify([state.role, matches]);
-  if (shown !== state.shown) {            // rows that did not change keep their focus
-    state.shown = shown;
-    $("blocks").replaceChildren(...matches.map(blockRow));
-  }
-  for (const cell of $("blocks").querySelectorAll("td.time[title]")) cell.textContent = ago(cell.title);
+  rows("blocks", matches, blockRow);
   const total = state.total ?? 0;
   $("blocks-note").textContent =
     total === 0 ? "Nobody is blocked."
@@ -144,25 +204,22 @@ function showBlocks() {
 }
 
 function blockRow(block) {
-  const row = element("tr");
   const reason = element("td", block.reason, "text");
   reason.title = `reference ${block.reference}`;
   const by = block.source === "automatic" ? "Foregate" : block.createdBy;
-  row.append(element("td", block.network, "address"), reason, element("td", by), timeCell(block.createdAt), timeCell(block.expiresAt, "for ever"));
-  const lift = element("button", "Lift");
-  lift.type = "button";
-  lift.disabled = !may("operator");
-  lift.ariaLabel = `Lift the block of ${block.network}`;
-  lift.addEventListener("click", () => liftBlock(block));
-  const cell = element("td");
-  cell.append(lift);
-  row.append(cell);
-  return row;
+  const lift = action("Lift", "operator", `Lift the block of ${block.network}`, () => liftBlock(block));
+  return cells(element("tr"), element("td", block.network, "address"), reason, by, timeCell(block.createdAt), timeCell(block.expiresAt, "for ever"), lines(lift));
 }
 
-async function sure(question, yes) {
+/** Asks, with the facts that the answer hangs on. What destroys is told by its colour; without `yes` there is nothing to answer. */
+async function sure(question, yes, { facts = [], words = [], destroys = false } = {}) {
   $("question").textContent = question;
+  showFacts("facts", facts);
+  $("words").replaceChildren(...words.map((text) => element("p", text)));
+  $("confirm-no").textContent = yes ? "Cancel" : "Close";
   $("confirm-yes").textContent = yes;
+  $("confirm-yes").hidden = !yes;
+  $("confirm-yes").className = destroys ? "danger" : "";
   $("confirm").returnValue = "";          // else a dismissed dialog repeats the last answer
   $("confirm").showModal();
   const answer = await new Promise((done) => $("confirm").addEventListener("close", () => done($("confirm").returnValue), { once: true }));
@@ -198,7 +255,7 @@ async function lookUp(event) {
       ["This minute", left(client.remainingMinute)],
       ["This hour", left(client.remainingHour)],
     ];
-    $("client").replaceChildren(...facts.flatMap(([name, value, kind]) => [element("dt", name), element("dd", value, kind)]));
+    showFacts("client", facts);
     message("");
   } catch (error) {
     fail(error);
@@ -212,25 +269,18 @@ async function addBlock(event) {
   await change(`block/${encodeURIComponent($("block-address").value.trim())}`, body, (done) => `${done.block.network} is blocked.`);
 }
 
+function auditRow(entry) {
+  return cells(element("tr"), timeCell(entry.at), entry.actor, element("td", entry.from, "address"), entry.action,
+    element("td", entry.subject, "address"), element("td", entry.result, "text"));
+}
+
 /** It lies in the store, which may be away while all else works: what is wrong with it is told beside it. */
 async function showAudit() {
   if (!state.token) return;
   state.auditMissing = false;
   try {
     const trail = await api(`${API}/audit?limit=50`);
-    $("audit").replaceChildren(...trail.entries.map((entry) => {
-      const row = element("tr");
-      row.append(timeCell(entry.at), element("td", entry.actor), element("td", entry.from, "address"), element("td", entry.action),
-        element("td", entry.subject, "address"), element("td", entry.result, "text"));
-      return row;
-    }));
-    if (trail.entries.length === 0) {
-      const cell = element("td", "Nothing has been changed yet.");
-      cell.colSpan = 6;
-      const row = element("tr");
-      row.append(cell);
-      $("audit").replaceChildren(row);
-    }
+    rows("audit", trail.entries, auditRow, "Nothing has been changed yet.");
     note("audit-note", "");
   } catch (error) {
     if (error.status === 401) return signOut(error.message);
@@ -274,6 +324,7 @@ const may = (role) => ROLES.indexOf(state.role) >= ROLES.indexOf(role);
 async function refresh() {
   showHealth(await api("/health/comprehensive"));
   await parts[state.part].refresh();
+  for (const age of document.querySelectorAll("time")) age.textContent = ago(age.dateTime);
 }
 
 /** Shows anew what is under the open tab. What hinders that is told as long as it does, beside what became of an act. */
@@ -304,6 +355,7 @@ async function start() {
   try {
     const me = await api(`${API}/me`);
     state.role = me.role;
+    useZone(me.timeZone);
     sessionStorage.setItem("token", state.token);
     $("who").textContent = `${me.name} (${me.role})`;
     $("sign-in").hidden = true;

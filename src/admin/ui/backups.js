@@ -12,61 +12,47 @@ function size(bytes) {
 function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.round(seconds)} s`;
-  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} days`;
 }
 
-function cells(row, ...values) {
-  row.append(...values.map((value) => (value instanceof Node ? value : element("td", value))));
-  return row;
-}
+/** Names are the words of whoever wrote the manifest, and shown as such. */
+const subject = (backup) => `${backup.content} ${backup.name}`;
 
-function stateCell(text, isGood) {
-  const cell = element("td");
-  cell.append(element("span", text, `state ${isGood ? "good" : "bad"}`));
-  return cell;
-}
-
-/// Rows are built anew only when they changed, so that they keep their focus.
-function rows(id, values, build, none, columns) {
-  const body = $(id);
-  const shown = JSON.stringify([state.role, values, none]);
-  if (body.dataset.shown !== shown) {
-    body.dataset.shown = shown;
-    if (values.length > 0) body.replaceChildren(...values.map(build));
-    else {
-      const cell = element("td", none, "hint");
-      cell.colSpan = columns;
-      body.replaceChildren(cells(element("tr"), cell));
-    }
-  }
-  for (const cell of body.querySelectorAll("td.time[title]")) cell.textContent = ago(cell.title);
-}
-
-function action(text, role, label, act) {
-  const button = element("button", text);
-  button.type = "button";
-  button.disabled = !may(role);
-  button.ariaLabel = label;
-  button.addEventListener("click", act);
-  return button;
+/** Where the repository holds the backups of several clusters, each with the words for its own. */
+function withClusters(backups, own) {
+  const isAlone = new Set(backups.map((backup) => backup.cluster).filter(Boolean)).size < 2;
+  const known = (cluster) => (own ? (cluster === own ? ", this one" : ", another one") : "");
+  return backups.map((backup) => ({ ...backup, where: isAlone || !backup.cluster ? "" : `cluster ${backup.cluster}${known(backup.cluster)}` }));
 }
 
 function backupRow(backup) {
-  const what = backup.content === "database" ? `database ${backup.name}` : `files ${backup.name}`;
-  const words = { good: `proven ${backup.level}`, "not proven": "not proven", "to be deleted": "to be deleted" };
-  const made = new Date(backup.startedAt).toLocaleString();
+  const made = when(backup.startedAt);
   const actions = element("td", undefined, "actions");
   if (backup.state !== "to be deleted") {
     actions.append(action("Verify", "operator", `Verify the backup of ${made}`, () => begin(`${backup.id}/verify`, {}, "The backup is being read back.")));
-    if (backup.content === "database" && backup.good) {
-      actions.append(action("Restore", "admin", `Restore the backup of ${made}`, () => restore(backup, made)));
-    }
-    actions.append(action("Delete", "admin", `Delete the backup of ${made}`, () => remove(backup, made)));
+    if (backup.content === "files") actions.append(action("Restore", "viewer", `How to restore the backup of ${made}`, () => restoreFiles(backup)));
+    else if (backup.good) actions.append(action("Restore", "admin", `Restore the backup of ${made}`, () => restore(backup), "danger"));
+    actions.append(action("Delete", "admin", `Delete the backup of ${made}`, () => remove(backup), "danger"));
   }
-  const row = cells(element("tr"), timeCell(backup.startedAt), what, backup.labels.join(", "), size(backup.storedBytes),
-    duration(backup.durationSeconds), stateCell(words[backup.state] ?? backup.state, backup.good), actions);
-  row.title = `${backup.id}${backup.encrypted ? ", encrypted" : ", in the clear"}`;
-  return row;
+  const what = lines(subject(backup), exact(backup.id), backup.where, backup.encrypted ? "" : "in the clear");
+  const state = stateCell(backup.state === "good" ? `proven ${backup.level}` : backup.state, backup.good, backup.problem);
+  return cells(element("tr"), timeCell(backup.startedAt), what, state, backup.labels.join(", "),
+    lines(element("span", size(backup.storedBytes), "exact"), exact(`took ${duration(backup.durationSeconds)}`)), actions);
+}
+
+/** Which backup it is, for whoever is asked about it. */
+function about(backup) {
+  const version = backup.serverVersion ? `, PostgreSQL ${backup.serverVersion}` : "";
+  const rows = backup.rows === null ? "" : `${backup.rows.toLocaleString("en")} rows, `;
+  const facts = [
+    ["Backup", backup.id, "address"],
+    ["Of", `${subject(backup)}${version}`],
+    ["Made", `${when(backup.startedAt)}, ${ago(backup.startedAt)}`],
+    ["Holds", `${rows}${size(backup.plainBytes)}, stored as ${size(backup.storedBytes)}`],
+    ["State", backup.state === "good" ? `proven ${backup.level}` : backup.state],
+  ];
+  return backup.where ? [...facts, ["In", backup.where]] : facts;
 }
 
 function kindRow(kind) {
@@ -86,7 +72,7 @@ async function begin(path, body, words) {
   await act(() => api(`${BACKUPS}/${path}`, { method: "POST", body: JSON.stringify(body) }), () => words);
 }
 
-async function restore(backup, made) {
+async function restore(backup) {
   message("Looking whether this backup can be restored …");
   let preview;
   try {
@@ -95,16 +81,24 @@ async function restore(backup, made) {
     return fail(error);
   }
   message("");
-  const question = `The database "${preview.database}" goes back to ${made}. What was written since is lost to the app; `
-    + "the present database is kept aside under a dated name. The backup is first restored beside it and counted; only then are they swapped, "
-    + "and requests wait for that moment.";
-  if (!(await sure(question, "Restore"))) return;
+  const words = [
+    `What was written since ${when(backup.startedAt)} is lost to the app. The present database is kept aside under a dated name.`,
+    "The backup is first restored beside it and counted; only then are they swapped, and requests wait for that moment.",
+    ...preview.notes,
+  ];
+  if (!(await sure(`Put this backup in the place of the database ${preview.database}?`, "Restore", { facts: about(backup), words, destroys: true }))) return;
   await begin("restore", { id: backup.id }, "The restore has begun. The present database serves until the new one is proven.");
 }
 
-async function remove(backup, made) {
-  if (!(await sure(`The backup of ${made} is deleted after a day of grace.`, "Delete"))) return;
-  await act(() => api(`${BACKUPS}/${backup.id}`, { method: "DELETE" }), () => "The backup is marked; the next clean-up after a day deletes it.");
+async function restoreFiles(backup) {
+  const words = ["On the machine where they are wanted, into an empty directory:", `foregate backup restore ${backup.id} --into DIR`];
+  await sure("Files are restored by command", "", { facts: about(backup), words });
+}
+
+async function remove(backup) {
+  const words = ["It is marked now, and erased by the first clean-up after a day."];
+  if (!(await sure("Delete this backup?", "Delete", { facts: about(backup), words, destroys: true }))) return;
+  await act(() => api(`${BACKUPS}/${backup.id}`, { method: "DELETE" }), () => `Backup ${backup.id} is marked; the next clean-up after a day deletes it.`);
 }
 
 function tile(id, text, unit) {
@@ -123,16 +117,16 @@ function newestProven(kinds) {
 
 function showBackupTiles(stats) {
   const { what, last } = newestProven(stats.kinds);
-  tile("n-newest", last ? ago(last.at) : "none", last ? `${what}, ${new Date(last.at).toLocaleString()}` : `no backup of the ${what} is proven yet`);
-  tile("n-next", stats.nextRun ? ago(stats.nextRun) : "none", stats.nextRun ? new Date(stats.nextRun).toLocaleString() : "nothing is scheduled");
+  tile("n-newest", last ? ago(last.at) : "none", last ? `${what}, ${when(last.at)}` : `no backup of the ${what} is proven yet`);
+  tile("n-next", stats.nextRun ? ago(stats.nextRun) : "none", stats.nextRun ? when(stats.nextRun) : "nothing is scheduled");
   tile("n-proven", String(stats.good), `of ${stats.total} backups`);
   tile("n-stored", size(stats.storedBytes), stats.repository);
-  $("backups-warnings").replaceChildren(...stats.warnings.map((text) => element("div", text, "notice")));
+  $("backups-warnings").replaceChildren(...stats.warnings.map((text) => element("div", text, "notice warn")));
 }
 
 function showRun(run) {
   $("run-card").hidden = !run;
-  $("backup-now").disabled = Boolean(run) || !may("operator");
+  for (const button of $("backup-buttons").querySelectorAll("button")) button.disabled = Boolean(run) || !may("operator");
   if (!run) return;
   $("run-title").textContent = `Running: ${run.act} ${run.subjects.join(" ")} – ${run.step}`;
   if (run.percent === null) $("run-progress").removeAttribute("value");
@@ -140,11 +134,23 @@ function showRun(run) {
   $("run-log").textContent = run.log.join("\n");
 }
 
+const newestOf = (shown, total) => (total > shown.length ? `The newest ${shown.length} of ${total}.` : "");
+
+/** A button for each file set, built anew when there are others. */
+function showSets(names) {
+  const box = $("backup-sets");
+  if (box.dataset.shown === JSON.stringify(names)) return;
+  box.dataset.shown = JSON.stringify(names);
+  const button = (name) => action(`Back up files ${name}`, "operator", `Back up the files ${name} now`,
+    () => begin("create", { type: "files", name }, `The backup of the files ${name} has begun.`));
+  box.replaceChildren(...names.map(button));
+}
+
 parts.backups = {
   async refresh() {
     let answers;
     try {
-      answers = await Promise.all([api(`${BACKUPS}/stats`), api(`${BACKUPS}?limit=200`), api(`${BACKUPS}/runs`)]);
+      answers = await Promise.all([api(`${BACKUPS}/stats`), api(`${BACKUPS}?limit=200`), api(`${BACKUPS}/runs?limit=20`)]);
     } catch (error) {
       if (error.status !== 422) throw error;
       $("backups-off").hidden = false;
@@ -155,10 +161,13 @@ parts.backups = {
     $("backups-off").hidden = true;
     $("backups-on").hidden = false;
     showBackupTiles(stats);
+    showSets(stats.fileSets);
     showRun(list.running);
-    rows("backups", list.backups, backupRow, "There is no backup yet.", 7);
-    rows("kinds", stats.kinds, kindRow, "Nothing is scheduled.", 6);
-    rows("runs", runs.runs.slice(0, 20), runRow, "Nothing has run yet.", 4);
+    rows("backups", withClusters(list.backups, stats.cluster), backupRow, "There is no backup yet.");
+    rows("kinds", stats.kinds, kindRow, "Nothing is scheduled.");
+    rows("runs", runs.runs, runRow, "Nothing has run yet.");
+    $("backups-note").textContent = newestOf(list.backups, list.total);
+    $("runs-note").textContent = newestOf(runs.runs, runs.total);
   },
 };
 

@@ -16,8 +16,6 @@ const shape = (kind, attributes, title) => {
   return node;
 };
 
-const when = (text) => new Date(text).toLocaleString();
-
 /// From time to place: from the oldest thing that is shown to now.
 function scale(window, bases) {
   const starts = [window.earliest, ...bases.map((base) => base.stoppedAt)].filter(Boolean).map((at) => Date.parse(at));
@@ -58,7 +56,7 @@ function drawTimeline(window, bases, drills) {
     const anchor = tick === 0 ? "start" : tick === TICKS ? "end" : "middle";
     const text = shape("text", { x, y: LINE.foot + 14, "text-anchor": anchor });
     const style = span > 3 * 86_400_000 ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit", ...(span < 600_000 && { second: "2-digit" }) };
-    text.textContent = tick === TICKS ? "now" : new Date(at).toLocaleString(undefined, style);
+    text.textContent = tick === TICKS ? "now" : new Date(at).toLocaleString("en-GB", { ...style, timeZone: state.zone });
     nodes.push(shape("line", { x1: x, x2: x, y1: LINE.top + LINE.height, y2: LINE.foot }), text);
   }
   $("timeline").replaceChildren(...nodes);
@@ -79,10 +77,24 @@ function reachText(window) {
 
 const UNREAD = ["–", "not read yet"];
 
-function lostTile(window) {
+/// Without the log there is still the last dump, if there is one.
+function lostTile(window, dump) {
   if (!window) return UNREAD;
   const lost = window.recoveryPointSeconds;
-  return lost === null ? ["all", "nothing can be recovered"] : [duration(lost), "RPO: since the last archived commit"];
+  if (lost !== null) return [duration(lost), "RPO: since the last archived commit"];
+  if (dump === null) return ["–", "no instant can be recovered, and the list of dumps cannot be read"];
+  if (!dump) return ["all", "no instant can be recovered, and no dump is proven"];
+  return [duration((Date.now() - Date.parse(dump.at)) / 1000), `no instant can be recovered: all since the last proven dump, of ${when(dump.at)}`];
+}
+
+/// The newest proven one, `undefined`: there is none, `null`: nobody knows.
+async function lastDump() {
+  try {
+    const { what, last } = newestProven((await api(`${BACKUPS}/stats`)).kinds);
+    return what === "database" ? last : undefined;
+  } catch {
+    return null;
+  }
 }
 
 function drillTile(rehearsed) {
@@ -104,8 +116,8 @@ function logTile({ archive, lastArchived }) {
   return [size(archive.storedBytes), last ? `last file ${ago(last)}` : "nothing archived yet"];
 }
 
-function showRecoveryTiles(stats, list, rehearsed) {
-  tile("n-rpo", ...lostTile(stats.window));
+function showRecoveryTiles(stats, dump, list, rehearsed) {
+  tile("n-rpo", ...lostTile(stats.window, dump));
   tile("n-rto", ...drillTile(rehearsed));
   tile("n-bases", ...basesTile(stats.baseBackups, list));
   tile("n-log", ...logTile(stats));
@@ -152,7 +164,7 @@ parts.recovery = {
   async refresh() {
     let answers;
     try {
-      answers = await Promise.all(["stats", "window", "base-backups", "drills"].map((path) => api(`${PITR}/${path}`)));
+      answers = await Promise.all(["stats", "window", "base-backups", "drills?limit=20"].map((path) => api(`${PITR}/${path}`)));
     } catch (error) {
       if (error.status !== 422) throw error;
       $("recovery-off").hidden = false;
@@ -163,12 +175,13 @@ parts.recovery = {
     $("recovery-off").hidden = true;
     $("recovery-on").hidden = false;
     showWindow(window, list.baseBackups, rehearsed.drills);
-    showRecoveryTiles(stats, list.baseBackups, rehearsed);
+    const dump = stats.window && !stats.window.latest ? await lastDump() : undefined;
+    showRecoveryTiles(stats, dump, list.baseBackups, rehearsed);
     $("recovery-runs").textContent = [runText("base backup", list.run), runText("drill", rehearsed.run)].filter(Boolean).join(" · ");
     $("base-now").disabled = list.running || !may("operator");
     $("drill-now").disabled = rehearsed.running || !window.latest || !may("operator");
-    rows("bases", list.baseBackups, baseRow, list.lookedAt ? "There is no base backup yet." : "Not read yet.", 6);
-    rows("drills", rehearsed.drills.slice(0, 20), drillRow, rehearsed.lookedAt ? "Nothing was rehearsed yet." : "Not read yet.", 6);
+    rows("bases", list.baseBackups, baseRow, list.lookedAt ? "There is no base backup yet." : "Not read yet.");
+    rows("drills", rehearsed.drills, drillRow, rehearsed.lookedAt ? "Nothing was rehearsed yet." : "Not read yet.");
   },
 };
 

@@ -24,13 +24,17 @@ pub(in crate::admin) struct Backup {
     plain_bytes: u64,
     level: &'static str,
     good: bool,
-    /// `good`, `not proven`, `incomplete`, `from the future` or `to be deleted`.
+    /// `good`, `not proven`, `damaged`, `incomplete`, `from the future` or `to be deleted`.
     state: &'static str,
-    /// What is missing of one that is incomplete, or why a record of its verification cannot be read.
+    /// What is damaged or missing, or why a note beside it (a record of its verification, a lease, a mark) cannot be read.
     problem: Option<String>,
     encrypted: bool,
     /// `null`: a file set.
     server_version: Option<String>,
+    /// The system identifier of the database's cluster. `null`: a file set.
+    cluster: Option<String>,
+    /// In all of its tables. `null`: a file set.
+    rows: Option<u64>,
     /// What `restore` takes as `filepath`.
     filepath: String,
 }
@@ -38,35 +42,42 @@ pub(in crate::admin) struct Backup {
 impl Backup {
     pub(in crate::admin) fn new(entry: &Entry, filepath: String) -> Self {
         let manifest = &entry.manifest;
-        let (content, name, version) = match &manifest.content {
+        let (content, name, version, rows) = match &manifest.content {
             Content::Database {
                 database,
                 server_version,
                 ..
-            } => ("database", database.clone(), Some(server_version)),
-            Content::Files { name, .. } => ("files", name.clone(), None),
-            Content::Base { system_identifier, .. } => ("base", system_identifier.clone(), None),
+            } => ("database", database, Some(server_version), Some(entry.rows())),
+            Content::Files { name, .. } => ("files", name, None, None),
+            Content::Base { system_identifier, .. } => ("base", system_identifier, None, None),
         };
         let took = manifest.finished_at.duration_since(manifest.started_at);
         Self {
             id: manifest.id.to_string(),
             content,
-            name,
+            name: name.clone(),
             labels: manifest.labels.clone(),
             started_at: manifest.started_at.to_string(),
             finished_at: manifest.finished_at.to_string(),
             duration_seconds: took.as_secs_f64(),
             stored_bytes: manifest.stored_bytes(),
-            plain_bytes: manifest.parts.iter().map(|part| part.plain_bytes).sum(),
+            plain_bytes: total(manifest.parts.iter().map(|part| &part.plain_bytes)),
             level: level(entry.level()),
             good: entry.is_good(),
             state: entry.state(),
             problem: entry.problem().map(str::to_owned),
             encrypted: !manifest.recipients.is_empty(),
             server_version: version.map(|version| format!("{}.{}", version / 10_000, version % 10_000)),
+            cluster: manifest.content.cluster().map(|cluster| cluster.system_identifier),
+            rows,
             filepath,
         }
     }
+}
+
+/// Of numbers that another may have written.
+fn total<'a>(numbers: impl Iterator<Item = &'a u64>) -> u64 {
+    numbers.fold(0, |total, number| total.saturating_add(*number))
 }
 
 fn level(level: Level) -> &'static str {
@@ -172,6 +183,9 @@ pub(in crate::admin) struct Accepted {
 pub(in crate::admin) struct Runs {
     /// The newest first.
     pub(in crate::admin) runs: Vec<RunView>,
+    pub(in crate::admin) total: usize,
+    pub(in crate::admin) offset: usize,
+    pub(in crate::admin) limit: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -179,6 +193,10 @@ pub(in crate::admin) struct Runs {
 pub(in crate::admin) struct BackupStats {
     pub(in crate::admin) repository: String,
     pub(in crate::admin) time_zone: String,
+    /// That of the database, as `cluster` of a backup. `null`: the server was not asked yet.
+    pub(in crate::admin) cluster: Option<String>,
+    /// Which `create` takes as `name`.
+    pub(in crate::admin) file_sets: Vec<String>,
     pub(in crate::admin) total: usize,
     pub(in crate::admin) good: usize,
     pub(in crate::admin) stored_bytes: u64,
@@ -259,9 +277,17 @@ impl From<&Newest> for LastGood {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::admin) struct CreateOrder {
-    /// `daily`, `weekly`, `monthly` or `manual`.
+    /// `daily`, `weekly`, `monthly`, `manual` or `files`; `manual` if nothing is said.
     #[serde(rename = "type")]
-    pub(in crate::admin) kind: Option<String>,
+    kind: Option<String>,
+    /// Of the file set.
+    pub(in crate::admin) name: Option<String>,
+}
+
+impl CreateOrder {
+    pub(in crate::admin) fn kind(&self) -> &str {
+        self.kind.as_deref().unwrap_or("manual")
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

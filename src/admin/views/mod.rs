@@ -242,7 +242,10 @@ pub(super) struct PartHealth {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Me {
     pub(super) name: String,
     pub(super) role: &'static str,
+    /// That of the schedules: in which people are shown times.
+    pub(super) time_zone: String,
 }

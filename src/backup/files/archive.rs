@@ -2,17 +2,18 @@
 //! symbolic link, so that whoever may write in the set cannot point us elsewhere.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use super::names::Names;
+use super::sparse::Map;
 use super::stream::{Kind, Member, Mtime, finish, pad, write_member};
 
 /// Each level holds a directory open.
@@ -51,6 +52,31 @@ pub(super) fn place(path: &Path) -> Option<Place> {
     Some((stat.st_dev, stat.st_ino))
 }
 
+/// A file among all that are and were. Its number is given to another one once it is deleted, and that one would be taken for
+/// a further name of it; when it was made (or last changed, where the file system does not keep that) tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Inode {
+    device: (u32, u32),
+    number: u64,
+    since: (i64, u32),
+}
+
+impl Inode {
+    /// Of `name` below `parent`, or with an empty one of what is open itself. `None`: it is gone, or the system cannot tell.
+    fn of(parent: BorrowedFd<'_>, name: &[u8]) -> Option<Self> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+        let asked = StatxFlags::INO | StatxFlags::CTIME | StatxFlags::BTIME;
+        let stat = rustix::fs::statx(parent, name, flags, asked).ok()?;
+        let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let since = if has_birth { stat.stx_btime } else { stat.stx_ctime };
+        Some(Self {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            number: stat.stx_ino,
+            since: (since.tv_sec, since.tv_nsec),
+        })
+    }
+}
+
 /// Writes `paths` (absolute, without `..`) into `out`. `excluded` is the repository itself, which would swallow its own tail.
 pub(super) fn write(
     paths: &[impl AsRef<Path>],
@@ -78,7 +104,7 @@ struct Archive<'a, W: Write> {
     names: &'a Names,
     excluded: Option<Place>,
     /// Where the first of several names of a file is.
-    links: HashMap<Place, Vec<u8>>,
+    links: HashMap<Inode, Vec<u8>>,
     report: Report,
     buffer: Vec<u8>,
 }
@@ -171,7 +197,8 @@ impl<W: Write> Archive<'_, W> {
     }
 
     fn add_file(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, seen: &Stat) -> io::Result<()> {
-        if let Some(first) = self.links.get(&(seen.st_dev, seen.st_ino)) {
+        let linked = (seen.st_nlink > 1).then(|| Inode::of(parent, name)).flatten();
+        if let Some(first) = linked.and_then(|inode| self.links.get(&inode)) {
             let kind = Kind::HardLink(first.clone());
             return self.member(path, kind, seen, Vec::new());
         }
@@ -186,11 +213,15 @@ impl<W: Write> Archive<'_, W> {
             self.vanished::<()>(&path);
             return Ok(());
         }
-        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        let map = Map::of(opened.as_fd(), &stat).map_err(named(&path))?;
         let xattrs = xattrs(opened.as_fd()).map_err(named(&path))?;
-        self.member(path.clone(), Kind::File { bytes }, &stat, xattrs)?;
-        let mut file = File::from(opened);
-        let short = self.copy(&mut file, bytes).map_err(|error| match error {
+        let kind = match map.is_dense() {
+            true => Kind::File { bytes: map.bytes },
+            false => Kind::Sparse(map.clone()),
+        };
+        self.member(path.clone(), kind, &stat, xattrs)?;
+        let file = File::from(opened);
+        let short = self.copy(&file, &map).map_err(|error| match error {
             Fault::Read(error) => with_path(&path, &error),
             Fault::Write(error) => error,
         })?;
@@ -200,32 +231,38 @@ impl<W: Write> Archive<'_, W> {
         }
         if stat.st_nlink > 1
             && self.links.len() < LINKS_MAX
-            && let Entry::Vacant(vacant) = self.links.entry((stat.st_dev, stat.st_ino))
+            && let Some(inode) = Inode::of(file.as_fd(), b"")
         {
-            vacant.insert(path);
+            self.links.entry(inode).or_insert(path);
         }
         Ok(())
     }
 
-    /// Copies exactly `bytes`, as the header says: what came since is left, what went is zeros. `true`: it was short.
-    fn copy(&mut self, file: &mut File, bytes: u64) -> Result<bool, Fault> {
-        let mut left = bytes;
-        while left > 0 {
-            let wanted = usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
-            let buffer = self.buffer.get_mut(..wanted).unwrap_or_default();
-            let read = match file.read(buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Fault::Read(error)),
-            };
-            let bytes = buffer.get(..read).unwrap_or_default();
-            self.out.write_all(bytes).map_err(Fault::Write)?;
-            left -= read as u64;
+    /// Copies exactly what the header says: what came since is left, what went is zeros. `true`: it was short.
+    fn copy(&mut self, file: &File, map: &Map) -> Result<bool, Fault> {
+        let mut missing = 0;
+        for piece in &map.pieces {
+            let mut at = piece.start;
+            while at < piece.end {
+                let left = piece.end - at;
+                let wanted = usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
+                let buffer = self.buffer.get_mut(..wanted).unwrap_or_default();
+                let read = match file.read_at(buffer, at) {
+                    Ok(0) => break,
+                    Ok(read) => read,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(Fault::Read(error)),
+                };
+                let bytes = buffer.get(..read).unwrap_or_default();
+                self.out.write_all(bytes).map_err(Fault::Write)?;
+                at += read as u64;
+            }
+            let left = piece.end - at;
+            io::copy(&mut io::repeat(0).take(left), &mut self.out).map_err(Fault::Write)?;
+            missing += left;
         }
-        io::copy(&mut io::repeat(0).take(left), &mut self.out).map_err(Fault::Write)?;
-        pad(&mut self.out, bytes).map_err(Fault::Write)?;
-        Ok(left > 0)
+        pad(&mut self.out, map.data_bytes()).map_err(Fault::Write)?;
+        Ok(missing > 0)
     }
 
     fn member(&mut self, path: Vec<u8>, kind: Kind, stat: &Stat, xattrs: Xattrs) -> io::Result<()> {

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps
 use rustix::io::Errno;
 
 use super::names::Names;
+use super::sparse::Map;
 use super::stream::{Kind, Member, Owner, invalid, read_members};
 
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -82,7 +83,8 @@ impl Target<'_> {
         self.enter(&folders)?;
         match &member.kind {
             Kind::Directory => return self.put_directory(name, member),
-            Kind::File { bytes } => self.put_file(&name, &member, *bytes, data),
+            Kind::File { bytes } => self.put_file(&name, &member, &Map::dense(*bytes), data),
+            Kind::Sparse(map) => self.put_file(&name, &member, map, data),
             Kind::Symlink(target) => {
                 rustix::fs::symlinkat(target.as_slice(), self.parent()?, &name)?;
                 self.dress_by_name(&name, &member)
@@ -150,25 +152,29 @@ impl Target<'_> {
         self.descend(name, Some(member))
     }
 
-    fn put_file(&mut self, name: &CString, member: &Member, bytes: u64, data: &mut dyn Read) -> io::Result<()> {
+    fn put_file(&mut self, name: &CString, member: &Member, map: &Map, data: &mut dyn Read) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(self.parent()?, name, flags, Mode::from_raw_mode(0o600))?;
         let mut file = File::from(file);
         let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            let read = fill(data, &mut buffer)?;
-            let bytes = buffer.get(..read).unwrap_or_default();
-            if bytes.is_empty() {
-                break;
-            }
-            if read == BUFFER_BYTES && bytes.iter().all(|byte| *byte == 0) {
-                // Holes come back as holes.
-                file.seek(SeekFrom::Current(i64::try_from(read).unwrap_or(0)))?;
-            } else {
-                file.write_all(bytes)?;
+        for piece in &map.pieces {
+            file.seek(SeekFrom::Start(piece.start))?;
+            let mut data = (&mut *data).take(piece.end - piece.start);
+            loop {
+                let read = fill(&mut data, &mut buffer)?;
+                let bytes = buffer.get(..read).unwrap_or_default();
+                if bytes.is_empty() {
+                    break;
+                }
+                if read == BUFFER_BYTES && bytes.iter().all(|byte| *byte == 0) {
+                    // Zeros become holes.
+                    file.seek(SeekFrom::Current(i64::try_from(read).unwrap_or(0)))?;
+                } else {
+                    file.write_all(bytes)?;
+                }
             }
         }
-        file.set_len(bytes)?;
+        file.set_len(map.bytes)?;
         self.dress(file.as_fd(), member)
     }
 

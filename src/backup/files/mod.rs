@@ -7,6 +7,7 @@ mod archive;
 mod extract;
 mod names;
 mod restore;
+mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use super::extract::{self, Extracted};
 use super::names::Names;
 use super::{PART, Vault};
 use crate::backup::catalogue::all_read;
+use crate::backup::choice::{LATEST, passed_over};
 use crate::backup::journal::local;
 use crate::backup::verify::Draining;
 use crate::backup::{Entry, Error};
@@ -38,15 +39,12 @@ impl Vault {
     /// Why nothing was restored.
     pub async fn restore_files(&self, id: &str, into: &Path) -> Result<FilesRestored, Error> {
         let (_lock, unlocked) = self.lock_to_read()?;
-        let mut notes = Vec::from_iter(unlocked);
-        let entry = self.show_files(id).await?;
+        let (entry, told) = self.show_files(id).await?;
+        let mut notes: Vec<String> = told.into_iter().chain(unlocked).collect();
         let Content::Files { name, entries, .. } = &entry.manifest.content else {
             return Err(Error::Refused("this is a database backup, not a file set".to_owned()));
         };
-        if !entry.manifest.recipients.is_empty() && !self.keys.decrypts() {
-            let reason = "the backup is encrypted, and no age identity is configured";
-            return Err(Error::Refused(reason.to_owned()));
-        }
+        self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         let into = prepare(into, entry.manifest.part(PART).map_or(0, |part| part.plain_bytes))?;
         let partial = into.join(format!("{PARTIAL}{}", Ulid::generate()));
         let lease = self.lease(entry.manifest.id, &mut notes).await?;
@@ -77,18 +75,19 @@ impl Vault {
         })
     }
 
-    async fn show_files(&self, id: &str) -> Result<Entry, Error> {
-        if id != "latest" {
-            return self.show(id).await;
+    /// And what whoever asks for the latest has to know of others.
+    async fn show_files(&self, id: &str) -> Result<(Entry, Option<String>), Error> {
+        if id != LATEST {
+            return Ok((self.show(id).await?, None));
         }
         let (entries, unreadable) = self.list().await?;
         all_read(&unreadable)?;
-        let mut newest: Option<Entry> = None;
-        for entry in entries.into_iter().filter(Entry::is_good) {
+        let mut newest: Option<&Entry> = None;
+        for entry in entries.iter().filter(|entry| entry.is_good()) {
             let Content::Files { name, .. } = &entry.manifest.content else {
                 continue;
             };
-            match newest.as_ref().map(|newest| &newest.manifest.content) {
+            match newest.map(|newest| &newest.manifest.content) {
                 Some(Content::Files { name: other, .. }) if other != name => {
                     let reason = format!("there are several file sets ({other:?}, {name:?}): name a backup's id");
                     return Err(Error::Refused(reason));
@@ -96,7 +95,8 @@ impl Vault {
                 _ => newest = Some(entry),
             }
         }
-        newest.ok_or_else(|| Error::Unknown(id.to_owned()))
+        let newest = newest.ok_or_else(|| Error::Unknown(id.to_owned()))?;
+        Ok((newest.clone(), passed_over(&entries, newest)))
     }
 
     async fn unpack(&self, entry: &Entry, partial: &Path) -> Result<Extracted, Error> {

@@ -6,10 +6,18 @@ use std::io::{self, Read, Write};
 
 use tar::{Archive, EntryType, Header};
 
-const BLOCK_BYTES: u64 = 512;
+use super::sparse::Map;
+
+pub(super) const BLOCK_BYTES: usize = 512;
 /// What an extended header may hold: the kernel's limits allow more, no file uses it.
 const RECORDS_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// GNU tar's records of a file with holes.
+const SPARSE_NAME: &[u8] = b"GNU.sparse.name";
+const SPARSE_BYTES: &[u8] = b"GNU.sparse.realsize";
+const SPARSE_VERSION: [(&[u8], &[u8]); 2] = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")];
+/// Where a `tar` that knows no holes puts such a file: what it makes of it must not pass for the file.
+const SPARSE_FOLDER: &[u8] = b"GNUSparseFile.0";
 
 /// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +25,8 @@ pub(super) enum Kind {
     File {
         bytes: u64,
     },
+    /// A file with holes.
+    Sparse(Map),
     Directory,
     Symlink(Vec<u8>),
     /// Another member's path.
@@ -50,11 +60,16 @@ pub(super) struct Mtime {
     pub(super) nanoseconds: u32,
 }
 
-/// Writes the headers of `member`; its data and [`pad`] follow.
+/// Writes all of `member` that comes before its data, which [`pad`] has to follow.
 pub(super) fn write_member(out: &mut impl Write, member: &Member) -> io::Result<()> {
     let mut header = Header::new_ustar();
+    let mut map = Vec::new();
     let (kind, bytes, link) = match &member.kind {
         Kind::File { bytes } => (EntryType::Regular, *bytes, None),
+        Kind::Sparse(sparse) => {
+            map = sparse.to_bytes();
+            (EntryType::Regular, map.len() as u64 + sparse.data_bytes(), None)
+        }
         Kind::Directory => (EntryType::Directory, 0, None),
         Kind::Symlink(target) => (EntryType::Symlink, 0, Some(target)),
         Kind::HardLink(target) => (EntryType::Link, 0, Some(target)),
@@ -64,6 +79,15 @@ pub(super) fn write_member(out: &mut impl Write, member: &Member) -> io::Result<
     let mut path = member.path.clone();
     if kind == EntryType::Directory {
         path.push(b'/');
+    }
+    if let Kind::Sparse(sparse) = &member.kind {
+        for (key, value) in SPARSE_VERSION {
+            record(&mut records, key, value);
+        }
+        record(&mut records, SPARSE_NAME, &member.path);
+        record(&mut records, SPARSE_BYTES, sparse.bytes.to_string().as_bytes());
+        let name = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        path.splice(name..name, [SPARSE_FOLDER, b"/"].concat());
     }
     if !fill(&mut header.as_old_mut().name, &path) {
         record(&mut records, b"path", &path);
@@ -97,29 +121,36 @@ pub(super) fn write_member(out: &mut impl Write, member: &Member) -> io::Result<
     header.set_gid(u64::from(member.group.id));
     header.set_mtime(u64::try_from(seconds).unwrap_or(0));
     header.set_cksum();
-    if !records.is_empty() {
-        let mut extended = Header::new_ustar();
-        fill(&mut extended.as_old_mut().name, b"PaxHeaders/member");
-        extended.set_entry_type(EntryType::XHeader);
-        extended.set_size(records.len() as u64);
-        extended.set_mode(0o600);
-        extended.set_cksum();
-        out.write_all(extended.as_bytes())?;
-        out.write_all(&records)?;
-        pad(out, records.len() as u64)?;
+    write_records(out, &records)?;
+    out.write_all(header.as_bytes())?;
+    out.write_all(&map)
+}
+
+/// Writes an extended header, which is the next member's.
+fn write_records(out: &mut impl Write, records: &[u8]) -> io::Result<()> {
+    if records.is_empty() {
+        return Ok(());
     }
-    out.write_all(header.as_bytes())
+    let mut extended = Header::new_ustar();
+    fill(&mut extended.as_old_mut().name, b"PaxHeaders/member");
+    extended.set_entry_type(EntryType::XHeader);
+    extended.set_size(records.len() as u64);
+    extended.set_mode(0o600);
+    extended.set_cksum();
+    out.write_all(extended.as_bytes())?;
+    out.write_all(records)?;
+    pad(out, records.len() as u64)
 }
 
 /// Fills data of `bytes` up to the next block.
 pub(super) fn pad(out: &mut impl Write, bytes: u64) -> io::Result<()> {
-    let missing = bytes.next_multiple_of(BLOCK_BYTES) - bytes;
+    let missing = bytes.next_multiple_of(BLOCK_BYTES as u64) - bytes;
     io::copy(&mut io::repeat(0).take(missing), out).map(drop)
 }
 
 /// The end of the archive: two blocks of zeros.
 pub(super) fn finish(out: &mut impl Write) -> io::Result<()> {
-    io::copy(&mut io::repeat(0).take(2 * BLOCK_BYTES), out)?;
+    io::copy(&mut io::repeat(0).take(2 * BLOCK_BYTES as u64), out)?;
     out.flush()
 }
 
@@ -142,9 +173,15 @@ pub(super) fn read_members(
             records = Some(bytes);
             continue;
         }
-        let member = member(entry.header(), &records.take().unwrap_or_default())?;
+        let mut member = member(entry.header(), &records.take().unwrap_or_default())?;
         let expected = entry.size();
         let mut counted = Counted { inner: entry, bytes: 0 };
+        if let Kind::Sparse(map) = &mut member.kind {
+            *map = Map::read(&mut counted, map.bytes)?;
+            if expected - counted.bytes != map.data_bytes() {
+                return Err(invalid("a file with holes is not as long as they leave it"));
+            }
+        }
         each(member, &mut counted)?;
         io::copy(&mut counted, &mut io::sink())?;
         if counted.bytes != expected {
@@ -189,9 +226,13 @@ fn member(header: &Header, records: &[u8]) -> io::Result<Member> {
         nanoseconds: 0,
     };
     let mut xattrs = Vec::new();
+    let (mut sparse_name, mut sparse_bytes) = (None, None);
     for pair in parse(records)? {
         let (key, value) = pair;
         match key {
+            SPARSE_NAME => sparse_name = Some(value.to_vec()),
+            SPARSE_BYTES => sparse_bytes = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+            _ if SPARSE_VERSION.contains(&pair) => {}
             b"path" => path = value.to_vec(),
             b"linkpath" => link = value.to_vec(),
             b"uname" => user.name = Some(String::from_utf8_lossy(value).into_owned()),
@@ -203,12 +244,20 @@ fn member(header: &Header, records: &[u8]) -> io::Result<Member> {
             },
         }
     }
-    let kind = match header.entry_type() {
-        EntryType::Regular => Kind::File { bytes: header.size()? },
-        EntryType::Directory => Kind::Directory,
-        EntryType::Symlink => Kind::Symlink(link),
-        EntryType::Link => Kind::HardLink(link),
-        EntryType::Fifo => Kind::Fifo,
+    let kind = match (header.entry_type(), sparse_name, sparse_bytes) {
+        (EntryType::Regular, Some(name), Some(bytes)) => {
+            path = name;
+            // Its pieces stand before its data.
+            Kind::Sparse(Map {
+                bytes,
+                pieces: Vec::new(),
+            })
+        }
+        (EntryType::Regular, None, None) => Kind::File { bytes: header.size()? },
+        (EntryType::Directory, None, None) => Kind::Directory,
+        (EntryType::Symlink, None, None) => Kind::Symlink(link),
+        (EntryType::Link, None, None) => Kind::HardLink(link),
+        (EntryType::Fifo, None, None) => Kind::Fifo,
         _ => return Err(invalid("a member is of a type that we do not write")),
     };
     if path.last() == Some(&b'/') {
@@ -381,6 +430,11 @@ mod tests {
         assert_eq!(round_trip(&member, b"").0, member);
         member.kind = Kind::HardLink(b"b/c".to_vec());
         assert_eq!(round_trip(&member, b"").0, member);
+        let (bytes, pieces) = (1 << 40, vec![3..5, 1 << 20..(1 << 20) + 1]);
+        member.kind = Kind::Sparse(Map { bytes, pieces });
+        assert_eq!(round_trip(&member, b"abc"), (member.clone(), b"abc".to_vec()));
+        member.path = [[b'n'; 200], [b'm'; 200]].join(&b'/');
+        assert_eq!(round_trip(&member, b"abc").0, member);
         member.kind = Kind::File { bytes: 1 << 40 };
         let mut bytes = Vec::new();
         write_member(&mut bytes, &member).expect("memory takes it");

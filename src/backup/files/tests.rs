@@ -102,6 +102,7 @@ fn modes_times_links_and_holes_come_back() {
     let mut bytes = Vec::new();
     let report = archive::write(&[&root], &mut bytes, &Names::default(), None).expect("it is read");
     assert_eq!((report.entries, report.notes.len()), (8, 0), "{report:?}");
+    assert!(bytes.len() < 1 << 20, "holes take no room");
     let target = tempfile::tempdir().expect("a directory");
     assert_eq!(unpack(&bytes, target.path()).expect("it is written"), 8);
 
@@ -139,6 +140,89 @@ fn sockets_are_left_out_and_the_repository_does_not_swallow_itself() {
     let excluded = archive::place(&repository);
     let report = archive::write(&[source.path()], &mut bytes, &Names::default(), excluded).expect("it is read");
     assert_eq!((report.entries, report.notes.len()), (1, 2), "{report:?}");
+}
+
+/// Does something as soon as it is written to.
+struct Meanwhile<F: FnMut()> {
+    taken: Vec<u8>,
+    act: Option<F>,
+}
+
+impl<F: FnMut()> std::io::Write for Meanwhile<F> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Some(mut act) = self.act.take() {
+            act();
+        }
+        self.taken.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Most file systems give the number of a deleted file to the next one.
+#[test]
+fn file_that_got_the_number_of_a_deleted_one_is_no_further_name_of_it() {
+    let source = tempfile::tempdir().expect("a directory");
+    let [first, twin, filler, last] = ["first", "twin", "filler", "last"].map(|name| source.path().join(name));
+    std::fs::write(&first, b"one").expect("a file");
+    std::fs::hard_link(&first, &twin).expect("a link");
+    std::fs::write(&filler, vec![7; 1 << 20]).expect("a file");
+    let born = |path: &Path| std::fs::metadata(path).expect("it is there").created().ok();
+    let before = born(&first);
+    // The first file has been read and closed by the time at which the buffer is full.
+    let replace = || {
+        std::fs::remove_file(&first).expect("removable");
+        std::fs::remove_file(&twin).expect("removable");
+        std::fs::write(&last, b"other").expect("a file");
+        // The clock of a file system ticks in milliseconds, if it has one for this.
+        while before.is_some() && born(&last) == before {
+            std::fs::remove_file(&last).expect("removable");
+            std::fs::write(&last, b"other").expect("a file");
+        }
+        std::fs::hard_link(&last, &twin).expect("a link");
+    };
+    let mut sink = Meanwhile {
+        taken: Vec::new(),
+        act: Some(replace),
+    };
+    archive::write(&[&first, &filler, &last], &mut sink, &Names::default(), None).expect("it is read");
+    let target = tempfile::tempdir().expect("a directory");
+    assert_eq!(unpack(&sink.taken, target.path()).expect("it is written"), 3);
+    let back = |path: &Path| std::fs::read(target.path().join(path.strip_prefix("/").expect("absolute")));
+    assert_eq!(back(&first).expect("it is back"), b"one");
+    assert_eq!(back(&last).expect("it is back"), b"other");
+}
+
+/// Twice as large as any disk.
+#[test]
+fn sparse_file_is_neither_read_nor_stored_where_it_is_empty() {
+    use std::os::unix::fs::FileExt as _;
+    let source = tempfile::tempdir().expect("a directory");
+    let path = source.path().join("disk.img");
+    let file = std::fs::File::create(&path).expect("a file");
+    file.set_len(1 << 42).expect("a hole");
+    for at in [0, 1 << 30, (1 << 41) + 5] {
+        file.write_all_at(b"data", at).expect("written");
+    }
+    let mut bytes = Vec::new();
+    let report = archive::write(&[source.path()], &mut bytes, &Names::default(), None).expect("it is read");
+    assert_eq!((report.entries, report.notes.len()), (2, 0), "{report:?}");
+    assert!(bytes.len() < 1 << 20, "{}", bytes.len());
+    assert_eq!(extract::walk(bytes.as_slice()).expect("it is whole"), 2);
+    let target = tempfile::tempdir().expect("a directory");
+    unpack(&bytes, target.path()).expect("it is written");
+    let back = target.path().join(path.strip_prefix("/").expect("absolute"));
+    let meta = std::fs::metadata(&back).expect("it is back");
+    assert!(meta.len() == 1 << 42 && meta.blocks() < 2048, "{meta:?}");
+    let back = std::fs::File::open(&back).expect("readable");
+    for at in [0, 1 << 30, (1 << 41) + 5] {
+        let mut read = [0; 6];
+        back.read_exact_at(&mut read, at).expect("read");
+        assert_eq!(&read, b"data\0\0");
+    }
 }
 
 /// The archive stays whole whatever the writer beside it does.

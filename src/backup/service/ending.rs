@@ -23,7 +23,7 @@ impl Ending {
                 State::Succeeded
             }
             Err(error) => {
-                is_news = !matches!(error, Error::Busy);
+                is_news = !matches!(error, Error::Busy(_));
                 State::Failed {
                     step: self.run.step().to_owned(),
                     reason: chain(&error),

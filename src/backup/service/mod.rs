@@ -10,7 +10,7 @@ mod schedule;
 mod since;
 pub mod stats;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trouble;
 
 use std::collections::BTreeMap;
@@ -28,8 +28,8 @@ use ulid::Ulid;
 
 pub use self::run::{Act, Run, State, Status, Step};
 pub use self::stats::KindStats;
-use super::{Entry, Error, Hold, Recovered, Settings, Subject, Vault};
-use crate::clock::Clock;
+use super::{Entry, Error, Hold, Recovered, Settings, Subject, Unreadable, Vault};
+use crate::clock::{Clock, Now};
 use crate::telemetry::alert::Alerts;
 use crate::telemetry::cause::chain;
 use crate::telemetry::health::Board;
@@ -91,6 +91,7 @@ struct Shared {
     cluster: Mutex<Option<String>>,
     troubles: Mutex<BTreeMap<String, String>>,
     runs: Mutex<Runs>,
+    starting: tokio::sync::Mutex<()>,
     catalogue: tokio::sync::Mutex<Catalogue>,
     /// Something has changed since the catalogue was read.
     is_stale: AtomicBool,
@@ -109,10 +110,11 @@ struct Runs {
 /// The list of backups as it was last read.
 #[derive(Debug, Clone, Default)]
 struct Catalogue {
-    read_at: Option<Duration>,
+    /// When, and by which vault: another one may have another repository.
+    read: Option<(Duration, Arc<Vault>)>,
     entries: Arc<Vec<Entry>>,
     /// Why others are not among them.
-    unreadable: Arc<Vec<crate::repository::Error>>,
+    unreadable: Arc<Vec<Unreadable>>,
 }
 
 impl Service {
@@ -133,6 +135,7 @@ impl Service {
             unusable: Mutex::default(),
             metrics,
             runs: Mutex::new(Runs { current: None, history }),
+            starting: tokio::sync::Mutex::default(),
             catalogue: tokio::sync::Mutex::default(),
             is_stale: AtomicBool::new(false),
             poke: Notify::new(),
@@ -167,15 +170,15 @@ impl Service {
             shared.forget_troubles(|_| true);
             return;
         };
-        let is_encrypted = !config.repository.recipients.is_empty();
+        let doubt = shared.settings.load().in_the_clear();
         match Vault::open(config, shared.parts.clock, super::silent()) {
             Ok(vault) => {
                 let vault = vault.with_hold(shared.parts.hold.clone(), Arc::clone(&shared.swapping));
                 shared.vault.store(Some(Arc::new(vault)));
                 *lock(&shared.unusable) = None;
                 shared.well("unusable", "the vault can be used again");
-                if !is_encrypted {
-                    tracing::warn!("backups are stored in the clear: backup.recipients names no age public key");
+                if let Some(doubt) = doubt {
+                    tracing::warn!("{doubt}");
                 }
             }
             Err(error) => {
@@ -227,27 +230,39 @@ impl Service {
     /// # Errors
     /// Of the repository.
     pub async fn list(&self) -> Result<Arc<Vec<Entry>>, Refusal> {
-        Ok(self.catalogue().await?.entries)
+        Ok(self.catalogue(self.shared.parts.clock.now()).await?.entries)
     }
 
-    async fn catalogue(&self) -> Result<Catalogue, Refusal> {
+    async fn catalogue(&self, now: Now) -> Result<Catalogue, Refusal> {
         let vault = self.vault()?;
-        let now = self.shared.parts.clock.tick();
-        let mut catalogue = self.shared.catalogue.lock().await;
-        let is_stale = self.shared.is_stale.swap(false, Ordering::AcqRel);
-        let is_fresh = !is_stale && catalogue.read_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
-        if !is_fresh {
-            let (entries, unreadable) = vault.list().await?;
-            *catalogue = Catalogue {
-                read_at: Some(now),
-                entries: Arc::new(entries),
-                unreadable: Arc::new(unreadable),
-            };
-            self.shared.show(&catalogue.entries, self.shared.parts.clock.wall());
-            self.shared.show_unreadable(&catalogue.unreadable);
-            if catalogue.unreadable.is_empty() {
-                self.shared.forget_deleted(&catalogue.entries);
+        let shared = &self.shared;
+        let mut catalogue = shared.catalogue.lock().await;
+        let is_stale = shared.is_stale.swap(false, Ordering::AcqRel);
+        let read = catalogue.read.as_ref().filter(|(_, by)| Arc::ptr_eq(by, &vault));
+        if !is_stale && read.is_some_and(|(at, _)| now.tick.saturating_sub(*at) < FRESH) {
+            return Ok(catalogue.clone());
+        }
+        let is_known = read.is_some();
+        let (entries, unreadable) = match vault.list().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                shared.is_stale.store(true, Ordering::Release);
+                // Time passes although nothing can be read: what is overdue is told from what was known last.
+                if is_known {
+                    shared.show(&catalogue.entries, now.wall);
+                }
+                return Err(error.into());
             }
+        };
+        *catalogue = Catalogue {
+            read: Some((now.tick, vault)),
+            entries: Arc::new(entries),
+            unreadable: Arc::new(unreadable),
+        };
+        shared.show(&catalogue.entries, now.wall);
+        shared.show_unreadable(&catalogue.unreadable);
+        if catalogue.unreadable.is_empty() {
+            shared.forget_deleted(&catalogue.entries);
         }
         Ok(catalogue.clone())
     }
@@ -282,28 +297,30 @@ impl Service {
         for kind in &mut kinds {
             kind.count_runs(&past);
         }
-        Ok((kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum()))
+        Ok((kinds, stats::stored_bytes(&*entries)))
     }
 
     /// Begins a run in a task of its own, if nothing else is under way.
-    fn start<F, W>(&self, act: Act, id: Ulid, subjects: Vec<String>, work: W) -> Result<Arc<Run>, Refusal>
+    async fn start<F, W>(&self, act: Act, id: Ulid, subjects: Vec<String>, work: W) -> Result<Arc<Run>, Refusal>
     where
         W: FnOnce(Vault, Self, Arc<Run>) -> F + Send + 'static,
         F: Future<Output = Result<String, Error>> + Send + 'static,
     {
         let vault = self.vault()?;
         let clock = self.shared.parts.clock;
-        let run = {
+        // One after the other: a look at the lock must not be in the way of a run that has just begun.
+        let _starting = self.shared.starting.lock().await;
+        if let Some(current) = self.current() {
+            return Err(Refusal::Busy(current.id));
+        }
+        nobody_else(Arc::clone(&vault)).await?;
+        let run = Arc::new(Run::new(id, act, subjects, clock.wall(), self.shared.expected(act)));
+        {
             let mut runs = lock(&self.shared.runs);
-            if let Some(current) = &runs.current {
-                return Err(Refusal::Busy(current.id));
-            }
-            let run = Arc::new(Run::new(id, act, subjects, clock.wall(), self.shared.expected(act)));
             runs.current = Some(Arc::clone(&run));
             // At once, so that one that never ends is known as interrupted.
             runs.history.add(Arc::clone(&run));
-            run
-        };
+        }
         self.shared.metrics.began();
         let (service, watched) = (self.clone(), Arc::clone(&run));
         let vault = vault.with_progress(Arc::new(move |step, bytes| watched.progress(step, bytes, clock.wall())));
@@ -334,7 +351,7 @@ impl Service {
         tasks.shutdown().await;
         if let Some(vault) = vault {
             match tokio::time::timeout(RECOVER_MAX, vault.recover()).await {
-                Ok(Ok(Recovered::Nothing) | Err(Error::Busy)) => {}
+                Ok(Ok(Recovered::Nothing) | Err(Error::Busy(_))) => {}
                 Ok(Ok(_)) => tracing::info!("a restore was stopped, and nothing of it is left half done"),
                 Ok(Err(error)) => tracing::warn!(error = chain(&error), "a restore was stopped half way"),
                 Err(_) => tracing::warn!("a restore was stopped half way; the next start sees to it"),
@@ -366,8 +383,7 @@ impl Shared {
         // Also what a run told that began before its set was taken out.
         self.forget_unplanned();
         let kinds = self.kinds(entries, now);
-        self.metrics
-            .show(&kinds, entries.iter().map(|entry| entry.manifest.stored_bytes()).sum());
+        self.metrics.show(&kinds, stats::stored_bytes(entries));
         for kind in &kinds {
             let key = format!("backup-overdue-{}", kind.kind);
             if kind.is_overdue {
@@ -397,10 +413,10 @@ impl Shared {
         }
     }
 
-    fn show_unreadable(&self, unreadable: &[crate::repository::Error]) {
+    fn show_unreadable(&self, unreadable: &[Unreadable]) {
         match unreadable.first() {
-            Some(error) => {
-                let (error, count) = (chain(error), unreadable.len());
+            Some(Unreadable { why: error, .. }) => {
+                let count = unreadable.len();
                 let text =
                     format!("{count} backups have a manifest that cannot be read, so nothing is cleaned up: {error}");
                 self.trouble("manifest", &text);
@@ -418,6 +434,14 @@ impl Shared {
         matches!(act, Act::Create | Act::Verify | Act::Restore)
             .then(|| parts.next().map(|part| part.plain_bytes))
             .flatten()
+    }
+}
+
+/// A command beside us may be at work: whoever asks is told now, and not by a run that fails. The disk of the lock may hang.
+async fn nobody_else(vault: Arc<Vault>) -> Result<(), Refusal> {
+    match tokio::task::spawn_blocking(move || vault.lock_to_read()).await {
+        Ok(Err(busy @ Error::Busy(_))) => Err(busy.into()),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::{Act, Catalogue, Refusal, Run, Service, stats};
 use crate::backup::files::FileSet;
 use crate::backup::verify::is_damage;
-use crate::backup::{Entry, Pruned, Swap};
+use crate::backup::{Entry, Error, Pruned, Swap};
 use crate::repository::Manifest;
 use crate::repository::manifest::{Content, Level};
 use crate::telemetry::cause::chain;
@@ -18,7 +18,7 @@ impl Service {
     ///
     /// # Errors
     /// Something else is running, or the vault is off.
-    pub fn start_create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Arc<Run>, Refusal> {
+    pub async fn start_create(&self, labels: Vec<String>, schedule_keys: Vec<String>) -> Result<Arc<Run>, Refusal> {
         let subjects = labels.clone();
         self.start(
             Act::Create,
@@ -30,13 +30,14 @@ impl Service {
                 Ok(format!("proven to {:?}", manifest.verified))
             },
         )
+        .await
     }
 
     /// Starts a backup of a file set.
     ///
     /// # Errors
     /// Something else is running, or the vault is off.
-    pub fn start_files(&self, set: FileSet, schedule_keys: Vec<String>) -> Result<Arc<Run>, Refusal> {
+    pub async fn start_files(&self, set: FileSet, schedule_keys: Vec<String>) -> Result<Arc<Run>, Refusal> {
         let subjects = vec![set.name.clone()];
         self.start(
             Act::Files,
@@ -48,24 +49,45 @@ impl Service {
                 Ok(format!("proven to {:?}", manifest.verified))
             },
         )
+        .await
+    }
+
+    /// Starts a backup of the configured file set of this name.
+    ///
+    /// # Errors
+    /// There is none, something else is running, or the vault is off.
+    pub async fn start_set(&self, name: &str) -> Result<Arc<Run>, Refusal> {
+        let settings = self.settings();
+        let Some(file) = settings.plan.files.iter().find(|file| file.set.name == name) else {
+            let known = self.file_sets().join(", ");
+            let known = if known.is_empty() { "none" } else { &known };
+            return Err(Error::Refused(format!("[[backup.files]] names no such set; it names: {known}")).into());
+        };
+        self.start_files(file.set.clone(), Vec::new()).await
     }
 
     /// Starts a restore. What can be refused is refused before, by its status. `foreign`: the other database whose backup
-    /// may take the place of the configured one.
+    /// may take the place of the configured one. `told`: what the preview told, which is told at once.
     ///
     /// # Errors
     /// Something else is running, or the vault is off.
-    pub fn start_restore(&self, id: String, swap: Swap, foreign: Option<String>) -> Result<Arc<Run>, Refusal> {
+    pub async fn start_restore(
+        &self,
+        id: String,
+        swap: Swap,
+        foreign: Option<String>,
+        told: Vec<String>,
+    ) -> Result<Arc<Run>, Refusal> {
         let subjects = vec![id.clone()];
         self.start(
             Act::Restore,
             Ulid::generate(),
             subjects,
             move |vault, service, run| async move {
+                let note = |note: &String| run.note(service.shared.parts.clock.wall(), note);
+                told.iter().for_each(note);
                 let done = vault.with_foreign(foreign).restore(&id, &swap).await?;
-                for note in &done.notes {
-                    run.note(service.shared.parts.clock.wall(), note);
-                }
+                done.notes.iter().filter(|note| !told.contains(note)).for_each(note);
                 let replaced = done
                     .replaced
                     .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
@@ -77,23 +99,34 @@ impl Service {
                 Ok(format!("{} rows restored into {place}{replaced}", done.rows))
             },
         )
+        .await
     }
 
     /// Starts reading a backup back; with `restore`, into a scratch database.
     ///
     /// # Errors
-    /// Unknown, something else is running, or the vault is off.
+    /// Unknown or not to be restored, something else is running, or the vault is off.
     pub async fn start_verify(&self, id: &str, restore: bool) -> Result<Arc<Run>, Refusal> {
-        let entry = self.vault()?.show(id).await?;
-        let subjects = vec![entry.manifest.id.to_string()];
+        let vault = self.vault()?;
+        let entry = vault.show(id).await?;
+        let id = entry.manifest.id.to_string();
+        // What can be refused is refused here, with its reason, rather than in a run that fails later.
+        if restore && entry.is_files() {
+            let reason = "a file set is proven by reading it back, and not restored into a database";
+            return Err(Error::Refused(reason.to_owned()).into());
+        }
+        if restore {
+            drop(vault.check_restore(&id, &Swap::Drop).await?);
+        }
+        let subjects = vec![id];
         self.start(
             Act::Verify,
             Ulid::generate(),
             subjects,
             move |vault, service, _| async move {
                 let key = format!("backup-verify-{}", entry.manifest.id);
-                let level = match vault.prove_again(&entry, restore).await {
-                    Ok(level) => level,
+                let proven = match vault.prove_again(&entry, restore).await {
+                    Ok(proven) => proven,
                     Err(error) => {
                         // A network that is away says nothing of the backup; the failed run is told all the same.
                         if is_damage(&error) {
@@ -105,19 +138,21 @@ impl Service {
                 };
                 let text = format!("backup {} is proven again", entry.manifest.id);
                 service.shared.parts.alerts.resolve(&key, &text);
-                Ok(match vault.can_open(&entry.manifest) {
-                    true => format!("proven to {level:?}"),
+                let text = match vault.can_open(&entry.manifest) {
+                    true => format!("proven to {:?}", proven.level),
                     false => "the stored bytes are those that were written; no identity is configured, so they were not opened".to_owned(),
-                })
+                };
+                Ok(proven.unrecorded.map_or(text.clone(), |note| format!("{text}; {note}")))
             },
         )
+        .await
     }
 
     /// Starts a clean-up.
     ///
     /// # Errors
     /// Something else is running, or the vault is off.
-    pub fn start_prune(&self) -> Result<Arc<Run>, Refusal> {
+    pub async fn start_prune(&self) -> Result<Arc<Run>, Refusal> {
         self.start(
             Act::Prune,
             Ulid::generate(),
@@ -141,6 +176,7 @@ impl Service {
                 ))
             },
         )
+        .await
     }
 
     /// What a clean-up would do.
@@ -178,6 +214,25 @@ impl Service {
         let settings = self.settings();
         let url = settings.repository.url.trim_end_matches('/');
         format!("{}/{folder}", url.strip_prefix("file://").unwrap_or(url))
+    }
+
+    /// The name of the zone of the schedules.
+    #[must_use]
+    pub fn time_zone(&self) -> String {
+        self.settings().plan.zone.iana_name().unwrap_or("UTC").to_owned()
+    }
+
+    /// The names of the configured file sets.
+    #[must_use]
+    pub fn file_sets(&self) -> Vec<String> {
+        let settings = self.settings();
+        settings.plan.files.iter().map(|file| file.set.name.clone()).collect()
+    }
+
+    /// The identifier of the cluster that the database is in, once the server was asked.
+    #[must_use]
+    pub fn cluster(&self) -> Option<String> {
+        self.shared.subject().cluster
     }
 
     /// The name of the database that is backed up.
@@ -236,7 +291,7 @@ impl Service {
     pub async fn choose(&self, id: &str) -> Result<Entry, Refusal> {
         let Catalogue {
             entries, unreadable, ..
-        } = self.catalogue().await?;
+        } = self.catalogue(self.shared.parts.clock.now()).await?;
         Ok(self.vault()?.choose(&entries, &unreadable, id).await?.clone())
     }
 }

@@ -176,5 +176,5 @@ fn log(status: &mut Status, at: Timestamp, line: &str) {
     if status.log.len() == LINES_MAX {
         drop(status.log.pop_front());
     }
-    status.log.push_back(format!("{} {line}", at.strftime("%H:%M:%S")));
+    status.log.push_back(format!("{} {line}", at.strftime("%H:%M:%S UTC")));
 }

@@ -12,6 +12,7 @@ use ulid::Ulid;
 use super::{Refusal, Service, State, files_subject, lock};
 use crate::backup::task::{due, served};
 use crate::backup::{Entry, Error, Plan, Recovered};
+use crate::clock::Now;
 use crate::tasks::calendar::Schedule;
 use crate::telemetry::cause::chain;
 
@@ -57,6 +58,11 @@ impl Memory {
         pause.failures += 1;
     }
 
+    /// After what is nobody's failure.
+    fn wait(&mut self, subject: &str, tick: Duration) {
+        self.pauses.entry(subject.to_owned()).or_default().until = tick + RETRY_FIRST;
+    }
+
     fn is_paused(&self, subject: &str, tick: Duration) -> bool {
         self.pauses.get(subject).is_some_and(|pause| tick < pause.until)
     }
@@ -72,7 +78,7 @@ impl Service {
         let looking = async {
             let mut memory = Memory::default();
             loop {
-                self.look(&mut memory).await;
+                self.look(&mut memory, self.shared.parts.clock.now()).await;
                 let pause = if memory.is_recovered { LOOK } else { LOOK_AGAIN };
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -93,7 +99,7 @@ impl Service {
         let Ok(vault) = self.vault() else { return false };
         match vault.recover().await {
             // Another process is in the middle of one, or of a backup: it leaves nothing half done, or it dies.
-            Err(Error::Busy) => return false,
+            Err(Error::Busy(_)) => return false,
             Err(error) => {
                 let text = format!("a restore was cut short and cannot be finished yet: {}", chain(&error));
                 self.shared.trouble("recover", &text);
@@ -111,32 +117,43 @@ impl Service {
         true
     }
 
-    async fn look(&self, memory: &mut Memory) {
-        let clock = self.shared.parts.clock;
+    pub(super) async fn look(&self, memory: &mut Memory, now: Now) {
         if self.shared.vault.load().is_none() {
             // A bucket or disk that was away may be back.
             self.open();
         }
-        if self.current().is_some() || self.vault().is_err() {
+        if self.vault().is_err() {
             return;
         }
-        memory.is_recovered = self.recover().await;
-        let tick = clock.tick();
-        let is_old = |at| tick.saturating_sub(at) >= REFRESH;
-        if self.shared.is_stale.load(Ordering::Acquire) || memory.refreshed.is_none_or(is_old) {
-            match self.list().await {
-                Ok(_) => self.shared.well("list", "the list of backups can be read again"),
-                Err(error) => {
-                    // Asked again at the next look.
-                    memory.refreshed = None;
-                    let text = format!("backup: the list of backups cannot be read: {}", explain(&error));
-                    return self.shared.trouble("list", &text);
-                }
-            }
-            memory.refreshed = Some(tick);
+        let is_at_work = self.current().is_some();
+        if !is_at_work {
+            memory.is_recovered = self.recover().await;
         }
-        self.judge(memory, tick);
-        self.begin_due(memory, clock.wall(), tick).await;
+        // Also while a run is under way: one that hangs must not hide that others are overdue.
+        let is_listed = self.refresh(memory, now).await;
+        if is_listed && !is_at_work {
+            self.judge(memory, now.tick);
+            self.begin_due(memory, now.wall, now.tick).await;
+        }
+    }
+
+    /// Brings the list up to date if it is time, and with it what is told of it. `false`: it cannot be read.
+    async fn refresh(&self, memory: &mut Memory, now: Now) -> bool {
+        let is_old = |at| now.tick.saturating_sub(at) >= REFRESH;
+        if !self.shared.is_stale.load(Ordering::Acquire) && !memory.refreshed.is_none_or(is_old) {
+            return true;
+        }
+        let listed = self.catalogue(now).await;
+        // What could not be read is asked for again at the next look.
+        memory.refreshed = listed.is_ok().then_some(now.tick);
+        match &listed {
+            Ok(_) => self.shared.well("list", "the list of backups can be read again"),
+            Err(error) => {
+                let text = format!("backup: the list of backups cannot be read: {}", explain(error));
+                self.shared.trouble("list", &text);
+            }
+        }
+        listed.is_ok()
     }
 
     /// After a failed run the next one of its subject waits, longer each time.
@@ -158,10 +175,15 @@ impl Service {
 
     /// What could not even be begun.
     pub(super) fn stumbled(&self, memory: &mut Memory, subject: &str, tick: Duration, refusal: &Refusal) {
-        if matches!(refusal, Refusal::Busy(_)) {
-            return;
+        match refusal {
+            Refusal::Busy(_) => return,
+            // That another instance is quicker is no trouble; were it to be so always, backups would be overdue.
+            Refusal::Domain(Error::Busy(_)) => {
+                tracing::info!(subject, "backup: another instance is at work, what is due waits");
+                return memory.wait(subject, tick);
+            }
+            _ => memory.wait_longer(subject, tick),
         }
-        memory.wait_longer(subject, tick);
         let text = format!("backup: what is due cannot be begun: {}", explain(refusal));
         self.shared.trouble(&format!("schedule-{subject}"), &text);
     }
@@ -195,7 +217,7 @@ impl Service {
         let current = |schedule: &Schedule| schedule.current(&plan.zone, now).map(|period| period.key);
         let due = plan.cleanup.as_ref().and_then(current);
         if let Some(key) = due.filter(|key| memory.is_new("cleanup", key)) {
-            drop(self.start_prune()?);
+            drop(self.start_prune().await?);
             drop(memory.served.insert("cleanup".to_owned(), key));
             return Ok(());
         }
@@ -242,7 +264,7 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(jitter)).await;
         }
         tracing::info!(labels = due.labels.join(" "), "backup: due");
-        drop(self.start_create(due.labels, due.keys)?);
+        drop(self.start_create(due.labels, due.keys).await?);
         Ok(())
     }
 
@@ -270,7 +292,7 @@ impl Service {
                 continue;
             }
             tracing::info!(set = file.set.name, "backup: files are due");
-            drop(self.start_files(file.set.clone(), vec![key])?);
+            drop(self.start_files(file.set.clone(), vec![key]).await?);
             break;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What the catalogue says about each kind of backup. Pure: the time is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use crate::tasks::calendar::Schedule;
 
 /// A size beyond half or one and a half of what is usual is worth a look.
 const USUAL_PERCENT: std::ops::RangeInclusive<u64> = 50..=150;
+/// Kinds that nobody planned: labels are free, and a command may give each backup one of its own.
+const OTHERS_MAX: usize = 50;
 /// So many earlier ones are needed to know what is usual.
 const USUAL_FROM: usize = 3;
 
@@ -74,7 +76,7 @@ pub(super) fn scheduled(plan: &Plan) -> Vec<(String, Schedule)> {
     kinds.chain(files).collect()
 }
 
-/// A line per kind: those that are scheduled, and those of which there are backups. `since`: when the vault began to
+/// A line per kind: those that are scheduled, and those of which there are backups, the newest of them. `since`: when the vault began to
 /// look after each; a kind that never had a backup is overdue some time after that.
 #[must_use]
 pub fn kinds(
@@ -92,11 +94,16 @@ pub fn kinds(
         .into_iter()
         .map(|(kind, schedule)| (kind, Some(schedule)))
         .collect();
-    for label in ours.iter().flat_map(|entry| labels(entry)) {
+    let mut others = BTreeSet::new();
+    for label in ours.iter().rev().flat_map(|entry| labels(entry)) {
+        if others.len() == OTHERS_MAX {
+            break;
+        }
         if !kinds.iter().any(|(known, _)| *known == label) {
-            kinds.push((label, None));
+            others.insert(label);
         }
     }
+    kinds.extend(others.into_iter().map(|label| (label, None)));
     kinds
         .into_iter()
         .map(|(kind, schedule)| {
@@ -128,7 +135,7 @@ fn one(
         count: of_kind.len(),
         good: good.count(),
         incomplete: of_kind.iter().filter(|entry| entry.incomplete.is_some()).count(),
-        stored_bytes: of_kind.iter().map(|entry| entry.manifest.stored_bytes()).sum(),
+        stored_bytes: stored_bytes(of_kind.iter().copied()),
         newest_good: newest.map(|entry| describe(entry, now)),
         is_overdue: limit.is_some_and(|limit| age(last, now) > limit),
         next_run: schedule.and_then(|schedule| schedule.next(zone, now)),
@@ -163,6 +170,12 @@ fn labels(entry: &Entry) -> Vec<String> {
         // Those of point-in-time recovery have a schedule and a retention of their own.
         Content::Base { .. } => Vec::new(),
     }
+}
+
+/// A manifest may come from elsewhere and claim anything.
+pub(super) fn stored_bytes<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> u64 {
+    let sizes = entries.into_iter().map(|entry| entry.manifest.stored_bytes());
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// None is younger than nothing: clocks of two machines may differ a little.

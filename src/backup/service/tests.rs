@@ -51,6 +51,23 @@ fn plan(root: &std::path::Path) -> Plan {
     }
 }
 
+/// A vault for the files at `app` in `root`, and a database that is nowhere.
+pub(crate) fn settings(root: &std::path::Path, recipients: Vec<String>) -> Settings {
+    Settings {
+        database: Some(postgres::Config { url: Secret::new("") }),
+        repository: repository::Config {
+            url: format!("file://{}/repository", root.display()),
+            recipients,
+            identity: None,
+        },
+        retention: retention::Policy::default(),
+        keep_replaced: Duration::ZERO,
+        plan: plan(root),
+        state_dir: root.join("state"),
+        scratch: None,
+    }
+}
+
 impl Bed {
     fn new(recipients: Vec<String>) -> Self {
         let root = tempfile::tempdir().expect("a private folder");
@@ -69,21 +86,8 @@ impl Bed {
             hold: Hold::nothing(),
             runtime: tokio::runtime::Handle::current(),
         };
-        let settings = Settings {
-            database: Some(postgres::Config { url: Secret::new("") }),
-            repository: repository::Config {
-                url: format!("file://{}/repository", root.path().display()),
-                recipients,
-                identity: None,
-            },
-            retention: retention::Policy::default(),
-            keep_replaced: Duration::ZERO,
-            plan: plan(root.path()),
-            state_dir: root.path().join("state"),
-            scratch: None,
-        };
         Self {
-            service: Service::new(settings, parts).expect("a service"),
+            service: Service::new(settings(root.path(), recipients), parts).expect("a service"),
             root,
             _sender: sender,
         }
@@ -172,6 +176,45 @@ async fn kind_without_a_good_backup_for_two_intervals_is_overdue_and_told_and_it
 }
 
 #[tokio::test]
+async fn run_that_hangs_hides_no_overdue_backup_and_neither_does_a_repository_that_is_away() {
+    let bed = Bed::new(Vec::new());
+    drop(bed.service.start_files(bed.set(), Vec::new()).await.expect("it starts"));
+    drop(bed.ended().await);
+    let hang = |_, _, _| std::future::pending();
+    drop(
+        bed.service
+            .start(Act::Create, Ulid::nil(), Vec::new(), hang)
+            .await
+            .expect("it starts"),
+    );
+    let (mut memory, now) = (Memory::default(), bed.service.shared.parts.clock.now());
+    let later = |days: i64| Now {
+        wall: now
+            .wall
+            .saturating_add(SignedDuration::from_secs(days * DAY))
+            .expect("in range"),
+        tick: now.tick + Duration::from_secs(days.unsigned_abs() * 86_400),
+    };
+    let overdue = ["backup-overdue-files:app"];
+    bed.service.look(&mut memory, now).await;
+    assert_eq!(bed.raised(), [""; 0]);
+    bed.service.look(&mut memory, later(15)).await;
+    assert_eq!(bed.raised(), overdue);
+    assert!(bed.service.current().is_some(), "and nothing else is begun");
+    bed.service.look(&mut memory, later(1)).await;
+    assert_eq!(bed.raised(), overdue, "not before it is time to look again");
+    bed.service.shared.is_stale.store(true, Ordering::Release);
+    bed.service.look(&mut memory, later(1)).await;
+    assert_eq!(bed.raised(), [""; 0]);
+    let repository = bed.root.path().join("repository");
+    std::fs::rename(&repository, bed.root.path().join("away")).expect("movable");
+    // A loop, which nobody can read.
+    std::os::unix::fs::symlink(&repository, &repository).expect("a link");
+    bed.service.look(&mut memory, later(15)).await;
+    assert_eq!(bed.raised(), ["backup-list", overdue[0]]);
+}
+
+#[tokio::test]
 async fn kind_that_never_succeeded_is_overdue_although_the_process_is_started_anew() {
     let bed = Bed::new(Vec::new());
     let overdue = |bed: &Bed, now: i64| bed.service.shared.kinds(&[], at(now))[0].is_overdue;
@@ -205,7 +248,7 @@ async fn what_works_does_not_hide_what_fails() {
     let bed = Bed::new(Vec::new());
     let shared = &bed.service.shared;
     shared.trouble("create", "the dump fails");
-    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    drop(bed.service.start_files(bed.set(), Vec::new()).await.expect("it starts"));
     assert_eq!(bed.ended().await.status().state, State::Succeeded);
     assert_eq!(bed.condition(), Some(Condition::Degraded("the dump fails".to_owned())));
     let missing = FileSet {
@@ -213,7 +256,7 @@ async fn what_works_does_not_hide_what_fails() {
         paths: vec![bed.root.path().join("gone")],
         keep_days: 1,
     };
-    drop(bed.service.start_files(missing, Vec::new()).expect("it starts"));
+    drop(bed.service.start_files(missing, Vec::new()).await.expect("it starts"));
     drop(bed.ended().await);
     shared.well("create", "it works again");
     assert!(matches!(bed.condition(), Some(Condition::Degraded(text)) if text.contains("gone")));
@@ -328,7 +371,7 @@ async fn clean_up_runs_once_a_day_and_old_backups_are_read_back_once_a_week() {
 #[tokio::test]
 async fn damaged_backup_is_tried_again_by_the_schedule_and_good_again_once_its_store_has_healed() {
     let bed = Bed::new(Vec::new());
-    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    drop(bed.service.start_files(bed.set(), Vec::new()).await.expect("it starts"));
     let id = bed.ended().await.id.to_string();
     let whole = std::fs::read(bed.object()).expect("readable");
     let mut damaged = whole.clone();
@@ -351,7 +394,7 @@ async fn damaged_backup_is_tried_again_by_the_schedule_and_good_again_once_its_s
 #[tokio::test]
 async fn damaged_backup_that_is_deleted_is_no_trouble_any_more() {
     let bed = Bed::new(Vec::new());
-    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    drop(bed.service.start_files(bed.set(), Vec::new()).await.expect("it starts"));
     let id = bed.ended().await.id.to_string();
     let mut bytes = std::fs::read(bed.object()).expect("readable");
     *bytes.last_mut().expect("not empty") ^= 1;
@@ -405,7 +448,7 @@ async fn what_is_out_of_the_configuration_is_no_trouble_any_more() {
 #[tokio::test]
 async fn without_an_identity_the_stored_bytes_are_compared_and_only_damage_is_called_damage() {
     let bed = Bed::new(recipient());
-    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
+    drop(bed.service.start_files(bed.set(), Vec::new()).await.expect("it starts"));
     let id = bed.ended().await.id.to_string();
     let verify = async || {
         drop(bed.service.start_verify(&id, false).await.expect("it starts"));
@@ -443,18 +486,48 @@ fn store_that_is_away_says_nothing_of_the_backup() {
         key: "x".to_owned(),
         seconds: 1,
     };
-    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy));
+    assert!(!is_damage(&slow.into()) && !is_damage(&Error::Busy(String::new())));
 }
 
 #[tokio::test]
-async fn another_instance_at_work_is_no_alert() {
+async fn another_instance_at_work_is_said_at_once_and_is_no_alert_and_what_is_due_waits_for_its_end() {
     let bed = Bed::new(Vec::new());
     let vault = bed.service.vault().expect("a vault");
     let held = vault.lock().expect("the lock");
-    drop(bed.service.start_files(bed.set(), Vec::new()).expect("it starts"));
-    assert!(matches!(bed.ended().await.status().state, State::Failed { .. }));
-    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+    let refused = bed.service.start_files(bed.set(), Vec::new()).await;
+    assert!(matches!(refused, Err(Refusal::Domain(Error::Busy(_)))), "{refused:?}");
+    let (mut memory, now) = (Memory::default(), bed.service.shared.parts.clock.wall());
+    bed.look_at(&mut memory, now).await;
     drop(held);
+    bed.look_at(&mut memory, now).await;
+    assert_eq!(bed.acts(), [""; 0], "it waits a while");
+    assert_eq!(bed.raised(), [""; 0]);
+    bed.service.begin_due(&mut memory, now, Duration::from_mins(5)).await;
+    assert_eq!(bed.ended().await.status().state, State::Succeeded);
+    assert_eq!(bed.acts(), ["files"]);
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_restored_or_is_not_configured_is_refused_before_anything_begins() {
+    let bed = Bed::new(Vec::new());
+    let refused = bed
+        .service
+        .start_set("gone")
+        .await
+        .expect_err("there is no such set")
+        .to_string();
+    assert!(refused.contains("it names: app"), "{refused}");
+    drop(bed.service.start_set("app").await.expect("it starts"));
+    let id = bed.ended().await.id.to_string();
+    let refused = bed
+        .service
+        .start_verify(&id, true)
+        .await
+        .expect_err("these are files")
+        .to_string();
+    assert!(refused.contains("not restored into a database"), "{refused}");
+    assert_eq!(bed.acts(), ["files"]);
 }
 
 #[test]
@@ -508,4 +581,25 @@ fn another_database_in_the_repository_neither_serves_nor_counts() {
     };
     assert_eq!(count("1"), [("files:app".to_owned(), 1)]);
     assert_eq!(count("2"), [("daily".to_owned(), 1), ("files:app".to_owned(), 1)]);
+}
+
+#[test]
+fn label_of_its_own_for_each_backup_does_not_make_ever_more_kinds() {
+    let labelled = |second: i64| {
+        let mut entry = dump("app", "1", second);
+        entry.manifest.labels = vec![format!("release-{second:03}")];
+        entry
+    };
+    let entries: Vec<Entry> = (1..=200).map(labelled).collect();
+    let plan = plan(std::path::Path::new("/"));
+    let subject = Subject {
+        database: "app".to_owned(),
+        cluster: None,
+    };
+    let kinds = stats::kinds(&entries, &subject, &plan, &BTreeMap::new(), at(NOW));
+    let names: Vec<&str> = kinds.iter().map(|kind| kind.kind.as_str()).collect();
+    assert_eq!(
+        (names.len(), names[0], names[1], names[50]),
+        (51, "files:app", "release-151", "release-200")
+    );
 }

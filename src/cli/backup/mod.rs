@@ -1,6 +1,7 @@
 //! `foregate backup`: works without the server and without a configuration, for the day that the machine burned.
 
 mod bar;
+mod restore;
 mod show;
 
 use std::io::Write as _;
@@ -9,12 +10,13 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use ulid::Ulid;
 
 use self::bar::Bar;
 use super::Error;
 use super::vault::{Database, Need, Place};
 use crate::backup::files::FileSet;
-use crate::backup::{FilePlan, Progress, Recovered, Restored, Settings, Swap, Vault};
+use crate::backup::{FilePlan, Progress, Proven, Settings, Vault};
 use crate::clock::Clock;
 use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
@@ -56,31 +58,15 @@ enum Command {
         restore: bool,
     },
     /// Restore a backup (or `latest`) and put it in the database's place.
-    Restore(Restore),
+    Restore(restore::Order),
+    /// Mark a backup for deletion, by its id: a clean-up removes it once the grace is over. The last good one is refused.
+    Delete { id: Ulid },
     /// Apply retention.
     Prune {
         /// Only say what would go, and why each kept one is kept.
         #[arg(long)]
         dry_run: bool,
     },
-}
-
-#[derive(Debug, Args)]
-struct Restore {
-    #[arg(default_value = "latest")]
-    id: String,
-    /// Restore into a new database of this name, and leave the present one alone.
-    #[arg(long, value_name = "NAME", conflicts_with = "verify_only")]
-    target_database: Option<String>,
-    /// The backup is of this other database, and is meant to take the place of the configured one.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["target_database", "verify_only", "into"])]
-    from_database: Option<String>,
-    /// Restore into a scratch database, compare the row counts, drop it.
-    #[arg(long)]
-    verify_only: bool,
-    /// Restore a file set into this empty directory.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["target_database", "verify_only"])]
-    into: Option<PathBuf>,
 }
 
 /// A file set instead of the database.
@@ -102,12 +88,12 @@ impl Command {
         let database = match self {
             Self::Create { files, .. } if files.name.is_none() => Database::Needed,
             Self::Verify { restore: true, .. } => Database::Wanted,
-            Self::Restore(order) if order.into.is_none() => Database::Wanted,
+            Self::Restore(order) if order.is_of_database() => Database::Wanted,
             _ => Database::IfKnown,
         };
         Need {
             database,
-            identity: !matches!(self, Self::List | Self::Show { .. } | Self::Prune { .. }),
+            identity: matches!(self, Self::Create { .. } | Self::Verify { .. } | Self::Restore(_)),
             pitr: false,
         }
     }
@@ -119,7 +105,16 @@ pub(super) fn run(options: &Options) -> Result<(), Error> {
     let settings = settings(options)?;
     let bar = Bar::new(options.place.json);
     let config = settings.vault().context("which database?")?;
-    let vault = Vault::open(config, Clock::system(), bar.progress()).map_err(Error::usage)?;
+    let opened = match &options.command {
+        Command::Create { .. } => {
+            if let Some(doubt) = settings.in_the_clear() {
+                complain(&format!("warning: {doubt}, nor does --recipient\n"));
+            }
+            Vault::open(config, Clock::system(), bar.progress())
+        }
+        _ => Vault::open_existing(config, Clock::system(), bar.progress()),
+    };
+    let vault = opened.map_err(Error::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -143,7 +138,7 @@ async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar
             complain_of_notes(&manifest);
             print(as_json, &serde_json::to_value(&manifest)?, || show::line(&manifest))
         }
-        Command::List => show::list(&vault, as_json).await,
+        Command::List => show::list(&vault, &settings.repository.url, as_json).await,
         Command::Show { id } => {
             let entry = vault.show(id).await?;
             print(as_json, &show::describe(&entry), || show::page(&entry))
@@ -151,10 +146,13 @@ async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar
         Command::Verify { id, restore } => {
             let entry = vault.show(id).await?;
             bar.expect(&entry.manifest);
-            let level = vault.prove_again(&entry, *restore).await?;
+            let Proven { level, unrecorded } = vault.prove_again(&entry, *restore).await?;
+            if let Some(note) = &unrecorded {
+                complain(&format!("note: {note}\n"));
+            }
             let id = entry.manifest.id;
             let opened = vault.can_open(&entry.manifest);
-            let value = json!({"id": id, "level": level, "opened": opened});
+            let value = json!({"id": id, "level": level, "opened": opened, "unrecorded": unrecorded});
             print(as_json, &value, || match opened {
                 true => format!("{id} is proven to {level:?}"),
                 false => format!(
@@ -162,85 +160,16 @@ async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar
                 ),
             })
         }
-        Command::Restore(order) => restore(&vault, bar, order, as_json).await,
+        Command::Restore(order) => restore::run(&vault, bar, order, as_json).await,
+        Command::Delete { id } => {
+            let id = vault.delete(&id.to_string()).await?;
+            let grace = settings.retention.grace.as_secs() / 3600;
+            print(as_json, &json!({"id": id, "marked": true}), || {
+                format!("{id} is marked for deletion; the first clean-up after {grace} hours removes it")
+            })
+        }
         Command::Prune { dry_run } => show::prune(&vault, *dry_run, as_json).await,
     }
-}
-
-async fn restore(vault: &Vault, bar: &Bar, order: &Restore, as_json: bool) -> anyhow::Result<()> {
-    let id = order.id.as_str();
-    if let Some(into) = &order.into {
-        if id != "latest" {
-            let entry = vault.show(id).await?;
-            bar.expect(&entry.manifest);
-        }
-        return restore_files(vault, id, into, as_json).await;
-    }
-    let swap = match &order.target_database {
-        Some(name) => Swap::Keep(name.clone()),
-        None if order.verify_only => Swap::Drop,
-        None => Swap::Live,
-    };
-    bar.expect(&vault.show(id).await?.manifest);
-    let vault = vault.with_foreign(order.from_database.clone());
-    let done = unless_interrupted(&vault, id, swap).await?;
-    for note in &done.notes {
-        complain(&format!("note: {note}\n"));
-    }
-    let value = json!({"id": done.id, "database": done.database, "replaced": done.replaced, "rows": done.rows,
-        "notes": done.notes});
-    print(as_json, &value, || {
-        let replaced = done
-            .replaced
-            .map_or_else(String::new, |name| format!("; the old one is kept as {name}"));
-        format!("{} restored and proven: {} rows{replaced}", done.id, done.rows)
-    })
-}
-
-/// A signal ends it in an orderly way: a swap is let finish, all else is undone.
-async fn unless_interrupted(vault: &Vault, id: &str, swap: Swap) -> anyhow::Result<Restored> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (working, id) = (vault.clone(), id.to_owned());
-    let mut task = tokio::task::JoinSet::new();
-    task.spawn(async move { working.restore(&id, &swap).await });
-    tokio::select! {
-        Some(done) = task.join_next() => Ok(done??),
-        _ = terminate.recv() => interrupted(vault, task).await,
-        _ = interrupt.recv() => interrupted(vault, task).await,
-    }
-}
-
-async fn interrupted(
-    vault: &Vault,
-    mut task: tokio::task::JoinSet<Result<Restored, crate::backup::Error>>,
-) -> anyhow::Result<Restored> {
-    let _none = vault.no_swap().await;
-    if let Some(Ok(done)) = task.try_join_next() {
-        return Ok(done?);
-    }
-    task.shutdown().await;
-    match vault.recover().await? {
-        Recovered::Finished => anyhow::bail!("interrupted after the swap: the new database is in place"),
-        _ => anyhow::bail!("interrupted: the databases are as they were"),
-    }
-}
-
-async fn restore_files(vault: &Vault, id: &str, into: &std::path::Path, as_json: bool) -> anyhow::Result<()> {
-    let done = vault.restore_files(id, into).await?;
-    for note in &done.notes {
-        complain(&format!("warning: {note}\n"));
-    }
-    let value =
-        json!({"id": done.id, "name": done.name, "into": done.into, "entries": done.entries, "notes": done.notes});
-    print(as_json, &value, || {
-        let into = done.into.display();
-        format!(
-            "{} of files {}: {} entries restored into {into}",
-            done.id, done.name, done.entries
-        )
-    })
 }
 
 fn file_set(name: &str, files: &Files, configured: &[FilePlan]) -> anyhow::Result<FileSet> {

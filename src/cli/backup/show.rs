@@ -1,38 +1,64 @@
 //! What there is, for people and for programs.
 
+use std::collections::BTreeSet;
+
 use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::{complain, print};
-use crate::backup::{Entry, Vault, explain};
-use crate::repository::manifest::{Content, Manifest};
+use crate::backup::{Entry, Vault};
+use crate::repository::manifest::{Content, Level, Manifest};
 
-pub(super) async fn list(vault: &Vault, as_json: bool) -> anyhow::Result<()> {
+pub(super) async fn list(vault: &Vault, url: &str, as_json: bool) -> anyhow::Result<()> {
     let (entries, unreadable) = vault.list().await?;
-    let unreadable: Vec<String> = unreadable.into_iter().map(|error| explain(&error.into())).collect();
-    for error in &unreadable {
-        complain(&format!("warning: {error}\n"));
+    let doubtful = entries.iter().filter(|entry| entry.tombstone.is_none());
+    let doubts = doubtful.filter_map(|entry| {
+        let problem = entry.problem()?;
+        Some(format!("backup {} ({}): {problem}", entry.manifest.id, entry.state()))
+    });
+    for doubt in doubts.chain(unreadable.iter().map(ToString::to_string)) {
+        complain(&format!("warning: {doubt}\n"));
     }
     let unread = unreadable
         .iter()
-        .map(|error| json!({"good": false, "state": "unreadable", "problem": error}));
+        .map(|bad| json!({"id": bad.id, "good": false, "state": "unreadable", "problem": bad.why}));
     let value = Value::from(entries.iter().map(describe).chain(unread).collect::<Vec<_>>());
-    print(as_json, &value, || {
-        let mut table = Table::new();
-        table.set_header(["id", "started", "labels", "content", "stored", "level", "state"]);
-        for entry in &entries {
-            table.add_row([
-                entry.manifest.id.to_string(),
-                time(entry.manifest.started_at),
-                entry.manifest.labels.join(" "),
-                content(&entry.manifest),
-                size(entry.manifest.stored_bytes()),
-                format!("{:?}", entry.level()),
-                entry.state().to_owned(),
-            ]);
-        }
-        table.to_string()
+    print(as_json, &value, || match entries.is_empty() {
+        true if unreadable.is_empty() => format!("there is no backup in {url}"),
+        true => format!("none of the backups in {url} can be read"),
+        false => table(&entries).to_string(),
     })
+}
+
+/// Databases of one name in several clusters are told apart where there are any.
+fn table(entries: &[Entry]) -> Table {
+    let clusters: BTreeSet<&str> = entries.iter().filter_map(cluster).collect();
+    let mut header = vec!["id", "started", "labels", "content", "stored", "level", "state"];
+    if clusters.len() > 1 {
+        header.insert(4, "cluster");
+    }
+    let mut table = Table::new();
+    table.set_header(header);
+    for entry in entries {
+        let mut row = vec![
+            entry.manifest.id.to_string(),
+            time(entry.manifest.started_at),
+            entry.manifest.labels.join(" "),
+            content(&entry.manifest),
+            size(entry.manifest.stored_bytes()),
+            format!("{:?}", entry.level()),
+            entry.state().to_owned(),
+        ];
+        if clusters.len() > 1 {
+            row.insert(4, cluster(entry).unwrap_or_default().to_owned());
+        }
+        table.add_row(row);
+    }
+    table
+}
+
+fn cluster(entry: &Entry) -> Option<&str> {
+    entry.database().map(|(_, cluster)| cluster)
 }
 
 pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
@@ -71,7 +97,7 @@ pub(super) async fn prune(vault: &Vault, dry_run: bool, as_json: bool) -> anyhow
 }
 
 pub(super) fn describe(entry: &Entry) -> Value {
-    json!({"manifest": entry.manifest, "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
+    json!({"manifest": entry.manifest.shown(), "level": entry.level(), "good": entry.is_good(), "state": entry.state(),
         "problem": entry.problem(), "verifications": entry.verifications})
 }
 
@@ -86,11 +112,11 @@ pub(super) fn page(entry: &Entry) -> String {
     let mut lines = vec![
         ("backup", manifest.id.to_string()),
         ("content", content(manifest)),
-        ("holds", inside(manifest)),
+        ("holds", inside(entry)),
         ("labels", manifest.labels.join(" ")),
         ("began", time(manifest.started_at)),
         ("took", format!("{:.1} s", took.as_secs_f64())),
-        ("state", format!("{}, proven to {:?}", entry.state(), entry.level())),
+        ("state", state(entry)),
         (
             "stored",
             format!("{} of {}", size(manifest.stored_bytes()), size(plain)),
@@ -123,6 +149,10 @@ pub(super) fn page(entry: &Entry) -> String {
     if let Some(problem) = entry.problem() {
         lines.push(("problem", problem.to_owned()));
     }
+    if let Content::Files { notes, more_notes, .. } = &manifest.content {
+        lines.extend(notes.iter().map(|note| ("note", note.clone())));
+        lines.extend((*more_notes > 0).then(|| ("note", format!("and {more_notes} more"))));
+    }
     if let Some(tombstone) = &entry.tombstone {
         lines.push(("marked", format!("{}: {}", time(tombstone.at), tombstone.reason)));
     }
@@ -130,14 +160,25 @@ pub(super) fn page(entry: &Entry) -> String {
     lines.join("\n")
 }
 
-fn inside(manifest: &Manifest) -> String {
-    match &manifest.content {
+/// And how far it is proven, if it is at all.
+fn state(entry: &Entry) -> String {
+    match entry.level() {
+        Level::L0 => entry.state().to_owned(),
+        level => format!("{}, proven to {level:?}", entry.state()),
+    }
+}
+
+fn inside(entry: &Entry) -> String {
+    match &entry.manifest.content {
         Content::Database {
-            tables, server_version, ..
+            tables,
+            server_version,
+            system_identifier,
+            ..
         } => {
-            let rows = tables.values().fold(0_u64, |sum, rows| sum.saturating_add(*rows));
             let (major, minor) = (server_version / 10_000, server_version % 10_000);
-            format!("{rows} rows in {} tables, PostgreSQL {major}.{minor}", tables.len())
+            let (rows, tables) = (entry.rows(), tables.len());
+            format!("{rows} rows in {tables} tables, of PostgreSQL {major}.{minor}, cluster {system_identifier}")
         }
         Content::Files { entries, paths, .. } => format!("{entries} entries of {}", paths.join(" ")),
         Content::Base {

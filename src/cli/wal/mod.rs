@@ -20,6 +20,7 @@ use crate::pitr::name::File;
 use crate::pitr::socket::client::{Asked, ask};
 use crate::pitr::socket::{Act, Answer, Request};
 use crate::repository::layout::Cluster;
+use crate::telemetry::cause::chain;
 
 /// `push`: PostgreSQL keeps the segment and tries again.
 const EXIT_AGAIN: u8 = 1;
@@ -75,7 +76,7 @@ pub(super) fn is_get(mut arguments: impl Iterator<Item = std::ffi::OsString>) ->
 pub(super) fn run(options: &Options) -> ExitCode {
     // The complaint as well: an error's text comes from many hands.
     let done = catch_unwind(AssertUnwindSafe(|| {
-        carry_out(options).map_err(|error| complain(&format!("foregate: {error:#}\n")))
+        carry_out(options).map_err(|error| complain(&format!("foregate: {}\n", chain(error.as_ref()))))
     }));
     let fault = match options.command {
         Command::Push { .. } | Command::Check => EXIT_AGAIN,

@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, mpsc, watch};
@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 const COMPARED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// As the kernel's own limit for symbolic links in one path (path_resolution(7)).
 const LINKS_MAX: usize = 40;
-/// A file that never comes to rest is told of all the same: whoever reads it judges what it holds.
+/// A file that never comes to rest, or that nobody closes, is told of all the same: whoever reads it judges what it holds.
 const LOOKS_MAX: u32 = 10;
 
 /// How long to wait.
@@ -68,9 +68,13 @@ impl Handle {
     }
 
     /// From now on these files are watched, and no others. Notes what they hold before it returns (a few short
-    /// reads), so: follow first, read second, and no change falls between the two.
+    /// reads), so: follow first, read second, and no change falls between the two. Of a file that was followed before,
+    /// what was noted then stands: noted anew, it would hide a change since then that was not looked at yet.
     pub fn follow(&self, files: &[PathBuf]) {
-        self.files.send_replace(read_all(files));
+        let noted = self.files.borrow().clone();
+        let note = |file: &PathBuf| noted.get(file).cloned().unwrap_or_else(|| read(file));
+        let contents = files.iter().map(|file| (file.clone(), note(file))).collect();
+        self.files.send_replace(contents);
     }
 }
 
@@ -99,22 +103,16 @@ impl Watcher {
     /// Notes what the files hold now; [`Watcher::run`] tells of every change from here on.
     #[must_use]
     pub fn new(files: &[PathBuf], pace: Pace) -> (Self, Handle, mpsc::Receiver<Change>) {
-        let events = Arc::new(Notify::new());
-        let inotify = inotify(Arc::clone(&events));
-        Self::with_events(files, pace, events, inotify)
+        let (events, view) = View::new();
+        Self::with_events(files, pace, events, view)
     }
 
     fn with_events(
         files: &[PathBuf],
         pace: Pace,
         events: Arc<Notify>,
-        inotify: Option<RecommendedWatcher>,
+        mut view: View,
     ) -> (Self, Handle, mpsc::Receiver<Change>) {
-        let mut view = View {
-            inotify,
-            watched: BTreeSet::new(),
-            contents: BTreeMap::new(),
-        };
         // Watched before they are read: a change in between makes an event.
         view.watch_places(files);
         view.contents = read_all(files);
@@ -153,7 +151,7 @@ impl Watcher {
             let files: Vec<PathBuf> = followed.keys().cloned().collect();
             // Reading files blocks, and the disk may be a stuck network share.
             let mut view = self.view;
-            let Ok((view, seen)) = tokio::task::spawn_blocking(move || {
+            let Ok((view, (seen, is_open))) = tokio::task::spawn_blocking(move || {
                 let seen = view.look(&files);
                 (view, seen)
             })
@@ -164,7 +162,7 @@ impl Watcher {
             self.view = view;
             let files = self.view.changed(&seen, &followed);
             // Who asks knows that the files are as they should be.
-            if !files.is_empty() && !poked && !doubt.is_dispelled(&seen) {
+            if !files.is_empty() && !poked && !doubt.is_dispelled(&seen, is_open) {
                 continue;
             }
             doubt = Doubt::default();
@@ -206,28 +204,51 @@ impl Doubt {
         self.seen.is_some()
     }
 
-    fn is_dispelled(&mut self, seen: &Contents) -> bool {
+    /// Whoever wrote and `is_open` still may go on, however long the pause.
+    fn is_dispelled(&mut self, seen: &Contents, is_open: bool) -> bool {
         self.looks += 1;
-        let is_at_rest = self.seen.as_ref() == Some(seen);
+        let is_at_rest = self.seen.as_ref() == Some(seen) && !is_open;
         self.seen = Some(seen.clone());
         is_at_rest || self.looks >= LOOKS_MAX
     }
 }
 
+/// Files, of any name, that somebody has written to and not closed since.
+type Open = Arc<Mutex<BTreeSet<PathBuf>>>;
+
 /// What is known of the files, and where events are asked for. All of it blocks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct View {
     /// `None`: no events on this system; polling alone.
     inotify: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
     contents: Contents,
+    open: Open,
 }
 
 impl View {
-    /// What the files hold now.
-    fn look(&mut self, files: &[PathBuf]) -> Contents {
+    /// Rings when something happens where it watches.
+    fn new() -> (Arc<Notify>, Self) {
+        let (events, open) = (Arc::new(Notify::new()), Open::default());
+        let view = Self {
+            inotify: inotify(Arc::clone(&events), Arc::clone(&open)),
+            open,
+            ..Self::default()
+        };
+        (events, view)
+    }
+
+    /// What the files hold now, and whether somebody is still writing one of them.
+    fn look(&mut self, files: &[PathBuf]) -> (Contents, bool) {
         self.watch_places(files);
-        read_all(files)
+        let contents = read_all(files);
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_open = !open.is_empty()
+            && files
+                .iter()
+                .flat_map(|file| places(file))
+                .any(|place| open.contains(&place));
+        (contents, is_open)
     }
 
     /// The files that are not as they were. One that is new among the `followed` is compared with what it held when that
@@ -254,17 +275,22 @@ impl View {
     }
 }
 
-fn inotify(events: Arc<Notify>) -> Option<RecommendedWatcher> {
+fn inotify(events: Arc<Notify>, open: Open) -> Option<RecommendedWatcher> {
     let on_event = move |event: notify::Result<notify::Event>| {
-        // Our own reading opens files and closes them: taking that for a change would never end.
-        let reading = event.is_ok_and(|event| match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
-            EventKind::Access(_) => true,
-            _ => false,
-        });
-        if !reading {
-            events.notify_one();
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Ok(event) if !event.need_rescan() => match event.kind {
+                EventKind::Modify(ModifyKind::Data(_)) => open.extend(event.paths),
+                EventKind::Modify(ModifyKind::Metadata(_)) => {}
+                // Our own reading opens files and closes them: taking that for a change would never end.
+                EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write) => return,
+                // Closed, gone, or another file under this name.
+                _ => open.retain(|path| !event.paths.contains(path)),
+            },
+            // What was missed may have closed any of them.
+            _ => open.clear(),
         }
+        events.notify_one();
     };
     match notify::recommended_watcher(on_event) {
         Ok(watcher) => Some(watcher),

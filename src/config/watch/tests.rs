@@ -219,6 +219,20 @@ async fn followed_files_are_watched_and_others_no_longer() {
 }
 
 #[tokio::test]
+async fn change_between_two_wishes_to_follow_a_file_is_not_lost() {
+    watching("config.toml", one_file, async |mut scene| {
+        scene.write("clients.pem", "one");
+        let both = [scene.path("config.toml"), scene.path("clients.pem")];
+        // Nothing looks in between: this test and the watcher share one thread.
+        scene.handle.follow(&both);
+        scene.write("clients.pem", "two");
+        scene.handle.follow(&both);
+        scene.expect("clients.pem").await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn change_is_found_by_polling_where_there_are_no_events() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     one_file(directory.path());
@@ -227,7 +241,7 @@ async fn change_is_found_by_polling_where_there_are_no_events() {
         ..EVENTS_ONLY
     };
     let file = directory.path().join("config.toml");
-    let (watcher, handle, changes) = Watcher::with_events(&[file], pace, Arc::new(Notify::new()), None);
+    let (watcher, handle, changes) = Watcher::with_events(&[file], pace, Arc::new(Notify::new()), View::default());
     let mut scene = Scene {
         directory,
         handle,
@@ -253,7 +267,7 @@ async fn who_asks_does_not_wait_for_a_directory_to_come_to_rest() {
     };
     let (events, file) = (Arc::new(Notify::new()), directory.path().join("config.toml"));
     let files = std::slice::from_ref(&file);
-    let (watcher, handle, changes) = Watcher::with_events(files, never_at_rest, Arc::clone(&events), None);
+    let (watcher, handle, changes) = Watcher::with_events(files, never_at_rest, Arc::clone(&events), View::default());
     let mut scene = Scene {
         directory,
         handle,
@@ -283,16 +297,45 @@ fn holding(text: &str) -> Contents {
 fn change_is_told_once_two_looks_agree() {
     let mut doubt = Doubt::default();
     for part in ["", "half", "half and half"] {
-        assert!(!doubt.is_dispelled(&holding(part)), "still being written");
+        assert!(!doubt.is_dispelled(&holding(part), false), "still being written");
         assert!(doubt.lasts());
     }
-    assert!(doubt.is_dispelled(&holding("half and half")));
+    assert!(
+        !doubt.is_dispelled(&holding("half and half"), true),
+        "its writer pauses"
+    );
+    assert!(doubt.is_dispelled(&holding("half and half"), false));
+}
+
+#[tokio::test]
+async fn file_is_open_from_the_first_write_until_its_writer_closes_it() {
+    use std::io::Write as _;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    one_file(directory.path());
+    let file = directory.path().join("config.toml");
+    let (events, mut view) = View::new();
+    let files = std::slice::from_ref(&file);
+    assert!(!view.look(files).1, "nobody writes");
+    let mut writer = std::fs::File::create(&file).expect("writable");
+    writer.write_all(b"half = 1\n").expect("written");
+    let mut seen = async |expected: bool| {
+        let looking = async {
+            while view.look(files).1 != expected {
+                events.notified().await;
+            }
+        };
+        let looked = tokio::time::timeout(Duration::from_secs(20), looking).await;
+        looked.unwrap_or_else(|_| panic!("open: {expected}"));
+    };
+    seen(true).await;
+    drop(writer);
+    seen(false).await;
 }
 
 #[test]
 fn file_that_never_comes_to_rest_is_told_of_all_the_same() {
     let mut doubt = Doubt::default();
-    let looks = (1..=LOOKS_MAX).map(|look| doubt.is_dispelled(&holding(&look.to_string())));
+    let looks = (1..=LOOKS_MAX).map(|look| doubt.is_dispelled(&holding(&look.to_string()), true));
     assert_eq!(looks.filter(|told| *told).count(), 1);
 }
 

@@ -108,8 +108,8 @@ pub struct Page {
 }
 
 impl Blocklist {
-    /// Puts the stored blocks in force and starts to keep them in step with `store`. Where it cannot be reached, the
-    /// blocks last seen are in force, from the local snapshot.
+    /// Puts the stored blocks in force and starts to keep them in step with `store`. Where it cannot be reached, or had to be
+    /// made anew, the blocks last seen are in force, from the local snapshot.
     pub async fn open(
         store: Store,
         state_dir: &Path,
@@ -122,11 +122,11 @@ impl Blocklist {
         shared.lock().recall(&entries, now);
         let stored = tokio::time::timeout(START_TIMEOUT, store.blocks()).await;
         let what = match stored {
-            Ok(Ok(blocks)) => {
+            Ok(Ok(blocks)) if !store.is_new() => {
                 shared.replace(blocks, &[]);
                 What::Nothing
             }
-            Ok(Err(_)) | Err(_) => {
+            _ => {
                 // Of what the store had acknowledged, the snapshot may lack the latest.
                 let recalls: Vec<Change> = entries.into_iter().map(|entry| entry.change).collect();
                 shared.replace(local::recall(state_dir, now), &recalls);

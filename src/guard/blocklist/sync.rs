@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::Order;
 use super::state::Shared;
+use super::{Block, Order};
 use crate::store::{Change, Changed, Error, PURGE_BATCH, Store, What};
 
 /// Changes that come close together are read back once.
@@ -208,10 +208,32 @@ impl Sync {
         }
     }
 
+    /// All that the store holds. One that was made anew, in the place of one that was lost, gets what is in force first.
+    async fn read_all(&self) -> Result<Vec<Block>, Error> {
+        let blocks = self.store.blocks().await?;
+        if !self.store.is_new() {
+            return Ok(blocks);
+        }
+        let table = self.shared.table.load_full();
+        let changes: Vec<Change> = table
+            .entries()
+            .map(|entry| Change::Block(entry.block.clone()))
+            .collect();
+        if !changes.is_empty() {
+            let count = changes.len();
+            tracing::warn!(blocks = count, "the store was made anew: it gets the blocks in force");
+        }
+        for batch in changes.chunks(WRITE_BATCH) {
+            self.store.apply(batch.to_vec()).await?;
+        }
+        self.store.filled();
+        self.store.blocks().await
+    }
+
     async fn read(&mut self) {
         let read = match &self.what {
             What::Nothing => return,
-            What::All => match self.store.blocks().await {
+            What::All => match self.read_all().await {
                 Ok(blocks) => {
                     self.shared.replace(blocks, &[]);
                     true

@@ -86,10 +86,11 @@ impl Archive {
         let keys = Arc::clone(&self.keys);
         let opened = tokio::task::spawn_blocking(move || {
             let opened = seal::open(&stored[..], &mut sink, &keys, is_encrypted, |_| ());
-            opened.map(|_| sink)
+            opened
+                .map(|_| sink)
+                .map_err(|source| seal::unopened(&key, &keys, source))
         });
-        let opened = opened.await.map_err(|_| Error::Worker)?;
-        opened.map_err(|source| repository::Error::Unseal { key, source }.into())
+        Ok(opened.await.map_err(|_| Error::Worker)??)
     }
 
     /// A small file, whole. `None`: it is not archived.

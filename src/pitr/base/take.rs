@@ -35,6 +35,8 @@ use crate::repository::{self, Keys};
 /// "foregate" and "base" as a number: one base backup of a server at a time, wherever it is asked for.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
 /// The log comes by its own way, and may come later than the copy.
+/// The server asks for the size of every file.
+const MEASURING: Duration = Duration::from_hours(1);
 const LOG_LIMIT: Duration = Duration::from_secs(120);
 const LOG_POLL: Duration = Duration::from_millis(200);
 /// Told before a copy of hours, whose log nobody would have. A slot may be that of the stream.
@@ -428,7 +430,9 @@ async fn server(admin: &Admin) -> Result<Server, Error> {
     let segment = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'";
     let segment: i64 = admin.value("reading the segment size", segment, &[]).await?;
     let bytes = "SELECT coalesce(sum(pg_tablespace_size(oid)), 0)::bigint FROM pg_tablespace";
-    let bytes: i64 = admin.value("measuring the cluster", bytes, &[]).await?;
+    let bytes: i64 = admin
+        .value_within("measuring the cluster", bytes, &[], MEASURING)
+        .await?;
     Ok(Server {
         cluster: Cluster {
             system_identifier: admin.system_identifier().await?,

@@ -21,6 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{AUDIT_KEPT, AuditEntry, Block, Change, Changed, Error, PURGE_BATCH, Source};
 use crate::secret::Secret;
+use crate::telemetry::cause::chain;
 
 mod migrations {
     refinery::embed_migrations!("src/store/migrations/postgres");
@@ -93,21 +94,8 @@ impl Drop for Lease {
     }
 }
 
-fn unreachable(error: impl std::error::Error) -> Error {
+fn unreachable(error: impl std::error::Error + 'static) -> Error {
     Error::Unreachable(chain(&error))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 /// Only what the content itself causes is refused for good (PostgreSQL, appendix A): cardinality, data exception,
