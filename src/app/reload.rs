@@ -114,13 +114,14 @@ impl Reloader {
                 self.succeeded(&waiting);
             }
             Err(error) => {
-                self.metrics.reloads.with_label_values(&["failed"]).inc();
-                self.metrics.last_success.set(0);
                 // With its causes.
                 let error = format!("{:#}", anyhow::Error::from(error));
                 tracing::error!(%error, "the new configuration is not used; the old one stays in force");
+                // The reason first: whoever is called by the metric looks for it.
                 self.board
                     .set(PART, Condition::Degraded(format!("the last reload failed: {error}")));
+                self.metrics.reloads.with_label_values(&["failed"]).inc();
+                self.metrics.last_success.set(0);
             }
         }
     }
@@ -197,16 +198,16 @@ impl Reloader {
     }
 
     fn succeeded(&self, waiting: &[&'static str]) {
+        let condition = if waiting.is_empty() {
+            Condition::Healthy
+        } else {
+            let keys = waiting.join(", ");
+            tracing::warn!(keys, "these keys take effect at the next restart");
+            Condition::Degraded(format!("waiting for a restart: {keys}"))
+        };
+        self.board.set(PART, condition);
         self.metrics.last_success.set(1);
         self.metrics.last_success_time.set(self.clock.wall().as_second());
-        if waiting.is_empty() {
-            self.board.set(PART, Condition::Healthy);
-            return;
-        }
-        let keys = waiting.join(", ");
-        tracing::warn!(keys, "these keys take effect at the next restart");
-        self.board
-            .set(PART, Condition::Degraded(format!("waiting for a restart: {keys}")));
     }
 }
 

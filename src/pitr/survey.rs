@@ -77,11 +77,7 @@ impl Fault {
                 matches!(source, object_store::Error::NotFound { .. })
             }
             Self::Archive(Archive::Repository(repository::Error::Unseal { source, .. })) => {
-                let inner = source
-                    .get_ref()
-                    .and_then(|inner| inner.downcast_ref::<age::DecryptError>());
-                let no_key = matches!(inner, Some(age::DecryptError::NoMatchingKeys));
-                !no_key && source.raw_os_error().is_none()
+                source.raw_os_error().is_none()
             }
             Self::Archive(_) => false,
         }
