@@ -216,7 +216,8 @@ impl Bed {
 
     /// Another machine with a new cluster, to which only the repository and the key were saved.
     pub(crate) fn rescued(lost: &Store) -> Self {
-        let store = Store::new();
+        let mut store = Store::new();
+        store.recipient.clone_from(&lost.recipient);
         let root = store.directory().display().to_string();
         run("cp", &["-a", &lost.repository().display().to_string(), &root]);
         run("cp", &["-a", &lost.key().display().to_string(), &root]);
