@@ -44,6 +44,14 @@ pub(super) fn latest<'a>(entries: &'a [Entry], subject: &Subject) -> Result<Opti
     Err(Error::Refused(format!("{reason}: name a backup's id ({each})")))
 }
 
+/// That all good ones are, of which `newest` is one.
+pub(super) fn from_the_future(newest: &Entry) -> Error {
+    Error::Refused(format!(
+        "all good backups are from the future (the newest is {}): set the clock right, or name a backup's id",
+        newest.manifest.id
+    ))
+}
+
 /// What whoever restores `taken` as the latest has to know: sentences.
 pub(super) fn notes(entries: &[Entry], taken: &Entry) -> Vec<String> {
     let doubts = passed_over(entries, taken).into_iter();
@@ -51,7 +59,7 @@ pub(super) fn notes(entries: &[Entry], taken: &Entry) -> Vec<String> {
 }
 
 /// Good, and not from the future.
-fn stands(entry: &&Entry) -> bool {
+pub(super) fn stands(entry: &&Entry) -> bool {
     entry.is_good() && !entry.is_ahead
 }
 
@@ -69,10 +77,7 @@ fn none(dumps: &[&Entry], named: &[&Entry], subject: &Subject) -> Error {
         ));
     }
     if let Some(ahead) = named.iter().rfind(|entry| entry.is_good()) {
-        return Error::Refused(format!(
-            "all good backups are from the future (the newest is {}): set the clock right, or name a backup's id",
-            ahead.manifest.id
-        ));
+        return from_the_future(ahead);
     }
     let bad = several(named.iter().rev().map(|entry| described(entry)));
     Error::Refused(format!("no backup of database {database:?} is good: {bad}"))

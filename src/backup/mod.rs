@@ -23,6 +23,7 @@ mod replaced;
 mod restore;
 pub mod retention;
 mod rights;
+mod room;
 mod script;
 pub mod service;
 mod settings;
@@ -33,7 +34,7 @@ pub mod task;
 mod tests;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,14 +154,12 @@ impl Vault {
         })
     }
 
-    /// As [`Vault::open`], of a directory that has to be there: whoever looks for backups makes no place for them.
+    /// As [`Vault::open`], of a directory that has to hold a repository: whoever looks for backups makes none.
     ///
     /// # Errors
-    /// As [`Vault::open`], or there is no such directory.
+    /// As [`Vault::open`], or there is no repository.
     pub fn open_existing(config: Config, clock: Clock, progress: Progress) -> Result<Self, Error> {
-        let directory = config.repository.url.strip_prefix("file://").map(Path::new);
-        let is_missing = |directory: &Path| directory.is_absolute() && matches!(directory.try_exists(), Ok(false));
-        if directory.is_some_and(is_missing) {
+        if Repository::is_missing(&config.repository.url) {
             return Err(Error::NoRepository(config.repository.url));
         }
         Self::open(config, clock, progress)

@@ -1,6 +1,5 @@
 //! What is checked before a restore makes anything, so that it is refused with the reason instead of failing half way.
 
-use super::journal::local;
 use super::{Entry, Error, Swap, Vault};
 use crate::postgres::Admin;
 use crate::postgres::program::Programs;
@@ -59,7 +58,7 @@ impl Vault {
             }
             notes.extend(self.slots(admin).await?);
         }
-        self.check_scratch(entry)?;
+        self.check_room(entry, admin, &mut notes).await?;
         let dumped_by = client_version.parse().unwrap_or(theirs);
         let programs = Programs::reading(dumped_by, ours).map_err(|error| Error::Refused(error.to_string()))?;
         Ok(Ground {
@@ -81,24 +80,6 @@ impl Vault {
             )
         };
         Ok(rows.iter().map(|row| note(row.get(0))).collect())
-    }
-
-    fn check_scratch(&self, entry: &Entry) -> Result<(), Error> {
-        let directory = &self.config.scratch;
-        std::fs::create_dir_all(directory)
-            .map_err(local(format!("making the scratch directory {}", directory.display())))?;
-        let measuring = local(format!("measuring the scratch directory {}", directory.display()));
-        let scratch = rustix::fs::statvfs(directory).map_err(|error| measuring(error.into()))?;
-        let free = scratch.f_bavail.saturating_mul(scratch.f_frsize);
-        let dump = entry.manifest.part("dump").map_or(0, |part| part.plain_bytes);
-        let needed = dump.saturating_add(dump / 10);
-        if free < needed {
-            let directory = directory.display();
-            return refuse(format!(
-                "the scratch directory {directory} has {free} bytes free, {needed} are needed; backup.scratch or --scratch names another"
-            ));
-        }
-        Ok(())
     }
 }
 

@@ -392,6 +392,16 @@ async fn backup_that_cannot_be_read_is_not_said_to_be_missing() {
 }
 
 #[tokio::test]
+async fn repository_whose_disk_went_is_not_taken_for_an_empty_one() {
+    let bed = Bed::new();
+    bed.create_at(0).await;
+    std::fs::rename(bed.path(""), bed.root.path().join("away")).expect("renamed");
+    std::fs::create_dir(bed.path("")).expect("where it was mounted");
+    let told = bed.vault.list().await.expect_err("it is away").to_string();
+    assert!(told.contains("is its disk mounted?"), "{told}");
+}
+
+#[tokio::test]
 async fn latest_of_a_file_set_tells_of_the_newer_one_that_it_passes_over() {
     let bed = Bed::new();
     bed.create_at(-60).await;
@@ -399,6 +409,15 @@ async fn latest_of_a_file_set_tells_of_the_newer_one_that_it_passes_over() {
     let into = bed.root.path().join("into");
     let restored = bed.vault.restore_files("latest", &into).await.expect("restored");
     assert_eq!((restored.id, restored.notes), (new.manifest.id, Vec::new()));
+    let ahead = bed.create_at(DAY).await.manifest.id;
+    let into = bed.root.path().join("not ahead");
+    let restored = bed.vault.restore_files("latest", &into).await.expect("restored");
+    assert_eq!(restored.id, new.manifest.id);
+    assert!(
+        restored.notes.concat().contains(&format!("{ahead} of")),
+        "{:?}",
+        restored.notes
+    );
     flip(&bed.object(&new));
     bed.vault.verify(&new).await.expect_err("it is damaged");
     let into = bed.root.path().join("again");

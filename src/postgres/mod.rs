@@ -7,6 +7,7 @@ pub mod program;
 pub mod secrets;
 pub mod server;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio_postgres::config::Host;
@@ -91,6 +92,16 @@ impl Target {
             }
         });
         places.collect::<Vec<_>>().join(" or ")
+    }
+
+    /// Whether the server is on this machine, as far as its address tells.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        let is_here = |host: &Host| match host {
+            Host::Unix(_) => true,
+            Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
+        };
+        self.address.config.get_hosts().iter().all(is_here)
     }
 
     #[must_use]

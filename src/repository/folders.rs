@@ -1,11 +1,35 @@
 //! The folders in which backups stand, those that a run left unfinished among them.
 
 use std::io;
+use std::path::Path;
 
+use super::identity::MARK;
+use super::layout::Cluster;
 use super::storage::store_error;
 use super::{Error, Repository};
 
 impl Repository {
+    /// Whether the directory at `url` is not there, or holds neither the mark of a repository nor what a backup would stand in.
+    /// A bucket cannot be asked so, nor a directory that may not be read: whoever uses them hears of it.
+    #[must_use]
+    pub fn is_missing(url: &str) -> bool {
+        let Some(directory) = url
+            .strip_prefix("file://")
+            .map(Path::new)
+            .filter(|path| path.is_absolute())
+        else {
+            return false;
+        };
+        let is_ours = |name: &str| name == MARK || name == "files" || Cluster::parse(name).is_some();
+        match std::fs::read_dir(directory) {
+            Ok(entries) => {
+                let mut names = entries.flatten().map(|entry| entry.file_name());
+                !names.any(|name| name.to_str().is_some_and(is_ours))
+            }
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// The folders of backups, finished or not, of which `keys` are the objects.
     ///
     /// # Errors
@@ -55,7 +79,7 @@ pub struct Folder {
 }
 
 /// `files/<id>` and `<cluster>/dumps/<id>`.
-fn folders_below(directory: &std::path::Path) -> io::Result<Vec<String>> {
+fn folders_below(directory: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();

@@ -12,7 +12,7 @@ use ulid::Ulid;
 use super::Error;
 
 /// In the repository's directory; holds its identity, a line.
-const MARK: &str = "repository.id";
+pub(super) const MARK: &str = "repository.id";
 /// In the state directory: what each repository's directory held, by its address.
 const MEMORY: &str = "repositories";
 /// A line, and more than that is none.

@@ -17,6 +17,9 @@ use crate::secret::Secret;
 pub const FORMAT: u32 = 1;
 /// A manifest beyond this was not written by us: 100,000 tables fit.
 pub const BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// We write four of them, all short; what anybody writes becomes a column of a table and a series of metrics.
+const LABELS_MAX: usize = 16;
+const LABEL_BYTES_MAX: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -379,6 +382,10 @@ impl Manifest {
         let manifest: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
         if manifest.format != FORMAT {
             return Err(format!("format {} is not {FORMAT}", manifest.format));
+        }
+        let is_long = |label: &String| label.len() > LABEL_BYTES_MAX;
+        if manifest.labels.len() > LABELS_MAX || manifest.labels.iter().any(is_long) {
+            return Err("it has more or longer labels than a backup can have".to_owned());
         }
         if let Some(part) = manifest.parts.iter().find(|part| !is_plain_name(&part.object)) {
             return Err(format!("part {:?} names an object outside its folder", part.name));

@@ -275,6 +275,8 @@ impl Repository {
     /// # Errors
     /// Of the store.
     pub async fn folders(&self) -> Result<Vec<String>, Error> {
+        // A disk that went leaves an empty directory, in which there would be no backups.
+        self.check_identity().await?;
         let listing = within("listing", "", self.store.list_with_delimiter(Some(&self.prefix))).await?;
         let name = |path: &Path| path.filename().map(str::to_owned);
         Ok(listing.common_prefixes.iter().filter_map(name).collect())

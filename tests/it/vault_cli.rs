@@ -17,7 +17,8 @@ struct Shell {
 impl Shell {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a folder");
-        std::fs::create_dir(directory.path().join("backups")).expect("a folder");
+        // What tells a repository from any other directory.
+        std::fs::create_dir_all(directory.path().join("backups/files")).expect("a folder");
         Self { directory }
     }
 
@@ -203,21 +204,23 @@ fn only_a_backup_makes_a_repository() {
         assert!(told.contains(&at) && output.stdout.is_empty(), "{command:?}: {told}");
         assert!(!nowhere.exists(), "{command:?}");
     }
-    let empty = format!("file://{}", shell.path("backups").display());
-    let listed = shell.run(
-        None,
-        &[
-            "backup",
-            "list",
-            "--no-config",
-            "--repository",
-            &empty,
-            "--state-dir",
-            &state,
-        ],
-    );
-    let told = String::from_utf8_lossy(&listed.stdout).into_owned();
-    assert!(told.contains("there is no backup") && told.contains(&empty), "{told}");
+    // Whatever else is in a directory, it is no repository for that.
+    let home = shell.path("home");
+    std::fs::create_dir(&home).expect("a folder");
+    std::fs::write(home.join("letter"), "x").expect("a file");
+    let there = format!("file://{}", home.display());
+    let words = [
+        "backup",
+        "list",
+        "--no-config",
+        "--repository",
+        &there,
+        "--state-dir",
+        &state,
+    ];
+    let (code, told) = outcome(&shell.run(None, &words));
+    assert!(code == Some(USAGE) && told.contains(&there), "{told}");
+    assert_eq!(std::fs::read_dir(&home).expect("readable").count(), 1);
     let path = shell.path("backups").display().to_string();
     let set = [
         "backup",

@@ -194,6 +194,16 @@ fn scratch_directory_without_room_is_named_and_another_one_can_be() {
 }
 
 #[test]
+fn database_that_does_not_fit_on_the_servers_disk_is_refused() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    change_manifest(&bed.object("manifest.json"), |content| {
+        content.insert("databaseBytes".to_owned(), (1_u64 << 60).into());
+    });
+    is_untouched(&bed, &["restore"], "make room first");
+}
+
+#[test]
 fn unknown_id_and_a_file_set_are_no_database() {
     let bed = Bed::new();
     bed.ok(&["create"]);

@@ -11,7 +11,7 @@ use super::extract::{self, Extracted};
 use super::names::Names;
 use super::{PART, Vault};
 use crate::backup::catalogue::all_read;
-use crate::backup::choice::{LATEST, passed_over};
+use crate::backup::choice::{LATEST, from_the_future, passed_over, stands};
 use crate::backup::journal::local;
 use crate::backup::verify::Draining;
 use crate::backup::{Entry, Error};
@@ -86,7 +86,7 @@ impl Vault {
         let (entries, unreadable) = self.list().await?;
         all_read(&unreadable)?;
         let mut newest: Option<&Entry> = None;
-        for entry in entries.iter().filter(|entry| entry.is_good()) {
+        for entry in entries.iter().filter(stands) {
             let Content::Files { name, .. } = &entry.manifest.content else {
                 continue;
             };
@@ -98,7 +98,8 @@ impl Vault {
                 _ => newest = Some(entry),
             }
         }
-        let newest = newest.ok_or_else(|| Error::Unknown(id.to_owned()))?;
+        let ahead = || entries.iter().rfind(|entry| entry.is_files() && entry.is_good());
+        let newest = newest.ok_or_else(|| ahead().map_or_else(|| Error::Unknown(id.to_owned()), from_the_future))?;
         Ok((newest.clone(), passed_over(&entries, newest)))
     }
 

@@ -204,9 +204,14 @@ impl Service {
                 _ => self.begin_upkeep(memory, &plan, now).await,
             };
             match begun {
-                Ok(()) => self
-                    .shared
-                    .well(&format!("schedule-{subject}"), "backup: what is due can be begun again"),
+                Ok(()) => {
+                    // A backup that was begun has yet to succeed; the others' runs have subjects of their own.
+                    if subject != "create" {
+                        let _pause = memory.pauses.remove(subject);
+                    }
+                    let text = "backup: what is due can be begun again";
+                    self.shared.well(&format!("schedule-{subject}"), text);
+                }
                 Err(refusal) => self.stumbled(memory, subject, tick, &refusal),
             }
         }

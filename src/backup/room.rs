@@ -1,0 +1,96 @@
+//! Room on disks, asked for before a restore makes anything: for the dump that is unpacked and, where the server's disk can be
+//! seen from here, for the new database, which stands beside the old one.
+
+use std::io;
+use std::path::Path;
+
+use super::journal::local;
+use super::{Entry, Error, Vault};
+use crate::postgres::Admin;
+use crate::repository::manifest::Content;
+
+/// Where a tablespace lies on the server.
+const PLACE: &str = "SELECT COALESCE(NULLIF(pg_tablespace_location(oid), ''), current_setting('data_directory')) \
+    FROM pg_tablespace WHERE spcname = $1";
+/// Where databases lie unless somebody says otherwise.
+const USUAL_TABLESPACE: &str = "pg_default";
+
+impl Vault {
+    /// Refuses where room is missing for certain, and notes where it may not do.
+    pub(super) async fn check_room(&self, entry: &Entry, admin: &Admin, notes: &mut Vec<String>) -> Result<(), Error> {
+        self.check_scratch(entry)?;
+        let Content::Database {
+            database_bytes,
+            character,
+            ..
+        } = &entry.manifest.content
+        else {
+            return Ok(());
+        };
+        if !self.target.is_here() {
+            return Ok(());
+        }
+        let tablespace = character.as_ref().map_or(USUAL_TABLESPACE, |one| &one.tablespace);
+        let place = admin
+            .value::<String>("asking where databases lie", PLACE, &[&tablespace])
+            .await;
+        // Not every role may ask, and what lies in a container is not seen from outside: then nothing is known.
+        if let Ok(place) = place
+            && let Ok(free) = free(Path::new(&place))
+        {
+            notes.extend(beside(&place, free, *database_bytes).map_err(Error::Refused)?);
+        }
+        Ok(())
+    }
+
+    fn check_scratch(&self, entry: &Entry) -> Result<(), Error> {
+        let directory = &self.config.scratch;
+        let place = directory.display();
+        std::fs::create_dir_all(directory).map_err(local(format!("making the scratch directory {place}")))?;
+        let free = free(directory).map_err(local(format!("measuring the scratch directory {place}")))?;
+        let dump = entry.manifest.part("dump").map_or(0, |part| part.plain_bytes);
+        let needed = dump.saturating_add(dump / 10);
+        if free < needed {
+            return Err(Error::Refused(format!(
+                "the scratch directory {place} has {free} bytes free, {needed} are needed; backup.scratch or --scratch names another"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the database fits on the disk of `place`. What it `took` when it was backed up may be twice what it takes when it is
+/// new: deleted rows took their room as well. A disk that runs full stops the database that serves.
+fn beside(place: &str, free: u64, took: u64) -> Result<Option<String>, String> {
+    if free >= took {
+        return Ok(None);
+    }
+    let text = format!(
+        "the database took {} MiB, and {} MiB are free in {place} on the database server",
+        took >> 20,
+        free >> 20
+    );
+    match free < took / 2 {
+        true => Err(format!("{text}: make room first")),
+        false => Ok(Some(format!("{text}: it may not do"))),
+    }
+}
+
+fn free(place: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(place)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_room_is_refused_and_scarce_room_is_told() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(beside("/d", 5 * GIB, 5 * GIB), Ok(None));
+        let told = beside("/d", 3 * GIB, 5 * GIB).expect("perhaps").expect("told");
+        assert!(told.contains("took 5120 MiB, and 3072 MiB are free in /d"), "{told}");
+        assert!(beside("/d", 2 * GIB, 5 * GIB).is_err());
+    }
+}
