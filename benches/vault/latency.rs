@@ -28,12 +28,33 @@ pub(crate) fn compare(cluster: &Cluster) {
     drop(measure(gate.port, || {}));
     let mut quiet = measure(gate.port, pause);
     let before = super::peak_kib(gate.process.id());
-    let (mut busy, mut beside) = (Vec::new(), Vec::new());
+    let (mut busy, mut beside, mut idle) = (Vec::new(), Vec::new(), Vec::new());
     // In turn: what else the machine does meets all.
     for _ in 0..ROUNDS {
         busy.extend(measure(gate.port, || gate.back_up()));
         beside.extend(measure(gate.port, || {
             super::dump(cluster);
+        }));
+        idle.extend(measure(gate.port, || {
+            let plain = cluster.foregate(&["create", "--json"]);
+            let mut command = Command::new("chrt");
+            command
+                .args(["-i", "0"])
+                .arg(plain.get_program())
+                .args(plain.get_args());
+            for (name, value) in plain.get_envs() {
+                if let Some(value) = value {
+                    command.env(name, value);
+                }
+            }
+            assert!(
+                command
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()
+                    .expect("ran")
+                    .success()
+            );
         }));
         quiet.extend(measure(gate.port, pause));
     }
@@ -46,6 +67,7 @@ pub(crate) fn compare(cluster: &Cluster) {
         ("quiet", &quiet, before),
         ("during a backup", &busy, after),
         ("during pg_dump -F c by hand", &beside, after),
+        ("during a backup by a process of its own, SCHED_IDLE", &idle, after),
     ] {
         let [p50, p99, p999] = [500, 990, 999].map(|of| percentile(asked, of));
         let second = p99_of_a_second(asked);

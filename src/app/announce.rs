@@ -4,7 +4,6 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use sd_notify::NotifyState;
 
 use super::build::Running;
@@ -13,21 +12,23 @@ use crate::proxy::Gate;
 /// Names a file that receives the bound addresses as JSON once everything listens: for tests and scripts that use port 0.
 const ADDRESS_FILE_VARIABLE: &str = "FOREGATE_ADDRESS_FILE";
 
-pub(super) fn ready(running: &Running) -> anyhow::Result<()> {
+/// Fails at nothing: a predecessor may be draining already, and somebody has to serve.
+pub(super) fn ready(running: &Running) {
     let gate = running.gate.addresses();
     let redirect = running.gate.redirects();
-    let admin = running.admin.address().context("the admin listener has no address")?;
+    let admin = running.admin.address().ok();
     if let Some(path) = std::env::var_os(ADDRESS_FILE_VARIABLE) {
         let json = serde_json::json!({ "gate": gate, "redirect": redirect, "admin": admin });
-        write_whole(Path::new(&path), json.to_string().as_bytes())
-            .with_context(|| format!("{ADDRESS_FILE_VARIABLE} cannot be written"))?;
+        if let Err(error) = write_whole(Path::new(&path), json.to_string().as_bytes()) {
+            tracing::error!(%error, "{ADDRESS_FILE_VARIABLE} cannot be written");
+        }
     }
     // Without systemd there is nobody to tell, which is no error.
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!(%error, "systemd cannot be told that Foregate is ready");
     }
-    tracing::info!(?gate, ?redirect, %admin, "serving");
-    Ok(())
+    let admin = admin.map_or_else(String::new, |address| address.to_string());
+    tracing::info!(?gate, ?redirect, admin, "serving");
 }
 
 /// Pings systemd's watchdog for as long as every worker makes progress (sd_watchdog_enabled(3)).

@@ -86,7 +86,7 @@ async fn serve(origin: Origin, loaded: &Loaded, log: &Log, behind: &Handle) -> a
     inherited.ready(&loaded.config.state_dir)?;
     // Only now: until the predecessor drains, whoever asks for the sockets has to ask there.
     let succession = Succession::prepare(upgrades, &loaded.config.state_dir, &running.board);
-    announce::ready(&running)?;
+    announce::ready(&running);
     let mut reloading = reload::watch(reloader, &loaded.files, hangups);
     reloading.spawn(announce::watchdog(Arc::clone(&running.gate)));
     tokio::select! {

@@ -20,12 +20,13 @@ use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
 use super::replaced::dated_name;
+use super::verify::is_damage;
 use super::{Entry, Error, Vault, rights};
 use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
 use crate::postgres::{self, Admin};
 use crate::repository;
-use crate::repository::manifest::{Character, Content, PRIVATE};
+use crate::repository::manifest::{Character, Content, PRIVATE, Private};
 use crate::telemetry::cause::chain;
 
 /// The longest that one step of a restore may take which somebody waits for, and can end. That of a backup, after which the
@@ -159,7 +160,7 @@ impl Vault {
             intent.roles.clone_from(&missing.roles);
         }
         let character = match living {
-            None => self.recorded(entry).await?,
+            None => self.recorded(entry, is_proof, &mut notes).await?,
             living => living,
         };
         self.write_intent(&intent)?;
@@ -212,8 +213,14 @@ impl Vault {
         })
     }
 
-    /// What was written down of the database. `None`: an earlier version wrote nothing.
-    async fn recorded(&self, entry: &Entry) -> Result<Option<Character>, Error> {
+    /// What was written down of the database. `None`: an earlier version wrote nothing. Where it is restored, better without a
+    /// setting than not at all.
+    async fn recorded(
+        &self,
+        entry: &Entry,
+        is_proof: bool,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Character>, Error> {
         let Content::Database {
             character: Some(character),
             ..
@@ -223,12 +230,25 @@ impl Vault {
         };
         let mut character = (**character).clone();
         if character.settings.is_none() {
-            let lost = || repository::Error::damaged(&format!("{}/{PRIVATE}", entry.folder), "it cannot be read");
-            let part = self.read_part(entry, PRIVATE).await?.ok_or_else(lost)?;
-            // What is wrong with it would quote a secret.
-            character.put_back(serde_json::from_slice(&part).map_err(|_| lost())?);
+            match self.read_private(entry).await {
+                Ok(private) => character.put_back(private),
+                Err(error) if is_damage(&error) && !is_proof => {
+                    notes.push(format!(
+                        "the database comes back without its settings and comment: {}",
+                        chain(&error)
+                    ));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(Some(character))
+    }
+
+    async fn read_private(&self, entry: &Entry) -> Result<Private, Error> {
+        let lost = || repository::Error::damaged(&format!("{}/{PRIVATE}", entry.folder), "it cannot be read");
+        let part = self.read_part(entry, PRIVATE).await?.ok_or_else(lost)?;
+        // What is wrong with it would quote a secret.
+        Ok(serde_json::from_slice(&part).map_err(|_| lost())?)
     }
 
     /// All of it, up to the last name.

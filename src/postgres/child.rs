@@ -17,6 +17,7 @@ use crate::priority;
 
 /// More of a program's complaint than a person reads.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
+const STDERR_HEAD_BYTES: usize = 4 * 1024;
 /// As much as an unprivileged process may ask for (`fs.pipe-max-size`).
 const PIPE_BYTES: usize = 1024 * 1024;
 /// What begins that the server adds to an error.
@@ -374,21 +375,29 @@ fn without_rows(program: &str, text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Reads to the end and keeps the last part: a program that floods stderr must neither block nor fill memory.
+/// Reads to the end and keeps the first part, where an error begins, and the last: a program that floods stderr must neither
+/// block nor fill memory.
 async fn read_tail(mut pipe: tokio::process::ChildStderr) -> String {
-    let mut kept: Vec<u8> = Vec::new();
+    let (mut head, mut kept): (Vec<u8>, Vec<u8>) = Default::default();
     let mut is_cut = false;
     let mut buffer = [0; 4096];
     while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
-        kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        let read = buffer.get(..read).unwrap_or_default();
+        let (first, rest) = read.split_at(read.len().min(STDERR_HEAD_BYTES - head.len()));
+        head.extend_from_slice(first);
+        kept.extend_from_slice(rest);
         let surplus = kept.len().saturating_sub(STDERR_BYTES_MAX);
         kept.drain(..surplus);
         is_cut |= surplus > 0;
     }
-    let text = String::from_utf8_lossy(&kept);
-    // What it begins in may be a row.
-    let begun = if is_cut { ADDED[0] } else { "" };
-    format!("{begun}{}", text.trim())
+    let (head, kept) = (String::from_utf8_lossy(&head), String::from_utf8_lossy(&kept));
+    // What the last part begins in may be a row.
+    let seam = if is_cut {
+        format!("\n{}", ADDED[0])
+    } else {
+        String::new()
+    };
+    format!("{head}{seam}{kept}").trim().to_owned()
 }
 
 #[cfg(test)]
@@ -407,5 +416,14 @@ mod tests {
         assert_eq!(without_rows("pg_restore", text), told);
         let other = "pg_dump: error: connection failed: No such file\n\tIs the server running?";
         assert_eq!(without_rows("pg_dump", other), other);
+    }
+
+    #[tokio::test]
+    async fn error_stays_readable_however_long_the_statement_behind_it_is() {
+        let script = "echo 'sh: error: no such type' >&2; echo 'Command was: CREATE' >&2; yes secret | head -c 100000 >&2; exit 1";
+        let command = Command::new("/bin/sh".into()).arg("-c").arg(script);
+        let ended = command.start().expect("it starts").finish(Duration::from_mins(1)).await;
+        let told = ended.expect_err("it failed").to_string();
+        assert!(told.contains("no such type") && !told.contains("secret"), "{told}");
     }
 }

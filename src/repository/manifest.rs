@@ -349,7 +349,8 @@ impl Manifest {
             ..
         } = &mut shown.content
         {
-            drop(character.take_private());
+            // Neither: absent is what is not told, and not what is not there.
+            (character.comment, character.settings) = (None, None);
         }
         shown
     }

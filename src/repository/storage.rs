@@ -118,7 +118,11 @@ impl Repository {
             return Ok(());
         };
         let checked = tokio::task::spawn_blocking(move || identity.check());
-        checked.await.map_err(|_| Error::Worker)?
+        // A network share may hang instead of being away.
+        match tokio::time::timeout(CALL_TIMEOUT, checked).await {
+            Ok(done) => done.map_err(|_| Error::Worker)?,
+            Err(_) => Err(slow("recognising", "", CALL_TIMEOUT)),
+        }
     }
 
     /// Whether [`Repository::open`] would understand `url`; touches nothing. The reason continues "`repository` …".

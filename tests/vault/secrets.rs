@@ -172,6 +172,25 @@ fn settings_and_comment_of_the_database_are_sealed_given_back_and_shown_to_nobod
     show_none("the log of the server", &log_of(&rescued));
 }
 
+#[test]
+fn settings_that_are_damaged_do_not_keep_a_lost_database_away() {
+    let bed = Bed::new();
+    let (statement, value) = SETTINGS[0];
+    bed.sql("postgres", &format!("{statement} '{value}'"));
+    bed.ok(&["create"]);
+    let rescued = Bed::rescued(&bed);
+    drop(bed);
+    let part = rescued.object("settings.zst.age");
+    let mut bytes = std::fs::read(&part).expect("readable");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    std::fs::write(&part, bytes).expect("writable");
+    let told = rescued.ok(&["restore", "--json"]);
+    assert!(told.contains("without its settings and comment"), "{told}");
+    assert_eq!(rescued.sql("app", "SELECT count(*) FROM app.t"), "20000");
+    let condemned = rescued.fails(&["verify", "latest"]);
+    assert!(condemned.contains("settings.zst.age is damaged"), "{condemned}");
+}
+
 /// As earlier versions wrote them: the settings stand in the manifest.
 #[test]
 fn setting_that_the_server_refuses_is_told_by_name_and_not_by_value() {

@@ -76,8 +76,8 @@ pub(super) fn scheduled(plan: &Plan) -> Vec<(String, Schedule)> {
     kinds.chain(files).collect()
 }
 
-/// A line per kind: those that are scheduled, and those of which there are backups, the newest of them. `since`: when the vault began to
-/// look after each; a kind that never had a backup is overdue some time after that.
+/// A line per kind: those that are scheduled, and those of which there are backups, the newest of them. `since`: when the
+/// vault began to look after each; a kind that never had a backup is overdue some time after that.
 #[must_use]
 pub fn kinds(
     entries: &[Entry],
