@@ -464,6 +464,23 @@ async fn damaged_backup_says_what_is_wrong_with_it_until_it_is_proven_again() {
 }
 
 #[tokio::test]
+async fn backup_that_cannot_be_read_is_shown_beside_those_that_can() {
+    let admin = Admin::with_files().await;
+    let made = admin
+        .run("create", "operator", r#"{"type":"files","name":"app"}"#)
+        .await;
+    let id = made["id"].as_str().unwrap();
+    let folder = admin.directory.path().join("repository/files").join(id);
+    std::fs::write(folder.join("manifest.json"), "{").unwrap();
+    crate::store::testing::until("a list that was read anew", async || {
+        admin.json("GET", BACKUPS, "viewer", "").await.1["unreadable"][0]["id"] == id
+    })
+    .await;
+    let (_, stats) = admin.json("GET", &format!("{BACKUPS}/stats"), "viewer", "").await;
+    assert!(stats["warnings"].to_string().contains(id), "{stats}");
+}
+
+#[tokio::test]
 async fn another_process_that_is_at_work_is_told_instead_of_a_run_that_fails() {
     let admin = Admin::with_files().await;
     let made = admin

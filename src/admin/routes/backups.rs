@@ -27,6 +27,8 @@ use crate::backup::{self, Entry, Swap};
 /// The types of a backup of the database, and that of a file set.
 const LABELS: [&str; 4] = ["daily", "weekly", "monthly", "manual"];
 const FILES: &str = "files";
+/// So many are named among the warnings.
+const UNREADABLE_MAX: usize = 5;
 /// A ULID, or where nothing is destroyed `latest`.
 type Id = Result<Path<String>, PathRejection>;
 type Body = Result<Bytes, BytesRejection>;
@@ -40,6 +42,7 @@ pub(super) async fn list(state: Shared, query: Result<Query<Paging>, QueryReject
         total: entries.len(),
         offset,
         limit,
+        unreadable: state.parts.vault.unreadable().await?.iter().map(Into::into).collect(),
         running: state.parts.vault.current().map(|run| (&*run).into()),
     }))
 }
@@ -49,6 +52,10 @@ pub(super) async fn stats(state: Shared) -> Result<Json<BackupStats>, Error> {
     let (kinds, stored_bytes) = vault.stats().await?;
     let entries = vault.list().await?;
     let settings = vault.settings();
+    let mut warnings = vault.warnings();
+    // Whoever restores by the list would take an older one for the newest.
+    let unreadable = vault.unreadable().await?;
+    warnings.extend(unreadable.iter().take(UNREADABLE_MAX).map(ToString::to_string));
     let past = vault.past();
     let made = past.iter().filter(|run| matches!(run.act, Act::Create | Act::Files));
     let ended = |wanted: fn(&RunState) -> bool| made.clone().filter(|run| wanted(&run.status().state)).count();
@@ -73,7 +80,7 @@ pub(super) async fn stats(state: Shared) -> Result<Json<BackupStats>, Error> {
             .map(|at| at.to_string()),
         kinds: kinds.iter().map(Into::into).collect(),
         running_id: vault.current().map(|run| run.id.to_string()),
-        warnings: vault.warnings(),
+        warnings,
     }))
 }
 

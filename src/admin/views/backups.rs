@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::service::stats::{Newest, rate};
 use crate::backup::service::{KindStats, Run, State};
-use crate::backup::{Entry, Pruned};
+use crate::backup::{Entry, Pruned, Unreadable};
 use crate::repository::manifest::{Content, Level};
 
 #[derive(Debug, Serialize)]
@@ -97,8 +97,26 @@ pub(in crate::admin) struct Backups {
     pub(in crate::admin) total: usize,
     pub(in crate::admin) offset: usize,
     pub(in crate::admin) limit: usize,
+    /// Those that are there and cannot be read: any of them may be the newest.
+    pub(in crate::admin) unreadable: Vec<UnreadableBackup>,
     /// What is under way.
     pub(in crate::admin) running: Option<RunView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::admin) struct UnreadableBackup {
+    id: String,
+    problem: String,
+}
+
+impl From<&Unreadable> for UnreadableBackup {
+    fn from(unreadable: &Unreadable) -> Self {
+        Self {
+            id: unreadable.id.to_string(),
+            problem: unreadable.why.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -235,6 +235,14 @@ impl Service {
         Ok(self.catalogue(self.shared.parts.clock.now()).await?.entries)
     }
 
+    /// Those whose manifest cannot be read, any of which may be the newest.
+    ///
+    /// # Errors
+    /// Of the repository.
+    pub async fn unreadable(&self) -> Result<Arc<Vec<Unreadable>>, Refusal> {
+        Ok(self.catalogue(self.shared.parts.clock.now()).await?.unreadable)
+    }
+
     async fn catalogue(&self, now: Now) -> Result<Catalogue, Refusal> {
         let vault = self.vault()?;
         let shared = &self.shared;
