@@ -194,25 +194,59 @@ impl Vault {
         unreadable: &[Unreadable],
         id: &str,
     ) -> Result<&'a Entry, Error> {
-        let unknown = || Error::Unknown(id.to_owned());
         if id != LATEST {
-            let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
+            let wanted = Ulid::from_string(id).map_err(|_| Error::Unknown(id.to_owned()))?;
             if let Some(bad) = unreadable.iter().find(|bad| bad.id == wanted) {
                 return Err(Error::Refused(bad.to_string()));
             }
-            let found = entries.iter().find(|entry| entry.manifest.id == wanted);
-            return found.ok_or_else(unknown);
+            return match entries.iter().find(|entry| entry.manifest.id == wanted) {
+                Some(found) => Ok(found),
+                None => Err(self.unknown(id, |nameless| nameless == wanted).await),
+            };
         }
         all_read(unreadable)?;
         let mut subject = Subject {
             database: self.meant().to_owned(),
             cluster: None,
         };
-        if let Some(entry) = choice::latest(entries, &subject)? {
-            return Ok(entry);
+        let found = match choice::latest(entries, &subject) {
+            Ok(None) => {
+                subject.cluster = Some(self.cluster().await?);
+                choice::latest(entries, &subject)
+            }
+            found => found,
+        };
+        match found {
+            Ok(Some(entry)) => Ok(entry),
+            Ok(None) | Err(Error::Unknown(_)) => Err(self.unknown(id, |_| true).await),
+            Err(error) => Err(error),
         }
-        subject.cluster = Some(self.cluster().await?);
-        choice::latest(entries, &subject)?.ok_or_else(unknown)
+    }
+
+    /// That there is no such backup, or what may be one.
+    async fn unknown(&self, id: &str, is_meant: impl Fn(Ulid) -> bool) -> Error {
+        let nameless = self.nameless(is_meant).await.unwrap_or_default();
+        nameless.map_or_else(|| Error::Unknown(id.to_owned()), Error::Refused)
+    }
+
+    /// Tells of the newest folder of a dump that holds data and no manifest, of those that are meant.
+    async fn nameless(&self, is_meant: impl Fn(Ulid) -> bool) -> Result<Option<String>, Error> {
+        let keys = self.keys().await?;
+        let folders = self.repository.backup_folders(&keys)?.into_iter();
+        let nameless = folders.filter_map(|folder| {
+            let id = layout::id_of_folder(&folder.path).filter(|id| !folder.has_manifest && is_meant(*id))?;
+            let inside = format!("{}/", folder.path);
+            let has_data = keys.iter().any(|(key, _)| key.starts_with(&inside));
+            (has_data && !folder.path.starts_with("files/")).then_some((id, folder.path))
+        });
+        Ok(nameless.max().map(|(id, folder)| {
+            let began = Timestamp::from_millisecond(i64::try_from(id.timestamp_ms()).unwrap_or(0)).unwrap_or_default();
+            let began = began.strftime("%F %T UTC");
+            format!(
+                "{folder} of {began} holds data and no manifest: a backup that is being made or was cut short, or one whose manifest was \
+                 lost (restore-by-hand.md, section 2)"
+            )
+        }))
     }
 
     /// The database whose backups are meant where nothing but `latest` is said.
@@ -244,8 +278,12 @@ impl Vault {
         if *swap == Swap::Live || self.foreign.is_some() {
             self.check_meant(entry)?;
         }
-        let notes = (id == LATEST).then(|| choice::notes(&entries, entry));
-        Ok((entry.clone(), notes.unwrap_or_default()))
+        if id != LATEST {
+            return Ok((entry.clone(), Vec::new()));
+        }
+        let mut notes = choice::notes(&entries, entry);
+        notes.extend(self.nameless(|id| id > entry.manifest.id).await?);
+        Ok((entry.clone(), notes))
     }
 
     fn check_meant(&self, entry: &Entry) -> Result<(), Error> {

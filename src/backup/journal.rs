@@ -116,31 +116,34 @@ impl Vault {
             std::fs::rename(&temporary, directory.join("restore.json"))?;
             File::open(&directory)?.sync_all()
         };
-        write().map_err(local("writing the journal"))
+        write().map_err(local(format!("writing the journal in {}", directory.display())))
     }
 
     pub(super) fn clear_intent(&self) -> Result<(), Error> {
         let directory = self.private()?;
         match std::fs::remove_file(directory.join("restore.json")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local("clearing the journal")(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(local(format!("clearing the journal in {}", directory.display()))(error))
+            }
             _ => File::open(&directory)
                 .and_then(|file| file.sync_all())
-                .map_err(local("clearing the journal")),
+                .map_err(local(format!("clearing the journal in {}", directory.display()))),
         }
     }
 
     pub(super) fn read_intent(&self) -> Result<Option<Intent>, Error> {
         use io::Read as _;
-        let mut bytes = Vec::new();
-        match File::open(self.private()?.join("restore.json")) {
+        let (mut bytes, directory) = (Vec::new(), self.private()?);
+        match File::open(directory.join("restore.json")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(local("reading the journal")(error)),
+            Err(error) => return Err(local(format!("reading the journal in {}", directory.display()))(error)),
             Ok(file) => file
                 .take(NOTE_BYTES_MAX)
                 .read_to_end(&mut bytes)
-                .map_err(local("reading the journal"))?,
+                .map_err(local(format!("reading the journal in {}", directory.display())))?,
         };
-        let intent = serde_json::from_slice(&bytes).map_err(|error| local("reading the journal")(error.into()))?;
+        let intent = serde_json::from_slice(&bytes)
+            .map_err(|error| local(format!("reading the journal in {}", directory.display()))(error.into()))?;
         Ok(Some(intent))
     }
 }

@@ -1,6 +1,6 @@
 //! What is checked before a restore makes anything, so that it is refused with the reason instead of failing half way.
 
-use super::{Entry, Error, Swap, Vault};
+use super::{Entry, Error, Swap, Vault, rights};
 use crate::postgres::Admin;
 use crate::postgres::program::Programs;
 use crate::repository::manifest::Content;
@@ -48,7 +48,7 @@ impl Vault {
                 ));
             }
         }
-        let mut notes = Vec::new();
+        let mut notes = Vec::from_iter(self.check_role(admin).await?);
         if *swap == Swap::Live {
             let sql = "SELECT count(*) FROM pg_prepared_xacts WHERE database = $1";
             let live = self.target.database();
@@ -66,6 +66,19 @@ impl Vault {
             programs,
             notes,
         })
+    }
+
+    /// Who is no superuser may find out half way what he lacks.
+    async fn check_role(&self, admin: &Admin) -> Result<Option<String>, Error> {
+        let sql = "SELECT rolsuper, rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user";
+        let rows = admin.query("reading our own role", sql, &[]).await?;
+        let may = |column| rows.first().is_some_and(|row| row.get(column));
+        let role = self.target.role();
+        match (may(0), may(1)) {
+            (true, _) => Ok(None),
+            (_, true) => Ok(Some(format!("role {role:?} is no superuser: {}", rights::OF_A_RESTORE))),
+            _ => refuse(format!("role {role:?} may make no database: {}", rights::OF_A_RESTORE)),
+        }
     }
 
     /// Logical slots follow the database that is replaced, and hold the log of the whole server for a reader that will find

@@ -94,7 +94,10 @@ impl Keys {
         }
         let own = self.own();
         if own.is_empty() {
-            return Err("the backup is encrypted, and no age identity is configured".to_owned());
+            return Err(format!(
+                "the backup is encrypted, and no age identity is configured (backup.identity, --identity): one of {} opens it",
+                recipients.join(", ")
+            ));
         }
         if own.iter().any(|key| recipients.contains(key)) {
             return Ok(());

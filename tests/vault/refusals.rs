@@ -90,7 +90,7 @@ fn dry_run_says_what_would_happen_and_touches_nothing() {
         "database app",
         "20000 rows",
         "cluster",
-        "\"app\"; the present one is kept aside",
+        "\"app\"; one that is there is kept aside",
         "nothing was touched",
     ] {
         assert!(told.contains(text), "{text}: {told}");
@@ -191,6 +191,30 @@ fn scratch_directory_without_room_is_named_and_another_one_can_be() {
     is_untouched(&bed, &scratch, &format!("the scratch directory {elsewhere} has"));
     std::fs::write(&manifest, whole).expect("writable");
     bed.ok(&scratch);
+}
+
+#[test]
+fn latest_tells_of_newer_data_whose_manifest_is_not_there() {
+    let bed = Bed::new();
+    let older = id_of(&bed.ok(&["create", "--json"]));
+    let lost = id_of(&bed.ok(&["create", "--json"]));
+    let manifest = bed.object(&format!("{lost}/manifest.json"));
+    std::fs::remove_file(manifest).expect("removable");
+    let told = bed.ok(&["restore", "--dry-run", "--json"]);
+    assert!(told.contains(&older) && told.contains(&format!("{lost} of ")), "{told}");
+    is_untouched(&bed, &["restore", &lost], "holds data and no manifest");
+}
+
+#[test]
+fn role_that_may_make_no_database_is_refused_first() {
+    let mut bed = Bed::new();
+    bed.ok(&["create"]);
+    bed.sql("postgres", "CREATE ROLE limited LOGIN");
+    bed.use_role("limited", "app");
+    is_untouched(&bed, &["restore"], "role \"limited\" may make no database");
+    bed.sql("postgres", "ALTER ROLE limited CREATEDB");
+    let told = bed.ok(&["restore", "--dry-run", "--json"]);
+    assert!(told.contains("is no superuser"), "{told}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ use super::stream::{Kind, Member, Owner, invalid, read_members};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 const NOTES_MAX: usize = 1_000;
+/// The bits that have a program run as its owner and group.
+const SET_ID: u32 = 0o6000;
 
 /// What came back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,6 +37,7 @@ pub(super) fn extract(source: impl Read, root: OwnedFd, names: &Names) -> io::Re
         }],
         path: Vec::new(),
         notes: Vec::new(),
+        is_told: false,
     };
     let entries = read_members(source, |member, data| target.put(member, data))?;
     target.leave(0)?;
@@ -72,6 +75,8 @@ struct Target<'a> {
     /// Names of `open` without the root.
     path: Vec<CString>,
     notes: Vec<String>,
+    /// That owners are not given back is among the notes.
+    is_told: bool,
 }
 
 impl Target<'_> {
@@ -194,15 +199,21 @@ impl Target<'_> {
 
     /// Owner first, since it clears the set-id bits and capabilities; times last.
     fn dress(&mut self, file: BorrowedFd<'_>, member: &Member) -> io::Result<()> {
-        if self.is_root {
-            let (user, group) = self.owner(&member.user, &member.group);
-            self.tolerate(member, "owner", rustix::fs::fchown(file, user, group))?;
-        }
+        let (user, group) = self.owner(&member.user, &member.group);
+        let is_theirs = match self.is_root {
+            true => self.tolerate(member, "owner", rustix::fs::fchown(file, user, group))?,
+            false => self.is_ours(user, group),
+        };
         for (name, value) in &member.xattrs {
             let set = rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty());
             self.tolerate(member, &String::from_utf8_lossy(name), set)?;
         }
-        let mode = Mode::from_raw_mode(member.mode);
+        // A program that ran as its owner must not run as whoever restores it.
+        let bits = if is_theirs { member.mode } else { member.mode & !SET_ID };
+        if bits != member.mode {
+            self.note(member, "it does not run as its owner any more, who could not be set");
+        }
+        let mode = Mode::from_raw_mode(bits);
         self.tolerate(member, "mode", rustix::fs::fchmod(file, mode))?;
         Ok(rustix::fs::futimens(file, &times(member))?)
     }
@@ -217,6 +228,17 @@ impl Target<'_> {
         Ok(rustix::fs::utimensat(self.parent()?, name, &times(member), link)?)
     }
 
+    /// Whoever is not root gives nothing away, and says so once.
+    fn is_ours(&mut self, user: Option<Uid>, group: Option<Gid>) -> bool {
+        let is_ours = user == Some(rustix::process::geteuid()) && group == Some(rustix::process::getegid());
+        if !is_ours && !self.is_told {
+            self.is_told = true;
+            let text = "owners are not given back: all belongs to whoever restores, unless that is root";
+            self.notes.push(text.to_owned());
+        }
+        is_ours
+    }
+
     fn owner(&self, user: &Owner, group: &Owner) -> (Option<Uid>, Option<Gid>) {
         // The highest number means "leave it" to the kernel, and no member has it.
         let known = |id: u32| (id != u32::MAX).then_some(id);
@@ -226,18 +248,23 @@ impl Target<'_> {
         )
     }
 
-    /// A right or a file system that is missing here costs an attribute, not the data; anything else is an error.
-    fn tolerate(&mut self, member: &Member, what: &str, done: Result<(), Errno>) -> io::Result<()> {
+    /// A right or a file system that is missing here costs an attribute, not the data; anything else is an error. `false`: it
+    /// was not set.
+    fn tolerate(&mut self, member: &Member, what: &str, done: Result<(), Errno>) -> io::Result<bool> {
         match done {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             Err(error @ (Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL)) => {
-                if self.notes.len() < NOTES_MAX {
-                    let path = String::from_utf8_lossy(&member.path);
-                    self.notes.push(format!("{path}: its {what} could not be set: {error}"));
-                }
-                Ok(())
+                self.note(member, &format!("its {what} could not be set: {error}"));
+                Ok(false)
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn note(&mut self, member: &Member, text: &str) {
+        if self.notes.len() < NOTES_MAX {
+            let path = String::from_utf8_lossy(&member.path);
+            self.notes.push(format!("{path}: {text}"));
         }
     }
 }

@@ -85,7 +85,7 @@ async fn preview(vault: &Vault, id: &str, swap: &Swap, as_json: bool) -> anyhow:
     let (database, place) = match swap {
         Swap::Live => {
             let name = vault.database();
-            let place = format!("database {name:?}; the present one is kept aside under a dated name");
+            let place = format!("database {name:?}; one that is there is kept aside under a dated name");
             (Some(name), place)
         }
         Swap::Keep(name) => (Some(name.as_str()), format!("a new database {name:?}")),
