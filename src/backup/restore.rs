@@ -107,9 +107,11 @@ impl Vault {
             Swap::Keep(_) | Swap::Drop => None,
         };
         let ground = self.preflight(&entry, &admin, swap).await?;
+        // A step to read it, and as much to spare.
+        let lasts = patience(self.config.step_timeout, intent.is_proof()).saturating_mul(2);
         let lease = self
             .repository
-            .lease(entry.manifest.id, self.clock.wall(), &mut notes)
+            .lease(entry.manifest.id, self.clock.wall(), lasts, &mut notes)
             .await?;
         let sessions = (admin, inside);
         let restored = self
@@ -374,7 +376,7 @@ enum Failure {
     InSwap { rows: u64, error: Error },
 }
 
-fn patience(usual: Duration, is_proof: bool) -> Duration {
+pub(super) fn patience(usual: Duration, is_proof: bool) -> Duration {
     if is_proof { usual } else { usual.max(STEP_MAX) }
 }
 

@@ -235,9 +235,15 @@ async fn backup_in_use_is_neither_deleted_by_hand_nor_by_a_clean_up() {
     let old = bed.create_at(-3 * DAY).await;
     bed.create_at(-60).await;
     let id = old.manifest.id;
-    let mut notes = Vec::new();
-    let lease = bed.vault.repository.lease(id, bed.vault.clock.wall(), &mut notes);
+    let (now, mut notes) = (bed.vault.clock.wall(), Vec::new());
+    let lease = bed
+        .vault
+        .repository
+        .lease(id, now, Duration::from_hours(14 * 24), &mut notes);
     let lease = lease.await.expect("a lease").expect("the repository may be written");
+    let entry = bed.vault.show(&id.to_string()).await.expect("it is listed");
+    let after = |days: i64| now + SignedDuration::from_hours(24 * days);
+    assert!(entry.is_leased(after(13)) && !entry.is_leased(after(15)));
     let refused = bed
         .vault
         .delete(&id.to_string())
@@ -246,7 +252,7 @@ async fn backup_in_use_is_neither_deleted_by_hand_nor_by_a_clean_up() {
         .to_string();
     assert!(refused.contains("in use"), "{refused}");
     assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, []);
-    bed.vault.repository.delete(&lease).await.expect("released");
+    assert_eq!(bed.vault.repository.end_lease(Some(lease)).await, None);
     assert_eq!(bed.at(-2 * DAY).prune(false).await.expect("a clean-up").marked, []);
     assert_eq!(bed.vault.prune(false).await.expect("a clean-up").marked, [id]);
     // A restore began within the grace.

@@ -237,7 +237,14 @@ impl Archiver {
 /// # Errors
 /// When it cannot be asked.
 pub async fn identify(target: &Target) -> Result<Cluster, postgres::Error> {
-    let admin = Admin::connect(target, target.database(), "foregate wal").await?;
+    whose(&Admin::connect(target, target.database(), "foregate wal").await?).await
+}
+
+/// The cluster that `admin` is in.
+///
+/// # Errors
+/// Of the server.
+pub async fn whose(admin: &Admin) -> Result<Cluster, postgres::Error> {
     Ok(Cluster {
         system_identifier: admin.system_identifier().await?,
         major: admin.server_version().await? / 10_000,

@@ -10,6 +10,7 @@ use super::config::Check;
 use super::drill::Records;
 use super::plan::Refusal;
 use super::retention::Policy;
+use super::setup::Way;
 use super::survey::Marks;
 use super::{archive, history};
 use crate::clock::Clock;
@@ -31,6 +32,8 @@ pub struct Config {
     pub account: Option<String>,
     /// The longest that one step may take.
     pub step_timeout: Duration,
+    /// How the server's log comes in.
+    pub wal: Way,
     /// How often a transaction is made on an idle server: how far a recovered one may lag behind its target.
     pub heartbeat: Duration,
     /// Asked of every rehearsed recovery.
@@ -95,6 +98,7 @@ impl Recovery {
             clock: ground.clock,
             progress: ground.progress,
             scratch: config.scratch.clone(),
+            wal: config.wal,
             step_timeout: config.step_timeout,
         };
         Ok(Self {

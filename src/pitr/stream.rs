@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::archive::Error as ArchiveError;
-use super::archiver::Archiver;
+use super::archiver::{self, Archiver};
 use super::name::{File, SegmentName, SegmentSize, Timeline};
 use super::watch;
 use crate::postgres::child::{Child, Command};
@@ -54,6 +54,8 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error("the server is cluster {found} now, and the stream is that of cluster {streamed}")]
+    Another { found: String, streamed: String },
     #[error("the spool {path}")]
     Spool {
         path: PathBuf,
@@ -70,20 +72,33 @@ impl Config {
         })
     }
 
+    /// Lets nobody in but the cluster whose log the spool holds: after `pg_upgrade`, or when the address leads elsewhere, another
+    /// one answers before the watch has said so, and its log would be taken for that of ours.
+    async fn connect(&self) -> Result<Admin, Error> {
+        let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
+        let found = archiver::whose(&admin).await?;
+        if found == self.cluster {
+            return Ok(admin);
+        }
+        Err(Error::Another {
+            found: found.prefix(),
+            streamed: self.cluster.prefix(),
+        })
+    }
+
     /// Starts reading. Makes spool and slot where they are missing.
     ///
     /// # Errors
     /// When that cannot be done.
     pub async fn start(&self) -> Result<Child, Error> {
+        let admin = self.connect().await?;
         self.spooled(make_private(&self.spool))?;
-        let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
-        let major = admin.server_version().await? / 10_000;
         let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
         let is_there: bool = admin
             .value("looking for the replication slot", sql, &[&self.slot])
             .await?;
         drop(admin);
-        let programs = Programs::find(major)?;
+        let programs = Programs::find(self.cluster.major)?;
         if !is_there {
             let child = self
                 .command(&programs)?
@@ -105,13 +120,18 @@ impl Config {
 
     /// Has the stream begin elsewhere where the server cannot go on from the end of the spool; else changes nothing. To be asked
     /// when the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
-    /// more of it. The stream begins anew with the earliest log that the server has to follow.
+    /// more of it. The stream begins anew with the earliest log that the server has to follow. A standby proves nothing: what it has
+    /// removed, its primary may still keep for us.
     ///
     /// # Errors
     /// Of server, spool or archive; asked again, it goes on.
     pub async fn renew(&self, archiver: &Archiver) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
-        let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
+        let admin = self.connect().await?;
+        let standby = "SELECT pg_is_in_recovery()";
+        if admin.value("asking whether it is a standby", standby, &[]).await? {
+            return Ok(());
+        }
         let size = watch::segment_size(&admin).await?;
         let Some(resumes) = resumes_with(&there, size) else {
             return Ok(());
@@ -252,7 +272,12 @@ fn goes_on_with(resumes: SegmentName, on_server: impl Iterator<Item = SegmentNam
 
 fn list(spool: &Path) -> io::Result<BTreeSet<File>> {
     let mut files = BTreeSet::new();
-    for entry in std::fs::read_dir(spool)?.take(SPOOL_FILES_MAX) {
+    let entries = match std::fs::read_dir(spool) {
+        // Nothing was streamed yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+        entries => entries?,
+    };
+    for entry in entries.take(SPOOL_FILES_MAX) {
         // What `pg_receivewal` keeps for itself beside them is passed over.
         if let Some(file) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
             files.insert(file);

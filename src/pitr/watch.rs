@@ -9,6 +9,12 @@ use super::name::SegmentSize;
 use super::setup;
 use crate::postgres::{Admin, Error};
 
+/// The longest pause between two counts of the archive, by which it is known what came into it past us.
+pub const COUNT_EVERY_MAX: Duration = Duration::from_secs(600);
+
+const ELSEWHERE: &str =
+    "archive_command does not run `foregate wal push %p`, and the log does not come here by another way";
+
 /// What the server says at one instant, times by its own clock.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
@@ -145,14 +151,18 @@ pub async fn segment_size(admin: &Admin) -> Result<SegmentSize, Error> {
 }
 
 /// Judges what was seen by `archive_command`: it hands the log to us, and nothing may have waited for longer than `patience`.
-/// `newest`: when the newest file came into the archive.
+/// `newest`: when the newest file came into the archive, which may be long ago where it is empty; `None`: nobody has looked yet.
 #[must_use]
 pub fn judge_archiver(seen: &Seen, newest: Option<Timestamp>, patience: Duration) -> Verdict {
     if seen.is_standby {
         return Verdict::Good;
     }
-    if let Some(why) = goes_elsewhere(seen, newest, patience) {
-        return Verdict::Bad(format!("{why}; `foregate pitr setup` says what to set"));
+    let told = |why| format!("{why}; `foregate pitr setup` says what to set");
+    if let Some(why) = goes_nowhere(&seen.handing) {
+        return Verdict::Bad(told(why));
+    }
+    if goes_elsewhere(seen, newest, patience) {
+        return Verdict::Absent(told(ELSEWHERE));
     }
     if seen.ready_files == 0 || seen.ready_age <= patience {
         return Verdict::Good;
@@ -178,24 +188,29 @@ pub fn judge_archiver(seen: &Seen, newest: Option<Timestamp>, patience: Duration
     })
 }
 
-/// Why the log does not come to us at all. A command that is not ours may lead here all the same, by a script: what the server
-/// counts as archived is in the archive then.
-fn goes_elsewhere(seen: &Seen, newest: Option<Timestamp>, patience: Duration) -> Option<&'static str> {
-    let Handing { mode, library, command } = &seen.handing;
-    if mode == "off" {
+/// Why the log cannot come to us at all.
+fn goes_nowhere(handing: &Handing) -> Option<&'static str> {
+    if handing.mode == "off" {
         return Some(
             "archive_mode is off: PostgreSQL hands no log over, and nothing later than a base backup can be recovered",
         );
     }
-    if !library.is_empty() {
+    if !handing.library.is_empty() {
         return Some("archive_library is set: PostgreSQL does not run archive_command, and its log does not come here");
     }
-    let came = seen.archived.at.zip(newest).is_some_and(|(archived, newest)| {
-        let lag = SignedDuration::try_from(patience).unwrap_or(SignedDuration::MAX);
-        archived.duration_since(newest) <= lag
-    });
-    (!setup::hands_over(command) && !came)
-        .then_some("archive_command does not run `foregate wal push %p`, and the log does not come here by another way")
+    handing
+        .command
+        .is_empty()
+        .then_some("archive_command is empty: PostgreSQL keeps its log to itself")
+}
+
+/// Whether the log goes where we are not. A command that is not ours may lead here all the same, by a script: what the server
+/// counts as archived is in the archive then, once that has been counted. A server that has counted nothing (since its
+/// statistics were reset) proves nothing, and no more does an archive that nobody has looked into.
+fn goes_elsewhere(seen: &Seen, newest: Option<Timestamp>, patience: Duration) -> bool {
+    let lag = SignedDuration::try_from(patience.saturating_add(COUNT_EVERY_MAX)).unwrap_or(SignedDuration::MAX);
+    let is_behind = |(archived, newest): (Timestamp, Timestamp)| archived.duration_since(newest) > lag;
+    !setup::hands_over(&seen.handing.command) && seen.archived.at.zip(newest).is_some_and(is_behind)
 }
 
 /// Judges what was seen of the slot of a stream.
@@ -299,8 +314,7 @@ mod tests {
         for (seen, named) in [
             (with("off", "", "(disabled)"), "archive_mode is off"),
             (with("on", "basic_archive", ""), "archive_library is set"),
-            (with("on", "", ""), "archive_command does not run"),
-            (with("always", "", "cp %p /x/%f"), "archive_command does not run"),
+            (with("on", "", ""), "archive_command is empty"),
         ] {
             let Verdict::Bad(text) = judge(&seen) else {
                 unreachable!("{named}");
@@ -310,16 +324,26 @@ mod tests {
     }
 
     #[test]
-    fn script_that_leads_here_is_as_good_as_our_command() {
+    fn script_that_leads_here_is_as_good_as_our_command_and_told_only_once_it_is_proven_not_to() {
         let mut script = idle();
         script.handing.command = "/usr/local/bin/archive %p".to_owned();
         script.archived.at = at(1000);
         let judge = |newest| judge_archiver(&script, newest, PATIENCE);
         assert_eq!(judge(at(999)), Verdict::Good);
-        assert_eq!(judge(at(700)), Verdict::Good, "the archive was counted some time ago");
-        for newest in [None, at(699)] {
-            assert!(matches!(judge(newest), Verdict::Bad(_)), "{newest:?}");
+        assert_eq!(judge(at(100)), Verdict::Good, "the archive was counted some time ago");
+        assert_eq!(judge(None), Verdict::Good, "it was not counted yet");
+        for newest in [at(99), Some(Timestamp::MIN)] {
+            let Verdict::Absent(text) = judge(newest) else {
+                unreachable!("{newest:?}");
+            };
+            assert!(
+                text.contains("archive_command does not run") && text.contains("`foregate pitr setup`"),
+                "{text}"
+            );
         }
+        script.archived.at = None;
+        let reset = judge_archiver(&script, at(99), PATIENCE);
+        assert_eq!(reset, Verdict::Good, "the statistics were reset");
     }
 
     #[test]

@@ -13,6 +13,10 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 /// For what the server answers out of its memory, or by a lock that it waits a minute for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+const HOLDER: &str = "SELECT concat_ws(' ', NULLIF(a.application_name, ''), 'as', a.usename, 'from', \
+    COALESCE(host(a.client_addr), 'the server itself'), 'since', to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')) \
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.granted AND a.datid = l.database \
+    AND a.datname = current_database() AND ((l.classid::int8 << 32) | l.objid::int8) = $1 AND l.objsubid = 1";
 /// What the role or the database may have set for the app's sessions, and what would end ours: the one that holds the snapshot
 /// has nothing to do for as long as `pg_dump` works. By way of the view, since not every version knows each of them.
 const PREPARE: &str = "SELECT set_config(name, value, false) FROM pg_settings JOIN (VALUES ('statement_timeout', '0'), \
@@ -77,11 +81,18 @@ impl Admin {
     /// # Errors
     /// When it cannot.
     pub async fn beside(target: &Target, application: &str) -> Result<Self, Error> {
+        let mut others = vec!["postgres", "template1"];
+        others.retain(|database| *database != target.database());
+        Self::connect_first(target, &others, application).await
+    }
+
+    /// Connects to the first of `databases` that is there and lets us in.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub async fn connect_first(target: &Target, databases: &[&str], application: &str) -> Result<Self, Error> {
         let mut refused = None;
-        for database in ["postgres", "template1"] {
-            if database == target.database() {
-                continue;
-            }
+        for database in databases {
             match Self::connect(target, database, application).await {
                 Err(error) if error.is_shut_out() => drop(refused.get_or_insert(error)),
                 other => return other,
@@ -94,6 +105,25 @@ impl Admin {
     /// Of the server, or after a minute and a half.
     pub async fn query(&self, act: &str, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         within(act, self.patience, self.client.query(sql, params)).await
+    }
+
+    /// Takes the advisory lock of the database that this session is in, for as long as it lasts. `Some`: another one has it, with a
+    /// colon and who that is, if it is known.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn exclude(&self, lock: i64) -> Result<Option<String>, Error> {
+        let take = "SELECT pg_try_advisory_lock($1)";
+        if self.value("taking the lock", take, &[&lock]).await? {
+            return Ok(None);
+        }
+        // It may have ended by now.
+        let holder = self
+            .value::<String>("asking who holds the lock", HOLDER, &[&lock])
+            .await;
+        Ok(Some(
+            holder.map_or_else(|_| String::new(), |holder| format!(": {holder}")),
+        ))
     }
 
     /// Gives an advisory lock back. The server would, once it notices that we are gone, which may be after the next run has asked.

@@ -10,17 +10,28 @@ use super::manifest::Lease;
 use super::{Error, Repository, layout};
 use crate::telemetry::cause::chain;
 
-/// Longer than a backup takes to be read; one that was left behind must not hold it for ever.
-const LEASE: Duration = Duration::from_hours(24);
+/// A lease of ours.
+#[derive(Debug)]
+pub struct Held {
+    key: String,
+    expires_at: Timestamp,
+}
 
 impl Repository {
-    /// Returns its key; `None` and a sentence in `notes` where the repository may only be read.
+    /// `lasts`: longer than the backup takes to be read; one that was left behind must not hold it for ever. `None` and a sentence
+    /// in `notes` where the repository may only be read.
     ///
     /// # Errors
     /// Of the store.
-    pub async fn lease(&self, id: Ulid, now: Timestamp, notes: &mut Vec<String>) -> Result<Option<String>, Error> {
+    pub async fn lease(
+        &self,
+        id: Ulid,
+        now: Timestamp,
+        lasts: Duration,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Held>, Error> {
         let holder = Ulid::generate();
-        let expires_at = now.saturating_add(LEASE).unwrap_or(Timestamp::MAX);
+        let expires_at = now.saturating_add(lasts).unwrap_or(Timestamp::MAX);
         let key = layout::lease(id, holder);
         let lease = serde_json::to_vec_pretty(&Lease { id, holder, expires_at }).unwrap_or_default();
         match self.create(&key, lease).await {
@@ -31,15 +42,16 @@ impl Repository {
                 ));
                 Ok(None)
             }
-            other => Ok(other.map(|_| Some(key))?),
+            other => Ok(other.map(|_| Some(Held { key, expires_at }))?),
         }
     }
 
     /// A lease that stays ends by itself: it is no reason to call a restore failed, but a note.
-    pub async fn end_lease(&self, lease: Option<String>) -> Option<String> {
-        let error = self.delete(&lease?).await.err()?;
+    pub async fn end_lease(&self, lease: Option<Held>) -> Option<String> {
+        let Held { key, expires_at } = lease?;
+        let error = self.delete(&key).await.err()?;
         Some(format!(
-            "the backup is kept from a clean-up for a day, since its lease could not be taken off: {}",
+            "the backup is kept from a clean-up until {expires_at:.0}, since its lease could not be taken off: {}",
             chain(&error)
         ))
     }

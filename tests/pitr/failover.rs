@@ -1,8 +1,10 @@
-//! `wal = "stream"` when the server dies and its standby takes over.
+//! `wal = "stream"` when the server dies and its standby takes over, or another cluster answers in its place.
+
+use std::path::PathBuf;
 
 use crate::support::cluster::Cluster;
 use crate::support::server::{Server, config};
-use crate::support::until;
+use crate::support::{files, until};
 
 /// A server of ours with the state of `first`, which streams from `second`.
 fn moved(first: &Cluster, second: &Cluster) -> Server {
@@ -123,4 +125,71 @@ fn spool_that_got_further_than_the_standby_is_archived_and_the_stream_begins_whe
     assert_eq!(first.objects(&before).len(), 1);
     let parted = lost[0].replacen("00000001", "00000002", 1);
     assert_eq!(first.objects(&parted).len(), 1, "{parted}");
+}
+
+#[test]
+fn standby_that_has_removed_log_moves_no_stream_that_its_primary_still_holds_the_log_for() {
+    let (first, second, server) = pair();
+    first.finish_segment();
+    until_streamed(&first);
+    server.kill();
+    until("nobody reads", || !is_read(&first));
+    second.sql("ALTER SYSTEM SET wal_keep_size = 0");
+    second.sql("SELECT pg_reload_conf()");
+    let lost = [first.finish_segment(), first.finish_segment(), first.finish_segment()];
+    let is_there = || lost.iter().any(|name| second.wal().join(name).exists());
+    until("the standby has removed it", || {
+        first.finish_segment();
+        first.sql("CHECKPOINT");
+        until_replayed(&first, &second);
+        second.sql("CHECKPOINT");
+        !is_there()
+    });
+    let server = moved(&first, &second);
+    let refused = || {
+        let log = std::fs::read_to_string(second.root().join("log")).unwrap_or_default();
+        log.matches("has already been removed").count()
+    };
+    // After the third it is asked whether the stream could go on at all.
+    until("the standby has refused it again and again", || refused() >= 5);
+    server.kill();
+    let server = moved(&first, &first);
+    let last = first.finish_segment();
+    all_is_there(&server, &first, &last);
+}
+
+/// What is stored of its log.
+fn log_of(cluster: &Cluster, repository: &Cluster) -> Vec<PathBuf> {
+    let identifier = cluster.sql("SELECT system_identifier FROM pg_control_system()");
+    let mut found = files(&repository.repository());
+    found.retain(|path| {
+        let path = path.display().to_string();
+        path.contains(&format!("/{identifier}-")) && path.contains("/wal/") && path.ends_with(".age")
+    });
+    found
+}
+
+#[test]
+fn another_cluster_at_the_address_gets_an_archive_of_its_own_and_adds_nothing_to_the_old_one() {
+    let (first, second) = (Cluster::new(), Cluster::new());
+    first.archive_command("true");
+    second.archive_command("true");
+    let server = moved(&first, &first);
+    until("the slot is read", || is_read(&first));
+    let name = first.finish_segment();
+    until("it is archived", || first.objects(&name).len() == 1);
+    server.kill();
+    let before = log_of(&first, &first);
+    // It has got further than the other, and still has what would follow there.
+    second.sql("ALTER SYSTEM SET wal_keep_size = '1GB'");
+    second.sql("SELECT pg_reload_conf()");
+    for _ in 0..4 {
+        second.finish_segment();
+    }
+    let server = moved(&first, &second);
+    until("the slot is read there", || is_read(&second));
+    second.finish_segment();
+    until("its log is archived", || !log_of(&second, &first).is_empty());
+    assert_eq!(log_of(&first, &first), before);
+    drop(server);
 }

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, PORT};
 use crate::support::server::{Server, archive_through, config, token};
 use crate::support::until;
 
@@ -82,6 +82,61 @@ fn what_is_due_is_done_and_a_drill_that_fails_is_told_and_remembered() {
         Some(0.0),
         "the period has been served"
     );
+}
+
+#[test]
+fn first_base_backup_of_a_stream_waits_for_its_slot_and_is_no_trouble() {
+    let cluster = Cluster::new();
+    cluster.stop();
+    cluster.add_settings("archive_mode = off\nmax_slot_wal_keep_size = '1GB'\n");
+    cluster.start();
+    let server = Server::start_with(&cluster, &format!("wal = \"stream\"\n{}", daily()), &[]);
+    until("the base backup that is due", || server.metric(TAKEN) == Some(1.0));
+    assert_eq!(
+        server.metric("foregate_pitr_base_backups_total{result=\"failed\"}"),
+        Some(0.0)
+    );
+    until("it is well", || server.get("/health").contains("\"healthy\""));
+}
+
+#[test]
+fn base_backup_beside_another_one_of_the_server_is_refused_and_names_who_takes_it() {
+    let cluster = Cluster::new();
+    cluster.sql("CREATE DATABASE app");
+    let root = cluster.root().display().to_string();
+    let lock = format!("SELECT pg_advisory_lock({}), pg_sleep(600)", 0x666f_7265_6762_i64);
+    let mut other = std::process::Command::new("psql")
+        .env("PGAPPNAME", "another machine")
+        .args([
+            "-XAtq", "-h", &root, "-p", PORT, "-U", "postgres", "-d", "postgres", "-c", &lock,
+        ])
+        .spawn()
+        .expect("psql starts");
+    until("it holds the lock", || {
+        cluster.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted") == "1"
+    });
+    let file = cluster.root().join("config.toml");
+    std::fs::write(&file, config(&cluster, "")).expect("written");
+    let url = cluster.url();
+    let url = url.strip_suffix("/postgres").expect("its own database");
+    let url = format!("DATABASE_URL={url}/app");
+    let taken = crate::support::output(
+        "env",
+        &[
+            &url,
+            &cluster.binary(),
+            "pitr",
+            "base-backup",
+            "--config",
+            &file.display().to_string(),
+        ],
+        cluster.root(),
+    );
+    other.kill().expect("our child");
+    other.wait().expect("it ends");
+    let said = String::from_utf8_lossy(&taken.stderr);
+    assert!(!taken.status.success(), "{said}");
+    assert!(said.contains("is running: another machine as postgres from"), "{said}");
 }
 
 #[test]

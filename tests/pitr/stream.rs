@@ -1,10 +1,11 @@
 //! `wal = "stream"`: the log over a replication slot.
 
 use crate::support::cluster::Cluster;
-use crate::support::server::Server;
+use crate::support::server::{Server, token};
 use crate::support::until;
 
 const STREAM: &str = "wal = \"stream\"";
+const VIEWER: &str = "a-token-that-may-look";
 
 #[test]
 fn the_log_is_streamed_and_continues_without_a_gap_after_a_kill() {
@@ -71,4 +72,32 @@ fn after_a_lost_slot_the_log_goes_on_by_itself_and_the_gap_is_told() {
         server.metric("foregate_pitr_gap_segments") > Some(0.0)
     });
     until("the board shows it", || server.get("/health").contains("degraded"));
+}
+
+#[test]
+fn what_waits_in_the_spool_is_well_again_once_it_is_archived_although_nothing_is_streamed_then() {
+    let cluster = Cluster::new();
+    cluster.archive_command("true");
+    let server = Server::start_with(&cluster, &format!("{STREAM}\n{}", token("viewer", VIEWER)), &[]);
+    let problems = || server.ask("GET", "pitr/stats", VIEWER, "").1["problems"].to_string();
+    let is_read = "SELECT bool_or(active) FROM pg_replication_slots WHERE slot_name = 'foregate'";
+    until("the slot is read", || cluster.sql(is_read) == "t");
+    let first = cluster.finish_segment();
+    until("it is archived", || cluster.objects(&first).len() == 1);
+    let identifier = cluster.sql("SELECT system_identifier FROM pg_control_system()");
+    let repository = std::fs::read_dir(cluster.repository()).expect("a repository");
+    let mut folders = repository.flatten().map(|entry| entry.path());
+    let own = folders.find(|path| path.display().to_string().contains(&format!("/{identifier}-")));
+    let wal = own.expect("its folder").join("wal");
+    let aside = wal.with_extension("aside");
+    std::fs::rename(&wal, &aside).expect("put aside");
+    std::fs::write(&wal, "no directory").expect("a file is in the way");
+    let second = cluster.finish_segment();
+    let told = || problems().contains("what is streamed is not archived");
+    until("it is told", told);
+    cluster.stop();
+    std::fs::remove_file(&wal).expect("the place is free");
+    std::fs::rename(&aside, &wal).expect("put back");
+    until("what waited is archived", || cluster.objects(&second).len() == 1);
+    until("it is well again", || !told());
 }

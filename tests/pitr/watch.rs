@@ -19,7 +19,8 @@ fn server_that_hands_no_log_over_is_not_well_and_the_way_out_is_named() {
     cluster.stop();
     cluster.add_settings("archive_mode = off\n");
     cluster.start();
-    let server = Server::start_with(&cluster, &token("viewer", VIEWER), &[]);
+    let more = format!("patience = \"2s\"\n{}", token("viewer", VIEWER));
+    let server = Server::start_with(&cluster, &more, &[]);
     until("archive_mode is told", || {
         let problems = problems(&server);
         problems.contains("archive_mode is off") && problems.contains("foregate pitr setup")
@@ -40,6 +41,7 @@ fn server_that_hands_no_log_over_is_not_well_and_the_way_out_is_named() {
     cluster.stop();
     cluster.add_settings("archive_mode = on\narchive_command = 'true'\n");
     cluster.start();
+    cluster.finish_segment();
     until("another's command is told", || {
         let problems = problems(&server);
         problems.contains("archive_command does not run") && problems.contains("foregate pitr setup")

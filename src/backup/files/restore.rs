@@ -13,6 +13,7 @@ use super::{PART, Vault};
 use crate::backup::catalogue::all_read;
 use crate::backup::choice::{LATEST, from_the_future, passed_over, stands};
 use crate::backup::journal::local;
+use crate::backup::restore::patience;
 use crate::backup::verify::Draining;
 use crate::backup::{Entry, Error};
 use crate::repository;
@@ -47,9 +48,10 @@ impl Vault {
         self.keys.check(&entry.manifest.recipients).map_err(Error::Refused)?;
         let into = prepare(into, entry.manifest.part(PART).map_or(0, |part| part.plain_bytes))?;
         let partial = into.join(format!("{PARTIAL}{}", Ulid::generate()));
+        let lasts = patience(self.config.step_timeout, false).saturating_mul(2);
         let lease = self
             .repository
-            .lease(entry.manifest.id, self.clock.wall(), &mut notes)
+            .lease(entry.manifest.id, self.clock.wall(), lasts, &mut notes)
             .await?;
         let unpacked = self.unpack(&entry, &partial).await.and_then(|extracted| {
             if extracted.entries != *entries {

@@ -20,6 +20,7 @@ use crate::pitr::name::{Lsn, Timeline};
 use crate::pitr::plan::{Goal, Request};
 use crate::pitr::recovery::{Config, Ground};
 use crate::pitr::retention::Policy;
+use crate::pitr::setup::Way;
 use crate::pitr::{Recovery, instant};
 use crate::postgres::Target;
 use crate::repository::layout::Cluster;
@@ -239,6 +240,7 @@ impl<'a> Site<'a> {
                 scratch: scratch.unwrap_or_else(std::env::temp_dir),
                 account: self.means.account.clone(),
                 step_timeout: STEP_MAX,
+                wal: pitr.map_or(Way::ArchiveCommand, |pitr| pitr.wal),
                 // Without a configuration nobody says that there is one.
                 heartbeat: pitr.map_or(Duration::ZERO, |pitr| pitr.heartbeat),
                 checks,

@@ -17,6 +17,7 @@ use ulid::Ulid;
 
 use super::archive::Archive;
 use super::name::{Lsn, SegmentSize, Timeline};
+use super::setup::Way;
 use crate::clock::Clock;
 use crate::postgres::{self, Target};
 use crate::repository::layout::Cluster;
@@ -40,6 +41,8 @@ pub struct Bases {
     pub(super) progress: Progress,
     /// Where several tablespaces are spooled.
     pub(super) scratch: PathBuf,
+    /// How the log comes in.
+    pub(super) wal: Way,
     pub(super) step_timeout: Duration,
 }
 
@@ -148,8 +151,9 @@ pub enum Error {
     Repository(#[from] repository::Error),
     #[error(transparent)]
     Archive(#[from] super::archive::Error),
-    #[error("another base backup of this server is running")]
-    Busy,
+    /// With a colon and who holds the lock, if that is known.
+    #[error("another base backup of this server is running{0}")]
+    Busy(String),
     #[error("the server sent nothing for {minutes} minutes: it waits for its log to be archived")]
     Stalled { minutes: u64 },
     #[error("the server cannot archive {segment}, and a base backup needs its log; its own log says why")]

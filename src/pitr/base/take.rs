@@ -21,11 +21,12 @@ use super::{Bases, Error, waiting};
 use crate::pitr::chain::{self, Index};
 use crate::pitr::history::Leg;
 use crate::pitr::name::{Lsn, SegmentName, SegmentSize, Timeline};
+use crate::pitr::setup::Way;
 use crate::pitr::tar::Reader;
+use crate::postgres::Admin;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
 use crate::postgres::secrets::{self, PrivateDirectory};
-use crate::postgres::{self, Admin};
 use crate::repository::frames::Compression;
 use crate::repository::layout::{self, Cluster};
 use crate::repository::manifest::{self, Content, Level, Manifest, Part, Tablespace};
@@ -34,12 +35,14 @@ use crate::repository::{self, Keys};
 
 /// "foregate" and "base" as a number: one base backup of a server at a time, wherever it is asked for.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6762;
-/// The log comes by its own way, and may come later than the copy.
 /// The server asks for the size of every file.
 const MEASURING: Duration = Duration::from_hours(1);
+/// The log comes by its own way, and may come later than the copy.
 const LOG_LIMIT: Duration = Duration::from_secs(120);
 const LOG_POLL: Duration = Duration::from_millis(200);
-/// Told before a copy of hours, whose log nobody would have. A slot may be that of the stream.
+/// The stream makes its slot once it has come to the server; the first base backup of a new installation is earlier.
+const SLOT_LIMIT: Duration = Duration::from_secs(30);
+/// A slot may be that of the stream.
 const GOES_NOWHERE: &str = "SELECT current_setting('archive_mode') = 'off' \
     AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical')";
 
@@ -78,24 +81,14 @@ impl Bases {
         let id = Ulid::generate();
         let application = format!("foregate base {id}");
         // Such a lock is one of its database, and the act is one of the whole server: two that guard different databases of it
-        // must meet.
-        let admin = match Admin::connect(&self.target, "postgres", &application).await {
-            // Not every server has that one, or lets us in.
-            Err(postgres::Error::Connect { .. }) => {
-                Admin::connect(&self.target, self.target.database(), &application).await?
-            }
-            admin => admin?,
-        };
-        let locked: bool = admin
-            .value("taking the lock", "SELECT pg_try_advisory_lock($1)", &[&ADVISORY_LOCK])
-            .await?;
-        if !locked {
-            return Err(Error::Busy);
+        // must meet. Not in `template1`, of which nobody can make a database while we are in it.
+        let databases = ["postgres", self.target.database()];
+        let admin = Admin::connect_first(&self.target, &databases, &application).await?;
+        if let Some(holder) = admin.exclude(ADVISORY_LOCK).await? {
+            return Err(Error::Busy(holder));
         }
         end_sessions(&admin).await?;
-        if admin.value("asking who takes the log", GOES_NOWHERE, &[]).await? {
-            return Err(Error::Unarchived);
-        }
+        self.prove_way(&admin).await?;
         let server = server(&admin).await?;
         self.sweep(&server.cluster).await?;
         let folder = layout::base(&server.cluster, id);
@@ -110,6 +103,22 @@ impl Bases {
         }
         admin.give_back(ADVISORY_LOCK).await;
         made
+    }
+
+    /// Refuses before a copy of hours, whose log nobody would have.
+    async fn prove_way(&self, admin: &Admin) -> Result<(), Error> {
+        let patience = match self.wal {
+            Way::ArchiveCommand => Duration::ZERO,
+            Way::Stream => SLOT_LIMIT,
+        };
+        let deadline = self.clock.tick().saturating_add(patience);
+        while admin.value("asking who takes the log", GOES_NOWHERE, &[]).await? {
+            if self.clock.tick() >= deadline {
+                return Err(Error::Unarchived);
+            }
+            tokio::time::sleep(LOG_POLL).await;
+        }
+        Ok(())
     }
 
     /// Removes what killed runs left: parts without a manifest, uploads without an end, and tars in the clear. The lock says

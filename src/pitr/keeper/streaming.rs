@@ -47,7 +47,7 @@ impl Keeper {
                 (pause, failures) = (RESTART_PAUSE, 0);
             }
             // What was read before goes on to the repository meanwhile.
-            drop(tokio::time::timeout(pause, config.drain(&self.archiver, &mut done)).await);
+            drop(tokio::time::timeout(pause, self.drain(&config, &mut done)).await);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RESTART_PAUSE_MAX);
         }
@@ -61,6 +61,12 @@ impl Keeper {
             spool: self.state_dir.join("wal-stream").join(cluster.prefix()),
             cluster,
         }
+    }
+
+    async fn drain(&self, config: &Config, done: &mut BTreeSet<File>) {
+        let drained = config.drain(&self.archiver, done).await.err();
+        let problem = |error| format!("what is streamed is not archived: {}", chain(&error));
+        self.note("spool", drained.map(problem));
     }
 
     /// Returns when the stream has broken. Dropping the child kills it.
@@ -81,9 +87,7 @@ impl Keeper {
         let draining = async {
             loop {
                 tokio::time::sleep(DRAIN_EVERY).await;
-                let drained = config.drain(&self.archiver, done).await.err();
-                let problem = |error| format!("what is streamed is not archived: {}", chain(&error));
-                self.note("spool", drained.map(problem));
+                self.drain(config, done).await;
                 if self.clock.tick().saturating_sub(begun) >= SETTLED {
                     self.note("stream", None);
                 }

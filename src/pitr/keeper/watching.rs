@@ -3,25 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Keeper;
 use crate::pitr::archive::Archive;
+use crate::pitr::archiver::whose;
 use crate::pitr::inventory::take;
 use crate::pitr::retention::Policy;
 use crate::pitr::setup::Way;
-use crate::pitr::watch::{self, Seen, Verdict};
+use crate::pitr::watch::{self, COUNT_EVERY_MAX, Seen, Verdict};
 use crate::postgres::{self, Admin};
-use crate::repository::layout::{self, Cluster};
+use crate::repository::layout;
 use crate::telemetry::cause::chain;
 
 const WATCH_EVERY: Duration = Duration::from_secs(15);
 const WATCH_EVERY_MIN: Duration = Duration::from_secs(1);
 /// A listing of the whole archive takes a second for a hundred thousand segments on a disk, a minute in a bucket: so
-/// it is done at this share of the time, within these bounds.
+/// it is done at this share of the time, at least this far apart.
 const COUNT_PAUSES: u32 = 20;
 const COUNT_EVERY_MIN: Duration = Duration::from_secs(15);
-const COUNT_EVERY_MAX: Duration = Duration::from_secs(600);
 /// No push takes that long.
 const UNFINISHED_AGE: SignedDuration = SignedDuration::from_hours(1);
 /// Before the first connection it is not known whose archive to count.
@@ -51,10 +51,7 @@ impl Keeper {
             Some(admin) => admin,
             None => {
                 let admin = self.connect().await?;
-                self.archiver.remember(&Cluster {
-                    system_identifier: admin.system_identifier().await?,
-                    major: admin.server_version().await? / 10_000,
-                });
+                self.archiver.remember(&whose(&admin).await?);
                 admin
             }
         };
@@ -77,7 +74,10 @@ impl Keeper {
                 None => 0,
             });
         }
-        let newest = self.stats().last_archived.map(|(_, at)| at);
+        let stats = self.stats();
+        let newest = stats.last_archived.map(|(_, at)| at);
+        // An empty archive has been looked into as well.
+        let newest = newest.or(stats.inventory.map(|_| Timestamp::MIN));
         let verdict = match self.config.wal {
             Way::ArchiveCommand => watch::judge_archiver(&seen, newest, self.config.patience),
             Way::Stream => watch::judge_slot(&seen, &self.config.slot),

@@ -87,7 +87,9 @@ impl Recovery {
     /// Why it did not get there. What was unpacked stays for a look; nothing runs any more.
     pub async fn recover(&self, plan: &Plan, place: &Place) -> Result<Running, Error> {
         let (repository, now, mut notes) = (&self.bases.repository, self.bases.clock.wall(), Vec::new());
-        let lease = repository.lease(plan.base.id, now, &mut notes).await?;
+        // To check the copy and to replay its log is a step each.
+        let lasts = self.config.step_timeout.saturating_mul(2);
+        let lease = repository.lease(plan.base.id, now, lasts, &mut notes).await?;
         let done = self.recover_leased(plan, place).await;
         notes.extend(repository.end_lease(lease).await);
         let mut running = done?;

@@ -117,6 +117,7 @@ impl Routine {
                 state_dir: None,
                 cluster: None,
                 scratch: pitr.scratch,
+                wal: pitr.wal,
                 account: None,
                 step_timeout: STEP_TIMEOUT,
                 heartbeat: pitr.heartbeat,
@@ -269,8 +270,8 @@ impl Routine {
     async fn take(&self, recovery: &Recovery, due: Option<String>) -> bool {
         let labels = vec![due.as_ref().map_or("manual", |_| "scheduled").to_owned()];
         let taken = recovery.bases().take(labels, due.iter().cloned().collect()).await;
-        if let Err(super::base::Error::Busy) = taken {
-            tracing::info!("another base backup of this server is running");
+        if let Err(busy @ super::base::Error::Busy(_)) = taken {
+            tracing::info!("{busy}");
             self.base.leave();
             return true;
         }
