@@ -234,7 +234,7 @@ pub(super) fn recovered(place: &Place, state: &State<'_>) -> String {
     } else {
         lines.push(format!("it waits, read-only: psql -h {run} -U {} postgres", state.role));
         lines.push(format!(
-            "right? foregate pitr promote {data}     wrong? pg_ctl -D {data} stop, and delete it"
+            "right? foregate pitr promote {data} (with the same --config, --repository, …)     wrong? pg_ctl -D {data} stop, and delete it"
         ));
     }
     lines.join("\n")

@@ -54,7 +54,10 @@ impl Place {
         for directory in wanted.into_iter().flatten() {
             make_directory(directory, self.user)?;
             if std::fs::read_dir(directory)?.next().is_some() {
-                let text = format!("{} is not empty", directory.display());
+                let text = format!(
+                    "{} is not empty: remove it, should a recovery that was cut short have left it, or recover into another",
+                    directory.display()
+                );
                 return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, text));
             }
         }
