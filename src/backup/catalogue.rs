@@ -201,7 +201,7 @@ impl Vault {
             }
             return match entries.iter().find(|entry| entry.manifest.id == wanted) {
                 Some(found) => Ok(found),
-                None => Err(self.unknown(id, |nameless| nameless == wanted).await),
+                None => Err(Error::Unknown(id.to_owned())),
             };
         }
         all_read(unreadable)?;
@@ -209,24 +209,11 @@ impl Vault {
             database: self.meant().to_owned(),
             cluster: None,
         };
-        let found = match choice::latest(entries, &subject) {
-            Ok(None) => {
-                subject.cluster = Some(self.cluster().await?);
-                choice::latest(entries, &subject)
-            }
-            found => found,
-        };
-        match found {
-            Ok(Some(entry)) => Ok(entry),
-            Ok(None) | Err(Error::Unknown(_)) => Err(self.unknown(id, |_| true).await),
-            Err(error) => Err(error),
+        if let Some(entry) = choice::latest(entries, &subject)? {
+            return Ok(entry);
         }
-    }
-
-    /// That there is no such backup, or what may be one.
-    async fn unknown(&self, id: &str, is_meant: impl Fn(Ulid) -> bool) -> Error {
-        let nameless = self.nameless(is_meant).await.unwrap_or_default();
-        nameless.map_or_else(|| Error::Unknown(id.to_owned()), Error::Refused)
+        subject.cluster = Some(self.cluster().await?);
+        choice::latest(entries, &subject)?.ok_or_else(|| Error::Unknown(id.to_owned()))
     }
 
     /// Tells of the newest folder of a dump that holds data and no manifest, of those that are meant.
@@ -274,7 +261,14 @@ impl Vault {
         if id == LATEST && has_dumps && self.target.database().is_empty() {
             return Err(postgres::Error::NoDatabase.into());
         }
-        let entry = self.choose(&entries, &unreadable, id).await?;
+        let entry = match self.choose(&entries, &unreadable, id).await {
+            // There may be what is left of one.
+            Err(unknown @ Error::Unknown(_)) => {
+                let is_meant = |nameless: Ulid| id == LATEST || Ulid::from_string(id) == Ok(nameless);
+                return Err(self.nameless(is_meant).await?.map_or(unknown, Error::Refused));
+            }
+            entry => entry?,
+        };
         if *swap == Swap::Live || self.foreign.is_some() {
             self.check_meant(entry)?;
         }

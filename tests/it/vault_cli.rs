@@ -6,8 +6,6 @@ use std::process::{Command, Output, Stdio};
 
 const FAILED: i32 = 1;
 const USAGE: i32 = 64;
-/// Nobody listens there.
-const NOBODY: &str = "postgres://ops@127.0.0.1:1";
 const ABSENT: &str = "{ env = \"FOREGATE_TEST_IS_NEVER_SET\" }";
 
 struct Shell {
@@ -43,7 +41,7 @@ impl Shell {
         let mut command = Command::new(env!("CARGO_BIN_EXE_foregate"));
         command.args(arguments).stdin(Stdio::null()).env_remove("DATABASE_URL");
         if let Some(name) = environment {
-            command.env("DATABASE_URL", format!("{NOBODY}/{name}"));
+            command.env("DATABASE_URL", url(name));
         }
         command.output().expect("the program starts")
     }
@@ -55,8 +53,9 @@ fn outcome(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), told)
 }
 
+/// Nobody listens there. What is told of it names database or role.
 fn url(name: &str) -> String {
-    format!("{NOBODY}/{name}")
+    format!("postgres://{name}@127.0.0.1:1/{name}")
 }
 
 fn write_url(path: &Path, name: &str) -> String {

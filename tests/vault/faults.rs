@@ -452,7 +452,7 @@ fn what_the_server_refuses_is_told_with_its_address_the_role_and_what_it_needs()
     bed.connect_as("weak:right");
     let told = bed.fails(&["restore", "latest", "--target-database", "mine"]);
     assert!(
-        told.contains("role \"weak\" lacks the rights for it: a restore takes"),
+        told.contains("role \"weak\" may make no database: a restore takes"),
         "{told}"
     );
     let told = bed.fails(&["restore", "latest", "--target-database", &"n".repeat(64)]);

@@ -210,7 +210,7 @@ fn role_that_may_make_no_database_is_refused_first() {
     let mut bed = Bed::new();
     bed.ok(&["create"]);
     bed.sql("postgres", "CREATE ROLE limited LOGIN");
-    bed.use_role("limited", "app");
+    bed.connect_as("limited");
     is_untouched(&bed, &["restore"], "role \"limited\" may make no database");
     bed.sql("postgres", "ALTER ROLE limited CREATEDB");
     let told = bed.ok(&["restore", "--dry-run", "--json"]);

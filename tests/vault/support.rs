@@ -229,12 +229,9 @@ impl Bed {
     }
 
     pub(crate) fn use_database(&mut self, name: &str) {
-        self.use_role("postgres", name);
-    }
-
-    pub(crate) fn use_role(&mut self, role: &str, database: &str) {
         let socket = self.directory().display().to_string().replace('/', "%2F");
-        self.use_address(format!("postgres://{role}@{socket}:{PORT}/{database}"));
+        let url = format!("postgres://postgres@{socket}:{PORT}/{name}");
+        self.use_address(url);
     }
 
     pub(crate) fn use_address(&mut self, url: String) {
