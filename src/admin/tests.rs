@@ -349,6 +349,8 @@ async fn certificate_of_the_listener_is_listed_as_long_as_it_is_shown() {
 }
 
 const BACKUPS: &str = "/api/infrastructure/backups";
+/// The order of a backup of the file set of [`Admin::with_files`].
+const FILES: &str = r#"{"type":"files","name":"app"}"#;
 
 impl Admin {
     async fn json(&self, method: &str, path: &str, role: &str, body: &str) -> (u16, serde_json::Value) {
@@ -371,12 +373,16 @@ impl Admin {
         .await;
         run
     }
+
+    async fn back_up_files(&self) -> serde_json::Value {
+        self.run("create", "operator", FILES).await
+    }
 }
 
 #[tokio::test]
 async fn file_set_is_backed_up_by_its_name_and_what_cannot_be_done_with_it_is_refused_at_once() {
     let admin = Admin::with_files().await;
-    let order = r#"{"type":"files","name":"app"}"#;
+    let order = FILES;
     assert_eq!(
         admin
             .json("POST", &format!("{BACKUPS}/create"), "viewer", order)
@@ -432,9 +438,7 @@ async fn file_set_is_backed_up_by_its_name_and_what_cannot_be_done_with_it_is_re
 #[tokio::test]
 async fn damaged_backup_says_what_is_wrong_with_it_until_it_is_proven_again() {
     let admin = Admin::with_files().await;
-    let made = admin
-        .run("create", "operator", r#"{"type":"files","name":"app"}"#)
-        .await;
+    let made = admin.back_up_files().await;
     let (id, path) = (
         made["id"].as_str().unwrap(),
         made["backup"]["filepath"].as_str().unwrap(),
@@ -466,9 +470,7 @@ async fn damaged_backup_says_what_is_wrong_with_it_until_it_is_proven_again() {
 #[tokio::test]
 async fn backup_that_cannot_be_read_is_shown_beside_those_that_can() {
     let admin = Admin::with_files().await;
-    let made = admin
-        .run("create", "operator", r#"{"type":"files","name":"app"}"#)
-        .await;
+    let made = admin.back_up_files().await;
     let id = made["id"].as_str().unwrap();
     let folder = admin.directory.path().join("repository/files").join(id);
     std::fs::write(folder.join("manifest.json"), "{").unwrap();
@@ -483,19 +485,12 @@ async fn backup_that_cannot_be_read_is_shown_beside_those_that_can() {
 #[tokio::test]
 async fn another_process_that_is_at_work_is_told_instead_of_a_run_that_fails() {
     let admin = Admin::with_files().await;
-    let made = admin
-        .run("create", "operator", r#"{"type":"files","name":"app"}"#)
-        .await;
+    let made = admin.back_up_files().await;
     let id = made["id"].as_str().unwrap();
     let lock = std::fs::File::open(admin.directory.path().join("repository/.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     let verify = format!("{id}/verify");
-    for (path, body) in [
-        ("create", ""),
-        ("create", r#"{"type":"files","name":"app"}"#),
-        (&verify, ""),
-        ("prune", ""),
-    ] {
+    for (path, body) in [("create", ""), ("create", FILES), (&verify, ""), ("prune", "")] {
         let (status, problem) = admin.json("POST", &format!("{BACKUPS}/{path}"), "admin", body).await;
         assert_eq!(status, 409, "{path}: {problem}");
         assert!(

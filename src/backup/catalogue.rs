@@ -7,6 +7,7 @@ use ulid::Ulid;
 
 use super::choice::{self, LATEST};
 use super::entry::AHEAD;
+use super::sweep::Unfinished;
 use super::{Entry, Error, Subject, Swap, Unreadable, Vault, is_of};
 use crate::postgres::{self, Admin};
 use crate::repository::layout::Cluster;
@@ -194,15 +195,14 @@ impl Vault {
         unreadable: &[Unreadable],
         id: &str,
     ) -> Result<&'a Entry, Error> {
+        let unknown = || Error::Unknown(id.to_owned());
         if id != LATEST {
-            let wanted = Ulid::from_string(id).map_err(|_| Error::Unknown(id.to_owned()))?;
+            let wanted = Ulid::from_string(id).map_err(|_| unknown())?;
             if let Some(bad) = unreadable.iter().find(|bad| bad.id == wanted) {
                 return Err(Error::Refused(bad.to_string()));
             }
-            return match entries.iter().find(|entry| entry.manifest.id == wanted) {
-                Some(found) => Ok(found),
-                None => Err(Error::Unknown(id.to_owned())),
-            };
+            let found = entries.iter().find(|entry| entry.manifest.id == wanted);
+            return found.ok_or_else(unknown);
         }
         all_read(unreadable)?;
         let mut subject = Subject {
@@ -213,20 +213,16 @@ impl Vault {
             return Ok(entry);
         }
         subject.cluster = Some(self.cluster().await?);
-        choice::latest(entries, &subject)?.ok_or_else(|| Error::Unknown(id.to_owned()))
+        choice::latest(entries, &subject)?.ok_or_else(unknown)
     }
 
     /// Tells of the newest folder of a dump that holds data and no manifest, of those that are meant.
     async fn nameless(&self, is_meant: impl Fn(Ulid) -> bool) -> Result<Option<String>, Error> {
         let keys = self.keys().await?;
-        let folders = self.repository.backup_folders(&keys)?.into_iter();
-        let nameless = folders.filter_map(|folder| {
-            let id = layout::id_of_folder(&folder.path).filter(|id| !folder.has_manifest && is_meant(*id))?;
-            let inside = format!("{}/", folder.path);
-            let has_data = keys.iter().any(|(key, _)| key.starts_with(&inside));
-            (has_data && !folder.path.starts_with("files/")).then_some((id, folder.path))
-        });
-        Ok(nameless.max().map(|(id, folder)| {
+        let unfinished = self.unfinished(&keys)?.into_iter();
+        let nameless =
+            unfinished.filter(|one| one.has_objects && !one.folder.starts_with("files/") && is_meant(one.id));
+        Ok(nameless.max_by_key(|one| one.id).map(|Unfinished { id, folder, .. }| {
             let began = Timestamp::from_millisecond(i64::try_from(id.timestamp_ms()).unwrap_or(0)).unwrap_or_default();
             let began = began.strftime("%F %T UTC");
             format!(

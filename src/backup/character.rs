@@ -32,7 +32,7 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 /// Where databases lie unless somebody says otherwise.
-const USUAL_TABLESPACE: &str = "pg_default";
+pub(super) const USUAL_TABLESPACE: &str = "pg_default";
 /// Before it there was one provider of locales, and no word for it.
 const PROVIDERS_SINCE: u32 = 150_000;
 

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use super::character::USUAL_TABLESPACE;
 use super::journal::local;
 use super::{Entry, Error, Vault};
 use crate::postgres::Admin;
@@ -15,8 +16,6 @@ const PLACE: &str = "SELECT COALESCE(NULLIF(pg_tablespace_location(oid), ''), cu
     (SELECT oid FROM pg_tablespace WHERE spcname = $2))";
 /// No database that is used shrinks to less than this part of itself.
 const HOPELESS: u64 = 10;
-/// Where databases lie unless somebody says otherwise.
-const USUAL_TABLESPACE: &str = "pg_default";
 
 impl Vault {
     /// Refuses where room is missing for certain, and notes where it may not do.

@@ -31,14 +31,25 @@ impl Vault {
             } else if part.name == "files" {
                 self.prove_files(&key, part, manifest, keys, progress).await?;
             } else {
-                let done = self
-                    .repository
-                    .get_sealed(&key, io::sink(), Arc::clone(keys), progress)
-                    .await?;
-                part.check(&key, &done.0)?;
+                self.read_back(&key, part, keys, io::sink(), progress).await?;
             }
         }
         Ok(Level::L2)
+    }
+
+    /// Opens the part into `sink`, closes that, and compares what came with what the manifest says.
+    pub(super) async fn read_back(
+        &self,
+        key: &str,
+        part: &Part,
+        keys: &Arc<Keys>,
+        sink: impl Write + Send + 'static,
+        progress: impl Fn(u64) + Send + 'static,
+    ) -> Result<(), Error> {
+        let opened = self.repository.get_sealed(key, sink, Arc::clone(keys), progress);
+        let (sealed, sink) = opened.await?;
+        drop(sink);
+        Ok(part.check(key, &sealed)?)
     }
 
     async fn prove_dump(
@@ -81,12 +92,7 @@ impl Vault {
             let sink = Draining {
                 inner: Some(child.take_stdin()?),
             };
-            let (sealed, sink) = self
-                .repository
-                .get_sealed(key, sink, Arc::clone(keys), progress)
-                .await?;
-            drop(sink);
-            part.check(key, &sealed)?;
+            self.read_back(key, part, keys, sink, progress).await?;
             Ok(child.finish(limit).await?)
         };
         let slow = |_| postgres::Error::Slow {

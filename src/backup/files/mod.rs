@@ -167,12 +167,7 @@ impl Vault {
         let sink = Draining {
             inner: Some(File::from(OwnedFd::from(writer))),
         };
-        let (sealed, sink) = self
-            .repository
-            .get_sealed(key, sink, Arc::clone(keys), progress)
-            .await?;
-        drop(sink);
-        part.check(key, &sealed)?;
+        self.read_back(key, part, keys, sink, progress).await?;
         let walked = walking.await.map_err(|_| repository::Error::Worker)?;
         let reason = match walked {
             Ok(found) if found == *entries => return Ok(()),
