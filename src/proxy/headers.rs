@@ -67,14 +67,19 @@ pub fn for_upstream(headers: &mut HeaderMap, forwarding: Forwarding<'_>) {
 /// Turns the header fields of the app's response into those for the client; the app's own security headers win.
 pub fn for_client(headers: &mut HeaderMap, security: &[(HeaderName, HeaderValue)], upgrade: Option<HeaderValue>) {
     strip(headers, is_removed_from_responses);
+    secure(headers, security);
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, CONNECTION_UPGRADE);
+        headers.insert(UPGRADE, protocol);
+    }
+}
+
+/// Adds the security headers that are not there yet.
+pub fn secure(headers: &mut HeaderMap, security: &[(HeaderName, HeaderValue)]) {
     for (name, value) in security {
         if !headers.contains_key(name) {
             headers.insert(name.clone(), value.clone());
         }
-    }
-    if let Some(protocol) = upgrade {
-        headers.insert(CONNECTION, CONNECTION_UPGRADE);
-        headers.insert(UPGRADE, protocol);
     }
 }
 
@@ -103,6 +108,13 @@ pub fn for_trailers(trailers: &mut HeaderMap) {
                     | "www-authenticate"
             )
     });
+}
+
+/// Keeps a value that differs from message to message out of HPACK's table (RFC 7541 section 6.2.3): one entry for each of
+/// them pushes out what does repeat, and h2 compares a new one with all that are left.
+pub(super) fn seldom_twice(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// The request id of a trusted proxy, if it is short and made of visible characters.

@@ -345,7 +345,7 @@ fn refuse(
         response = grpc::refusal(response, &message);
     }
     ticket.sent.set(response.body().len() as u64);
-    headers::for_client(response.headers_mut(), &snapshot.config.security_headers, None);
+    headers::secure(response.headers_mut(), &snapshot.config.security_headers);
     if connection.is_redirect {
         // Never over plain HTTP (RFC 6797 section 7.2).
         response.headers_mut().remove(STRICT_TRANSPORT_SECURITY);

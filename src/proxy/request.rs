@@ -30,13 +30,13 @@ pub(super) fn id(worker: &Worker, fields: &HeaderMap, via_trusted: bool) -> Head
     } else {
         None
     };
-    kept.unwrap_or_else(|| {
+    headers::seldom_twice(kept.unwrap_or_else(|| {
         let random = u128::from(worker.random()) << 64 | u128::from(worker.random());
         let mut text = [0; 32];
         // The lengths fit, and hex digits are a valid value.
         let _ = hex::encode_to_slice(random.to_be_bytes(), &mut text);
         HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("none"))
-    })
+    }))
 }
 
 /// Replaces the target by its normalised origin form and returns the host that was asked for. The absolute form wins
@@ -276,7 +276,7 @@ pub(super) fn chain(connection: &Connection, origin: &Origin) -> HeaderValue {
     for hop in origin.hops.iter().chain(std::iter::once(&connection.peer)) {
         let _ = write!(text, ", {hop}");
     }
-    HeaderValue::try_from(text).unwrap_or_else(|_| connection.peer_text.clone())
+    HeaderValue::try_from(text).map_or_else(|_| connection.peer_text.clone(), headers::seldom_twice)
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! The one exit for requests that the app does not answer: an [`Error`] becomes a response whose body is a problem
 //! document (RFC 9457) that says what happened, for how long, and under which reference to look it up.
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
@@ -78,12 +76,7 @@ fn problem(error: &Error, now: Timestamp) -> Problem {
             status: StatusCode::TOO_MANY_REQUESTS,
             kind: QUOTA_EXCEEDED,
             title: "Too many requests",
-            detail: format!(
-                "You sent more than {} requests per {}. Try again in {} s.",
-                quota_of(excess, excess.violated),
-                name_of(excess.violated),
-                whole_seconds(excess.retry_after),
-            ),
+            detail: limited_detail(excess),
         },
         Error::BodyTooLarge { .. } => about_blank(StatusCode::PAYLOAD_TOO_LARGE, "Request too large", said()),
         Error::HeadersTooLarge { .. } => about_blank(
@@ -105,6 +98,18 @@ fn problem(error: &Error, now: Timestamp) -> Problem {
         }
         Error::Internal(_) => about_blank(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", said()),
     }
+}
+
+fn limited_detail(excess: &Excess) -> String {
+    Text::with_capacity(80)
+        .text("You sent more than ")
+        .number(quota_of(excess, excess.violated))
+        .text(" requests per ")
+        .text(name_of(excess.violated))
+        .text(". Try again in ")
+        .number(whole_seconds(excess.retry_after))
+        .text(" s.")
+        .0
 }
 
 fn blocked_detail(entry: &crate::guard::blocklist::Entry, now: Timestamp) -> String {
@@ -218,54 +223,85 @@ fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {
     }
 }
 
-/// `"minute";q=100;w=60,"hour";q=1000;w=3600`
-fn policy_header(excess: &Excess) -> String {
-    let mut text = String::with_capacity(48);
-    for (window, seconds) in [(Window::Minute, 60), (Window::Hour, 3600)] {
-        let quota = quota_of(excess, window);
-        if quota > 0 {
-            let comma = if text.is_empty() { "" } else { "," };
-            let _ = write!(text, "{comma}\"{}\";q={quota};w={seconds}", name_of(window));
-        }
+/// Text that is put together without the machinery of `format!`: of a refusal by a limit, which a flood asks for again and
+/// again, that was a fifth of all that the gate did.
+struct Text(String);
+
+impl Text {
+    fn with_capacity(bytes: usize) -> Self {
+        Self(String::with_capacity(bytes))
     }
-    text
+
+    fn text(mut self, text: &str) -> Self {
+        self.0.push_str(text);
+        self
+    }
+
+    fn number(self, number: impl itoa::Integer) -> Self {
+        self.text(itoa::Buffer::new().format(number))
+    }
+
+    /// RFC 8259 section 7.
+    fn json_string(mut self, text: &str) -> Self {
+        push_json_string(&mut self.0, text);
+        self
+    }
+
+    /// The name of a window as an item of a list (RFC 9651 section 3.1).
+    fn item(self, window: Window) -> Self {
+        let comma = if self.0.is_empty() { "\"" } else { ",\"" };
+        self.text(comma).text(name_of(window)).text("\"")
+    }
 }
 
-/// `"minute";r=0;t=1,"hour";r=12;t=0`
+/// `"minute";q=100;w=60,"hour";q=1000;w=3600`
+fn policy_header(excess: &Excess) -> String {
+    let mut text = Text::with_capacity(48);
+    for (window, seconds) in [(Window::Minute, ";w=60"), (Window::Hour, ";w=3600")] {
+        let quota = quota_of(excess, window);
+        if quota > 0 {
+            text = text.item(window).text(";q=").number(quota).text(seconds);
+        }
+    }
+    text.0
+}
+
+/// `"minute";r=0;t=1,"hour";r=12`
 fn limit_header(excess: &Excess) -> String {
-    let mut text = String::with_capacity(40);
+    let mut text = Text::with_capacity(40);
     for (window, left) in [
         (Window::Minute, excess.remaining_minute),
         (Window::Hour, excess.remaining_hour),
     ] {
         if quota_of(excess, window) > 0 {
-            let comma = if text.is_empty() { "" } else { "," };
-            let _ = write!(text, "{comma}\"{}\";r={left}", name_of(window));
+            text = text.item(window).text(";r=").number(left);
             if window == excess.violated {
-                let _ = write!(text, ";t={}", whole_seconds(excess.retry_after));
+                text = text.text(";t=").number(whole_seconds(excess.retry_after));
             }
         }
     }
-    text
+    text.0
 }
 
 fn document(problem: &Problem, error: &Error, reference: &HeaderValue) -> Vec<u8> {
-    let mut json = String::with_capacity(320);
-    let _ = write!(
-        json,
-        "{{\"type\":\"{}\",\"title\":\"{}\",\"status\":{},\"detail\":",
-        problem.kind,
-        problem.title,
-        problem.status.as_u16()
-    );
-    push_json_string(&mut json, &problem.detail);
-    json.push_str(",\"reference\":");
-    push_json_string(&mut json, reference.to_str().unwrap_or(""));
+    let mut json = Text::with_capacity(320)
+        .text("{\"type\":\"")
+        .text(problem.kind)
+        .text("\",\"title\":\"")
+        .text(problem.title)
+        .text("\",\"status\":")
+        .number(problem.status.as_u16())
+        .text(",\"detail\":")
+        .json_string(&problem.detail)
+        .text(",\"reference\":")
+        .json_string(reference.to_str().unwrap_or(""));
     if let Error::Limited(excess) = error {
-        let _ = write!(json, ",\"violated-policies\":[\"{}\"]", name_of(excess.violated));
+        json = json
+            .text(",\"violated-policies\":[\"")
+            .text(name_of(excess.violated))
+            .text("\"]");
     }
-    json.push_str("}\n");
-    json.into_bytes()
+    json.text("}\n").0.into_bytes()
 }
 
 /// RFC 8259 section 7.
@@ -280,9 +316,7 @@ fn push_json_string(json: &mut String, text: &str) {
         match character {
             '"' => json.push_str("\\\""),
             '\\' => json.push_str("\\\\"),
-            control if control < ' ' => {
-                let _ = write!(json, "\\u{:04x}", u32::from(control));
-            }
+            control if control < ' ' => json.push_str(&format!("\\u{:04x}", u32::from(control))),
             other => json.push(other),
         }
     }

@@ -22,6 +22,7 @@ pub(super) use io::{ClientIo, Prefixed, Stream};
 
 use super::config::Timeouts;
 use super::flight::Flight;
+use super::headers;
 use super::shared::{Phase, Seat};
 use super::tunnel;
 use super::worker::Worker;
@@ -164,7 +165,7 @@ impl Drop for Registration {
 /// An address as a header value.
 fn text_of(address: IpAddr) -> HeaderValue {
     // Digits, dots, colons and letters are always a valid value.
-    HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    HeaderValue::try_from(address.to_string()).map_or(HeaderValue::from_static("unknown"), headers::seldom_twice)
 }
 
 impl Connection {
