@@ -170,6 +170,7 @@ impl Vault {
 
     async fn again(&self, entry: &Entry, test: Level, error: &Error) -> Result<Level, Missed> {
         tracing::warn!(backup = %entry.manifest.id, error = chain(error), "a backup seems damaged, and is read again before that is believed");
+        drop(self.step("read again"));
         let missed = |test: Level| move |error| Missed { test, error };
         let stored = self.prove_stored(entry).await.map_err(missed(Level::L1))?;
         if test <= stored {

@@ -45,7 +45,7 @@ enum Command {
         /// The labels that it carries.
         #[arg(long = "label", default_value = "manual", value_parser = ["daily", "weekly", "monthly", "manual"])]
         labels: Vec<String>,
-        /// Store it in the clear although earlier ones of the same are sealed.
+        /// Store it in the clear, for want of a recipient, although earlier ones of the same are sealed.
         #[arg(long)]
         in_the_clear: bool,
         #[command(flatten)]
