@@ -7,6 +7,7 @@ use anyhow::Context as _;
 
 use super::alarms;
 use crate::backup::Settings;
+use crate::backup::files::FileSet;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::repository::Repository;
@@ -39,6 +40,7 @@ pub fn check(loaded: &Loaded) -> Checked {
     let faults = faults.map(|error| told(&error)).collect();
     let mut doubts = expired(&expiries);
     doubts.extend(no_backups(&loaded.config));
+    doubts.extend(no_place(&loaded.config.backup));
     let vault = Some(&loaded.config.backup).filter(|backup| backup.database.is_some());
     doubts.extend(vault.and_then(Settings::in_the_clear).map(str::to_owned));
     Checked { faults, doubts }
@@ -58,6 +60,17 @@ fn no_backups(config: &Config) -> Option<String> {
     let about = format!("no backup can be written to {url}");
     let tried = within(LOOK_TIMEOUT, move || Repository::try_directory(&url)).context(about);
     tried.err().as_ref().map(told)
+}
+
+/// What the next backup of a file set, or the next restore, would be refused for.
+fn no_place(backup: &Settings) -> Vec<String> {
+    let sets: Vec<FileSet> = backup.plan.files.iter().map(|plan| plan.set.clone()).collect();
+    let vault = backup.vault();
+    let looked = within(LOOK_TIMEOUT, move || {
+        let scratch = vault.and_then(|vault| vault.scratch_fault());
+        Ok(sets.iter().filter_map(FileSet::fault).chain(scratch).collect())
+    });
+    looked.unwrap_or_else(|error| vec![format!("the paths of [backup] cannot be looked at: {error}")])
 }
 
 /// A share that does not answer must not hold up the start, which asks this first.

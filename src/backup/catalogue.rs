@@ -29,9 +29,17 @@ impl Vault {
     }
 
     pub(super) async fn list_at(&self, now: Timestamp) -> Result<(Vec<Entry>, Vec<Unreadable>), Error> {
+        self.read_entries(&self.keys().await?, now).await
+    }
+
+    async fn read_entries(
+        &self,
+        keys: &[(String, u64)],
+        now: Timestamp,
+    ) -> Result<(Vec<Entry>, Vec<Unreadable>), Error> {
         let mut entries = Vec::new();
         let mut unreadable = Vec::new();
-        let listed: Listed = self.keys().await?.into_iter().collect();
+        let listed: Listed = keys.iter().cloned().collect();
         for key in listed.keys() {
             let Some((folder, id)) = layout::folder_of_manifest(key) else {
                 continue;
@@ -216,10 +224,33 @@ impl Vault {
         choice::latest(entries, &subject)?.ok_or_else(unknown)
     }
 
+    /// Refuses a backup in the clear beside sealed ones of the same (the database, or the files `set`): a configuration that
+    /// is not read, or has lost its keys, looks like that.
+    ///
+    /// # Errors
+    /// There is a sealed one; or of the store.
+    pub async fn check_sealing(&self, set: Option<&str>) -> Result<(), Error> {
+        if self.keys.encrypts() {
+            return Ok(());
+        }
+        let (entries, _) = self.list().await?;
+        let is_alike = |entry: &Entry| match set {
+            Some(set) => entry.is_of_set(set),
+            None => is_of(entry, self.target.database()),
+        };
+        match choice::newest_sealed(&entries, is_alike) {
+            None => Ok(()),
+            Some(sealed) => Err(Error::Refused(format!(
+                "backup {} of the same is sealed, and this one would lie in the clear beside it: name a recipient \
+                 (backup.recipients, --recipient), or say --in-the-clear",
+                sealed.manifest.id
+            ))),
+        }
+    }
+
     /// Tells of the newest folder of a dump that holds data and no manifest, of those that are meant.
-    async fn nameless(&self, is_meant: impl Fn(Ulid) -> bool) -> Result<Option<String>, Error> {
-        let keys = self.keys().await?;
-        let unfinished = self.unfinished(&keys)?.into_iter();
+    fn nameless(&self, keys: &[(String, u64)], is_meant: impl Fn(Ulid) -> bool) -> Result<Option<String>, Error> {
+        let unfinished = self.unfinished(keys)?.into_iter();
         let nameless =
             unfinished.filter(|one| one.has_objects && !one.folder.starts_with("files/") && is_meant(one.id));
         Ok(nameless.max_by_key(|one| one.id).map(|Unfinished { id, folder, .. }| {
@@ -238,12 +269,16 @@ impl Vault {
     }
 
     /// The system identifier of the cluster that the configured database is in.
-    ///
-    /// # Errors
-    /// The server cannot be asked.
-    pub async fn cluster(&self) -> Result<String, Error> {
+    async fn cluster(&self) -> Result<String, Error> {
         let admin = Admin::beside(&self.target, "foregate").await?;
         Ok(admin.system_identifier().await?)
+    }
+
+    /// And whether the repository lies where the database does, in words, as far as that can be seen. Asked in the database
+    /// itself, as a backup is made: its role may not be let in elsewhere.
+    pub(super) async fn ask(&self) -> Result<(String, Option<String>), Error> {
+        let admin = Admin::connect(&self.target, self.target.database(), "foregate").await?;
+        Ok((admin.system_identifier().await?, self.same_disk(&admin).await))
     }
 
     /// The backup to restore, and what whoever asks for the latest has to know of others. One of another database never takes
@@ -252,7 +287,8 @@ impl Vault {
     /// # Errors
     /// There is none, it is of another database, or there is no database to restore to.
     pub async fn show_to_restore(&self, id: &str, swap: &Swap) -> Result<(Entry, Vec<String>), Error> {
-        let (entries, unreadable) = self.list().await?;
+        let keys = self.keys().await?;
+        let (entries, unreadable) = self.read_entries(&keys, self.clock.wall()).await?;
         let has_dumps = entries.iter().any(|entry| !entry.is_files());
         if id == LATEST && has_dumps && self.target.database().is_empty() {
             return Err(postgres::Error::NoDatabase.into());
@@ -261,7 +297,7 @@ impl Vault {
             // There may be what is left of one.
             Err(unknown @ Error::Unknown(_)) => {
                 let is_meant = |nameless: Ulid| id == LATEST || Ulid::from_string(id) == Ok(nameless);
-                return Err(self.nameless(is_meant).await?.map_or(unknown, Error::Refused));
+                return Err(self.nameless(&keys, is_meant)?.map_or(unknown, Error::Refused));
             }
             entry => entry?,
         };
@@ -272,7 +308,7 @@ impl Vault {
             return Ok((entry.clone(), Vec::new()));
         }
         let mut notes = choice::notes(&entries, entry);
-        notes.extend(self.nameless(|id| id > entry.manifest.id).await?);
+        notes.extend(self.nameless(&keys, |id| id > entry.manifest.id)?);
         Ok((entry.clone(), notes))
     }
 

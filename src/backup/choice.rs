@@ -58,6 +58,25 @@ pub(super) fn notes(entries: &[Entry], taken: &Entry) -> Vec<String> {
     doubts.chain(elsewhere(entries, taken)).collect()
 }
 
+/// What there is where `entry` turned out to be none.
+pub(super) fn instead_of(entries: &[Entry], entry: &Entry) -> String {
+    let is_another = |other: &&Entry| other.has_subject_of(entry) && other.manifest.id != entry.manifest.id;
+    let newest = entries.iter().filter(stands).rfind(is_another);
+    newest.map_or("no other backup of this is good".to_owned(), |newest| {
+        format!(
+            "the newest good one besides is {} of {}",
+            newest.manifest.id,
+            time(newest)
+        )
+    })
+}
+
+/// Beside which one in the clear stands out.
+pub(super) fn newest_sealed(entries: &[Entry], is_alike: impl Fn(&Entry) -> bool) -> Option<&Entry> {
+    let is_sealed = |entry: &&Entry| entry.tombstone.is_none() && !entry.manifest.recipients.is_empty();
+    entries.iter().filter(is_sealed).rfind(|entry| is_alike(entry))
+}
+
 /// Good, and not from the future.
 pub(super) fn stands(entry: &&Entry) -> bool {
     entry.is_good() && !entry.is_ahead
@@ -79,8 +98,13 @@ fn none(dumps: &[&Entry], named: &[&Entry], subject: &Subject) -> Error {
     if let Some(ahead) = named.iter().rfind(|entry| entry.is_good()) {
         return from_the_future(ahead);
     }
-    let bad = several(named.iter().rev().map(|entry| described(entry)));
-    Error::Refused(format!("no backup of database {database:?} is good: {bad}"))
+    none_good(&format!("database {database:?}"), named)
+}
+
+/// None of `entries`, which are all that there are of it.
+pub(super) fn none_good(what: &str, entries: &[&Entry]) -> Error {
+    let bad = several(entries.iter().rev().map(|entry| described(entry)));
+    Error::Refused(format!("no backup of {what} is good: {bad}"))
 }
 
 /// That newer ones are not good, also those of a cluster that has no good one: what was written since is lost with them.

@@ -56,12 +56,12 @@ impl Vault {
         schedule_keys: Vec<String>,
     ) -> Result<Manifest, Error> {
         let lock = self.lock()?;
-        match self.recover_locked(&lock).await {
+        match self.recover_before(&lock).await {
             // It stands in nobody's way but the next restore's, and the note of it stays.
             Err(error @ Error::Undropped { .. }) => {
                 tracing::warn!(error = chain(&error), "backing up all the same");
             }
-            other => drop(other?),
+            other => other?,
         }
         self.sweep_unfinished().await?;
         let application = format!("foregate backup {id}");

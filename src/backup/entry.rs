@@ -75,6 +75,11 @@ impl Entry {
         matches!(self.manifest.content, Content::Files { .. })
     }
 
+    #[must_use]
+    pub fn is_of_set(&self, set: &str) -> bool {
+        matches!(&self.manifest.content, Content::Files { name, .. } if name == set)
+    }
+
     /// Whether both are backups of the same thing, so that one can stand in for the other. Databases of one name in two
     /// clusters are two.
     #[must_use]

@@ -227,9 +227,18 @@ pub enum Error {
     Refused(String),
     #[error("backup {id} failed verification: {reason}")]
     Unproven { id: Ulid, reason: String },
+    /// A restore met damage, which was seen again. With the backup that there is instead.
+    #[error("backup {id} is damaged; {instead}")]
+    Condemned {
+        id: Ulid,
+        instead: String,
+        #[source]
+        source: Box<Self>,
+    },
     #[error("backup {id} does not exist any more where it was just written")]
     Vanished { id: Ulid },
-    #[error("on this server: {notes}")]
+    /// What was met besides, and what it was about.
+    #[error("{notes}")]
     Noted {
         notes: String,
         #[source]

@@ -137,6 +137,27 @@ impl Vault {
         Ok(entry.manifest.id)
     }
 
+    /// Takes the mark off a backup that is to be deleted, and says which it was.
+    ///
+    /// # Errors
+    /// Unknown, or not marked: it may be gone already.
+    pub async fn undelete(&self, id: &str) -> Result<Ulid, Error> {
+        let _lock = self.lock()?;
+        let entry = self.show(id).await?;
+        let Some(tombstone) = entry.tombstone else {
+            return Err(Error::Refused("the backup is not marked for deletion".to_owned()));
+        };
+        if tombstone.reason != BY_HAND {
+            return Err(Error::Refused(format!(
+                "a clean-up has marked it ({}), and would do so again: it takes the mark off itself where more are kept \
+                 (backup.keep_daily and its like, keep_days)",
+                tombstone.reason
+            )));
+        }
+        self.repository.delete(&layout::tombstone(entry.manifest.id)).await?;
+        Ok(entry.manifest.id)
+    }
+
     /// In the place of another mark, also of one that cannot be read.
     async fn mark(&self, id: Ulid, reason: String, at: Timestamp) -> Result<(), Error> {
         let (key, tombstone) = (layout::tombstone(id), to_json(&Tombstone { id, at, reason }));

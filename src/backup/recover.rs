@@ -14,14 +14,35 @@ use crate::postgres::{self, Admin};
 const ENDED_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What the start found and did about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What was found, and done about it: with a sentence for whoever did not see the restore end.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovered {
     Nothing,
     /// The old database serves; the half-made new one was dropped.
-    Undone,
+    Undone(String),
     /// The new database stands where it was meant to.
-    Finished,
+    Finished(String),
+}
+
+impl Recovered {
+    fn undone(intent: &Intent) -> Self {
+        let Intent { live, new, .. } = intent;
+        Self::Undone(match intent.is_proof() {
+            true => format!("a proof of a backup was cut short: its scratch database {new:?} was dropped"),
+            false => format!("a restore was cut short before its end: {new:?} was dropped, and {live:?} is as it was"),
+        })
+    }
+
+    fn finished(intent: &Intent) -> Self {
+        let name = intent.goal.as_ref().unwrap_or(&intent.live);
+        let old = match intent.replaces() {
+            true => format!("; the one that it replaced is kept as {:?}", intent.old),
+            false => String::new(),
+        };
+        Self::Finished(format!(
+            "a restore was cut short after its end: {name:?} is what was restored{old}"
+        ))
+    }
 }
 
 impl Vault {
@@ -37,6 +58,14 @@ impl Vault {
         }
         let (lock, _) = self.lock_to_read()?;
         self.recover_locked(&lock).await
+    }
+
+    /// As [`Vault::recover_locked`], before something new begins: nobody else tells of what there was.
+    pub(super) async fn recover_before(&self, lock: &Lock) -> Result<(), Error> {
+        if let Recovered::Undone(told) | Recovered::Finished(told) = self.recover_locked(lock).await? {
+            tracing::warn!("{told}");
+        }
+        Ok(())
     }
 
     /// As [`Vault::recover`], before every run that changes and after every restore.
@@ -72,13 +101,13 @@ impl Vault {
         }
         if exists(&intent.new) {
             self.discard(admin, &intent.new).await?;
-            return Ok(Recovered::Undone);
+            return Ok(Recovered::undone(intent));
         }
         let is_there = exists(&goal) && !is_old(&goal);
         Ok(if is_there {
-            Recovered::Finished
+            Recovered::finished(intent)
         } else {
-            Recovered::Undone
+            Recovered::undone(intent)
         })
     }
 

@@ -1,6 +1,7 @@
 //! Databases that a restore replaced: kept under a dated name, dropped once `keep_replaced` is over. Each may hold what no
 //! backup does, so that a clock which jumped must not end it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,8 +20,19 @@ const MARK: &str = "_replaced_";
 const DATE: &str = "%Y%m%dt%H%M%Sz";
 
 /// `app` becomes `app_replaced_20261123t160501z`.
-pub(super) fn dated_name(live: &str, at: Timestamp) -> String {
+fn dated_name(live: &str, at: Timestamp) -> String {
     format!("{}{MARK}{}", stem(live), at.to_zoned(TimeZone::UTC).strftime(DATE))
+}
+
+fn first_free(live: &str, mut at: Timestamp, taken: &HashSet<String>) -> String {
+    loop {
+        let name = dated_name(live, at);
+        // They are not endless, and so is this not.
+        if !taken.contains(&name) {
+            return name;
+        }
+        at = at.saturating_add(Duration::from_secs(1)).unwrap_or_default();
+    }
 }
 
 /// When the database of this name was replaced, if it is one that `live` was.
@@ -61,6 +73,14 @@ fn is_over(at: Timestamp, clocks: [Timestamp; 2], keep: Duration) -> bool {
 }
 
 impl Vault {
+    /// Under which name the live one is kept once it is replaced: of the first second from now on that no other has.
+    pub(super) async fn free_name(&self, admin: &Admin) -> Result<String, Error> {
+        let sql = "SELECT datname::text FROM pg_database";
+        let rows = admin.query("looking for a free name", sql, &[]).await?;
+        let taken: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        Ok(first_free(self.target.database(), self.clock.wall(), &taken))
+    }
+
     /// The replaced databases of the live one, oldest first; those that are over are dropped unless `dry_run`.
     ///
     /// # Errors
@@ -146,6 +166,18 @@ mod tests {
             "app_replaced_20261123t160501z_2",
         ] {
             assert_eq!(replaced_at(other, "app"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn two_that_are_replaced_within_a_second_have_names_of_their_own() {
+        let at = Timestamp::from_second(1_790_000_000).expect("in range");
+        let mut taken = HashSet::new();
+        for second in 0..3 {
+            let name = first_free("app", at, &taken);
+            let later = Duration::from_secs(second);
+            assert_eq!(replaced_at(&name, "app"), at.checked_add(later).ok());
+            assert!(taken.insert(name));
         }
     }
 

@@ -19,7 +19,6 @@ use super::milestone::{Step, reached};
 use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
-use super::replaced::dated_name;
 use super::verify::is_damage;
 use super::{Entry, Error, Vault, rights};
 use crate::postgres::child::Command;
@@ -76,15 +75,25 @@ impl Work<'_> {
 }
 
 impl Vault {
-    /// Restores `id` (or `latest`).
+    /// Restores `id` (or `latest`). One that turns out to be damaged is recorded as such.
     ///
     /// # Errors
     /// Why the old database still serves.
     pub async fn restore(&self, id: &str, swap: &Swap) -> Result<Restored, Error> {
+        let (entry, told) = self.show_to_restore(id, swap).await?;
+        match self.restore_entry(&entry, swap).await {
+            Ok(mut restored) => {
+                restored.notes.extend(told);
+                Ok(restored)
+            }
+            Err(error) => Err(self.judged(&entry, error).await),
+        }
+    }
+
+    pub(super) async fn restore_entry(&self, entry: &Entry, swap: &Swap) -> Result<Restored, Error> {
         let (lock, unlocked) = self.lock_to_read()?;
         let mut notes = Vec::from_iter(unlocked);
-        self.recover_locked(&lock).await?;
-        let (entry, told) = self.show_to_restore(id, swap).await?;
+        self.recover_before(&lock).await?;
         let new = format!("foregate_{}", Ulid::generate().to_string().to_lowercase());
         let goal = match swap {
             Swap::Live => self.target.database().to_owned(),
@@ -92,11 +101,10 @@ impl Vault {
             Swap::Drop => String::new(),
         };
         let live = self.target.database().to_owned();
-        let old = dated_name(&live, self.clock.wall());
-        let intent = Intent {
+        let mut intent = Intent {
             live,
             new,
-            old,
+            old: String::new(),
             live_oid: 0,
             goal: Some(goal),
             roles: Vec::new(),
@@ -106,7 +114,8 @@ impl Vault {
             Swap::Live => self.exclude_all(&admin, &intent.application(), &mut notes).await?,
             Swap::Keep(_) | Swap::Drop => None,
         };
-        let ground = self.preflight(&entry, &admin, swap).await?;
+        let ground = self.preflight(entry, &admin, swap).await?;
+        intent.old = self.free_name(&admin).await?;
         // A step to read it, and as much to spare.
         let lasts = patience(self.config.step_timeout, intent.is_proof()).saturating_mul(2);
         let lease = self
@@ -115,11 +124,11 @@ impl Vault {
             .await?;
         let sessions = (admin, inside);
         let restored = self
-            .restore_leased(&lock, &entry, sessions, &ground, intent, notes)
+            .restore_leased(&lock, entry, sessions, &ground, intent, notes)
             .await;
         let held = self.repository.end_lease(lease).await;
         let mut restored = restored.map_err(|error| self.explained(error, rights::OF_A_RESTORE))?;
-        restored.notes.extend(told.into_iter().chain(held).chain(ground.notes));
+        restored.notes.extend(held.into_iter().chain(ground.notes));
         Ok(restored)
     }
 
@@ -201,7 +210,7 @@ impl Vault {
         }
         let (rows, replaced) = match done {
             Ok(done) => done,
-            Err(Failure::InSwap { rows, .. }) if matches!(recovered, Ok(Recovered::Finished)) => {
+            Err(Failure::InSwap { rows, .. }) if matches!(recovered, Ok(Recovered::Finished(_))) => {
                 (rows, Some(intent.old.clone()))
             }
             Err(Failure::InSwap { error, .. } | Failure::Before(error)) => return Err(noted(error, &notes)),
@@ -235,6 +244,7 @@ impl Vault {
             match self.read_private(entry).await {
                 Ok(private) => character.put_back(private),
                 Err(error) if is_damage(&error) && !is_proof => {
+                    let error = self.confirm(entry).await.err().unwrap_or(error);
                     notes.push(format!(
                         "the database comes back without its settings and comment: {}",
                         chain(&error)
@@ -401,7 +411,7 @@ fn noted(error: Error, notes: &[String]) -> Error {
         return error;
     }
     Error::Noted {
-        notes: notes.join("; "),
+        notes: format!("on this server: {}", notes.join("; ")),
         source: Box::new(error),
     }
 }

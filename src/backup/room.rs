@@ -2,11 +2,13 @@
 //! seen from here, for the new database, which stands beside the old one.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use super::character::USUAL_TABLESPACE;
 use super::journal::local;
-use super::{Entry, Error, Vault};
+use super::{Config, Entry, Error, Vault};
 use crate::postgres::Admin;
 use crate::repository::manifest::Content;
 
@@ -16,6 +18,8 @@ const PLACE: &str = "SELECT COALESCE(NULLIF(pg_tablespace_location(oid), ''), cu
     (SELECT oid FROM pg_tablespace WHERE spcname = $2))";
 /// No database that is used shrinks to less than this part of itself.
 const HOPELESS: u64 = 10;
+/// How long is waited for a directory that is only looked at.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Vault {
     /// Refuses where room is missing for certain, and notes where it may not do.
@@ -29,16 +33,8 @@ impl Vault {
         else {
             return Ok(());
         };
-        if !self.target.is_here() {
-            return Ok(());
-        }
         let tablespace = character.as_ref().map_or(USUAL_TABLESPACE, |one| &one.tablespace);
-        let live = self.target.database();
-        let place = admin
-            .value::<String>("asking where databases lie", PLACE, &[&live, &tablespace])
-            .await;
-        // Not every role may ask, and what lies in a container is not seen from outside: then nothing is known.
-        if let Ok(place) = place
+        if let Some(place) = self.place(admin, tablespace).await
             && let Ok(free) = free(Path::new(&place))
         {
             notes.extend(beside(&place, free, *database_bytes).map_err(Error::Refused)?);
@@ -46,9 +42,38 @@ impl Vault {
         Ok(())
     }
 
+    /// Where on this machine the database lies, or would. Not every role may ask.
+    async fn place(&self, admin: &Admin, tablespace: &str) -> Option<String> {
+        if !self.target.is_here() {
+            return None;
+        }
+        let (act, live) = ("asking where databases lie", self.target.database());
+        admin.value(act, PLACE, &[&live, &tablespace]).await.ok()
+    }
+
+    /// That who loses the disk loses both. What lies in a container is not seen from outside: then nothing is known.
+    pub(super) async fn same_disk(&self, admin: &Admin) -> Option<String> {
+        let repository = self.repository.directory()?;
+        let place = self.place(admin, USUAL_TABLESPACE).await?;
+        let paths = [repository.to_owned(), place.into()];
+        let looking = tokio::task::spawn_blocking(move || paths.map(|path| std::fs::metadata(path).ok()));
+        // A share that does not answer is no disk of the database's.
+        let found = tokio::time::timeout(LOOK_TIMEOUT, looking).await.ok()?.ok()?;
+        let [ours, theirs] = found.map(|found| found.map(|found| found.dev()));
+        (ours? == theirs?).then(|| {
+            format!(
+                "the repository {} is on the disk that holds the database: who loses it loses both",
+                repository.display()
+            )
+        })
+    }
+
     fn check_scratch(&self, entry: &Entry) -> Result<(), Error> {
         let directory = &self.config.scratch;
         let place = directory.display();
+        if let Some(fault) = self.config.scratch_fault() {
+            return Err(Error::Refused(fault));
+        }
         std::fs::create_dir_all(directory).map_err(local(format!("making the scratch directory {place}")))?;
         let free = free(directory).map_err(local(format!("measuring the scratch directory {place}")))?;
         let dump = entry.manifest.part("dump").map_or(0, |part| part.plain_bytes);
@@ -59,6 +84,21 @@ impl Vault {
             )));
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// Only what is nobody's choice is made. Else it is a disk that is not mounted, or a slip of the pen, and the dump would go
+    /// where nobody wants it.
+    #[must_use]
+    pub fn scratch_fault(&self) -> Option<String> {
+        let is_there = self.scratch == self.state_dir || self.scratch.is_dir();
+        (!is_there).then(|| {
+            format!(
+                "the scratch directory {} (backup.scratch, --scratch or TMPDIR) is not there: make it, or name another",
+                self.scratch.display()
+            )
+        })
     }
 }
 

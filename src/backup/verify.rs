@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use ulid::Ulid;
 
+use super::choice::instead_of;
 use super::entry::next_record;
-use super::{Entry, Error, Vault};
+use super::{Entry, Error, Swap, Vault};
 use crate::postgres;
 use crate::postgres::child::Command;
 use crate::postgres::program::Programs;
@@ -146,7 +147,10 @@ impl Vault {
 
     /// Level 1: every part hashes as it did when it was written.
     async fn prove_stored(&self, entry: &Entry) -> Result<Level, Error> {
-        for part in &entry.manifest.parts {
+        let mut parts: Vec<&Part> = entry.manifest.parts.iter().collect();
+        // The dump may take hours: whatever is wrong with another one is known at once.
+        parts.sort_by_key(|part| part.stored_bytes);
+        for part in parts {
             let key = format!("{}/{}", entry.folder, part.object);
             let progress = self.step("verify");
             self.repository.confirm_stored(&key, part, progress).await?;
@@ -158,13 +162,16 @@ impl Vault {
     /// not condemn a good backup. Where no key fits, the stored bytes tell whether it is the key: damage to the first of them
     /// looks the same.
     async fn twice(&self, entry: &Entry, test: Level) -> Result<Level, Missed> {
-        let missed = |test: Level| move |error| Missed { test, error };
         match self.attempt(entry, test).await {
-            Err(error) if is_damage(&error) || fits_no_key(&error) => {
-                tracing::warn!(backup = %entry.manifest.id, error = chain(&error), "read again before it is believed");
-            }
-            other => return other.map_err(missed(test)),
+            Err(error) if looks_damaged(&error) => self.again(entry, test, &error).await,
+            other => other.map_err(|error| Missed { test, error }),
         }
+    }
+
+    async fn again(&self, entry: &Entry, test: Level, error: &Error) -> Result<Level, Missed> {
+        tracing::warn!(backup = %entry.manifest.id, error = chain(error), "a backup seems damaged, and is read again before that is believed");
+        drop(self.step("read again"));
+        let missed = |test: Level| move |error| Missed { test, error };
         let stored = self.prove_stored(entry).await.map_err(missed(Level::L1))?;
         if test <= stored {
             return Ok(stored);
@@ -177,9 +184,46 @@ impl Vault {
             Level::L0 | Level::L1 => self.prove_stored(entry).await,
             Level::L2 => self.prove(&entry.folder, &entry.manifest, &self.keys).await,
             Level::L3 => {
-                let id = entry.manifest.id.to_string();
-                self.restore(&id, &super::Swap::Drop).await.map(|_| Level::L3)
+                let proven = self.restore_entry(entry, &Swap::Drop);
+                proven.await.map(|_| Level::L3)
             }
+        }
+    }
+
+    /// Compares the stored bytes once more, after one of several parts was found damaged, and records what is found.
+    pub(super) async fn confirm(&self, entry: &Entry) -> Result<Proven, Error> {
+        let test = Level::L1;
+        let found = self.prove_stored(entry).await.map_err(|error| Missed { test, error });
+        self.record(entry, found).await
+    }
+
+    /// What a restore that failed tells. Where `error` blames the backup, that is believed and recorded as a verification's
+    /// would be, so that the next `latest` is another one: whoever restores has no time to verify first.
+    pub(super) async fn judged(&self, entry: &Entry, error: Error) -> Error {
+        if !looks_damaged(&error) {
+            return error;
+        }
+        let test = if is_miscounted(&error) && !entry.is_files() {
+            Level::L3
+        } else {
+            // Files are counted while they are read back.
+            Level::L2
+        };
+        let found = self.again(entry, test, &error).await;
+        match self.record(entry, found).await {
+            Ok(_) => noted("a second time it was whole, so try again; at first", error),
+            Err(found) if is_damage(&found) => Error::Condemned {
+                id: entry.manifest.id,
+                instead: match self.list().await {
+                    Ok((entries, _)) => instead_of(&entries, entry),
+                    Err(error) => format!("the others cannot be listed: {}", chain(&error)),
+                },
+                source: Box::new(found),
+            },
+            Err(found) => noted(
+                &format!("whether it is damaged cannot be told ({})", chain(&found)),
+                error,
+            ),
         }
     }
 
@@ -208,10 +252,13 @@ impl Vault {
             (Ok(_), Err(error)) => Err(error.into()),
             (Err(missed), Ok(())) => Err(missed.error),
             // That it is damaged matters more.
-            (Err(missed), Err(error)) => Err(Error::Noted {
-                notes: format!("the failure could not be recorded: {}", chain(&error)),
-                source: Box::new(missed.error),
-            }),
+            (Err(missed), Err(error)) => {
+                let why = format!(
+                    "the failure could not be recorded ({}), so name another one's id",
+                    chain(&error)
+                );
+                Err(noted(&why, missed.error))
+            }
         }
     }
 
@@ -258,7 +305,7 @@ pub(super) struct Missed {
 pub(super) fn is_damage(error: &Error) -> bool {
     match error {
         Error::Repository(repository::Error::Damaged { .. }) | Error::Unproven { .. } => true,
-        Error::Noted { source, .. } => is_damage(source),
+        Error::Noted { source, .. } | Error::Condemned { source, .. } => is_damage(source),
         // A full scratch disk is no damage: were it recorded as such, retention would let a good backup go.
         Error::Repository(repository::Error::Unseal { source, .. }) => source.raw_os_error().is_none(),
         Error::Repository(repository::Error::Store { source, .. }) => {
@@ -266,6 +313,24 @@ pub(super) fn is_damage(error: &Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// And where no key fits: damage to the first bytes looks like that.
+fn looks_damaged(error: &Error) -> bool {
+    is_damage(error) || fits_no_key(error)
+}
+
+/// Whether only a restore can tell.
+fn is_miscounted(error: &Error) -> bool {
+    match error {
+        Error::Noted { source, .. } => is_miscounted(source),
+        other => matches!(other, Error::Unproven { .. }),
+    }
+}
+
+fn noted(notes: &str, source: Error) -> Error {
+    let (notes, source) = (notes.to_owned(), Box::new(source));
+    Error::Noted { notes, source }
 }
 
 fn fits_no_key(error: &Error) -> bool {

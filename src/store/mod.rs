@@ -194,8 +194,8 @@ impl Store {
         })
     }
 
-    /// The newest audit entries first.
-    pub async fn audit(&self, offset: usize, limit: usize) -> Result<Vec<AuditEntry>, Error> {
+    /// The newest audit entries first, and how many there are in all.
+    pub async fn audit(&self, offset: usize, limit: usize) -> Result<(Vec<AuditEntry>, u64), Error> {
         let (offset, limit) = (
             i64::try_from(offset).unwrap_or(i64::MAX),
             i64::try_from(limit).unwrap_or(i64::MAX),

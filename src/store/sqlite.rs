@@ -282,7 +282,8 @@ pub(super) fn append_audit(connection: &mut Connection, entry: &AuditEntry) -> r
     Ok(())
 }
 
-pub(super) fn audit(connection: &mut Connection, offset: i64, limit: i64) -> rusqlite::Result<Vec<AuditEntry>> {
+pub(super) fn audit(connection: &mut Connection, offset: i64, limit: i64) -> rusqlite::Result<(Vec<AuditEntry>, u64)> {
+    let total: i64 = connection.query_row("SELECT count(*) FROM audit", [], |row| row.get(0))?;
     let sql = "SELECT at, actor, origin, action, subject, result FROM audit ORDER BY id DESC LIMIT ?1 OFFSET ?2";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map(params![limit, offset], |row| {
@@ -298,7 +299,8 @@ pub(super) fn audit(connection: &mut Connection, offset: i64, limit: i64) -> rus
             result: row.get(5)?,
         })
     })?;
-    rows.collect()
+    let entries: rusqlite::Result<Vec<AuditEntry>> = rows.collect();
+    Ok((entries?, total.unsigned_abs()))
 }
 
 pub(super) fn ping(connection: &mut Connection) -> rusqlite::Result<()> {

@@ -144,6 +144,13 @@ async fn whoever_is_asked_to_restore_or_delete_a_backup_is_told_which_it_is() {
     page.click("#backups [aria-label^=Delete]").await;
     page.click("#confirm-yes").await;
     page.reads("message", "01K9ZZ00000000000000000001 is marked").await;
+    let marked = but(dump(1, "7301"), &json!({"good": false, "state": "to be deleted"}));
+    page.answer(&list, Some(listing(&[marked]))).await;
+    page.reads("backups", "to be deleted").await;
+    let undelete = format!("POST {API}/backups/01K9ZZ00000000000000000001/undelete");
+    page.answer(&undelete, Some((200, json!({})))).await;
+    page.click("#backups [aria-label^='Take the mark off']").await;
+    page.reads("message", "The backup stays.").await;
 }
 
 #[tokio::test]

@@ -279,3 +279,63 @@ fn whoever_makes_backups_in_the_clear_is_told_so() {
         assert_eq!((code, told.matches(CLEAR).count()), (Some(0), count), "{more}: {told}");
     }
 }
+
+/// A slip in a crontab, or a configuration that lost its keys.
+#[test]
+fn backup_in_the_clear_beside_sealed_ones_is_refused_unless_it_is_meant() {
+    let shell = Shell::new();
+    let (state, path) = (shell.path("state").display().to_string(), shell.config(""));
+    let create = |set: &str, more: &[&str]| {
+        let words = ["backup", "create", "--files", set, "--path", &path];
+        let place = ["--config", &path, "--state-dir", &state];
+        outcome(&shell.run(None, &[&words[..], &place, more].concat()))
+    };
+    let recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    assert_eq!(create("app", &["--recipient", recipient]).0, Some(0));
+    let (code, told) = create("app", &[]);
+    assert!(code == Some(FAILED) && told.contains("--in-the-clear"), "{told}");
+    for (set, more) in [("other", &[][..]), ("app", &["--in-the-clear"])] {
+        let (code, told) = create(set, more);
+        assert_eq!(code, Some(0), "{set}: {told}");
+    }
+    let listed = shell.run(None, &["backup", "list", "--config", &path]);
+    let table = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert_eq!(table.matches(", in the clear").count(), 2, "{table}");
+}
+
+#[test]
+fn check_tells_of_file_sets_that_cannot_be_backed_up_as_the_backup_would() {
+    let shell = Shell::new();
+    let (gone, link, there) = (shell.path("gone"), shell.path("link"), shell.path("backups"));
+    std::os::unix::fs::symlink(&there, &link).expect("a link");
+    let set = |name: &str, path: &Path| format!("[[backup.files]]\nname = {name:?}\npaths = [{path:?}]\n");
+    let sets = [("a", &gone), ("b", &link), ("c", &there)].map(|(name, path)| set(name, path));
+    let text = format!(
+        "[upstream]\nservers = [\"http://127.0.0.1:1\"]\n[tls]\nmode = \"off\"\n[backup]\nrepository = \"file://{}\"\n{}",
+        there.display(),
+        sets.concat()
+    );
+    let config = shell.path("checked.toml").display().to_string();
+    std::fs::write(&config, text).expect("the file is written");
+    let (code, told) = outcome(&shell.run(None, &["check", "--config", &config]));
+    assert_eq!(code, Some(0), "what a start survives: {told}");
+    for (name, words) in [
+        ("a", "No such file"),
+        ("b", "is a symbolic link; name what it leads to"),
+    ] {
+        let backup = ["backup", "create", "--files", name, "--config", &config];
+        let state = shell.path("state").display().to_string();
+        let (code, refused) = outcome(&shell.run(None, &[&backup[..], &["--state-dir", &state]].concat()));
+        assert_eq!(code, Some(FAILED), "{refused}");
+        let set = format!("file set {name:?}: ");
+        for text in [&told, &refused] {
+            assert!(text.contains(&set) && text.contains(words), "{text}");
+        }
+    }
+    assert!(!told.contains("file set \"c\""), "{told}");
+    let text = std::fs::read_to_string(&config).expect("readable");
+    let scratch = format!("[database]\nurl = {{ env = \"DATABASE_URL\" }}\n[backup]\nscratch = {gone:?}");
+    std::fs::write(&config, text.replace("[backup]", &scratch)).expect("the file is written");
+    let (code, told) = outcome(&shell.run(Some("app"), &["check", "--config", &config]));
+    assert!(code == Some(0) && told.contains("the scratch directory"), "{told}");
+}

@@ -31,6 +31,8 @@ pub(crate) enum Fault {
     Late,
     /// Status 200 comes at once, then a space each [`SPACES_EVERY`] for as long as [`SPACES`], and only then the answer.
     Spaces,
+    /// It is answered with one bit of the body flipped.
+    Flipped,
 }
 
 /// Longer than an impatient client lets a store be silent, and than all its attempts.
@@ -207,11 +209,24 @@ async fn answer(
             std::future::pending().await
         }
         Some(Fault::Spaces) => Ok(hyper::Response::new(slowly(service, &script, request))),
+        Some(Fault::Flipped) => flipped(service, request).await,
         None => service
             .call(request.map(s3s::Body::from))
             .await
             .map_err(std::io::Error::other),
     }
+}
+
+async fn flipped(
+    service: S3Service,
+    request: hyper::Request<Incoming>,
+) -> Result<hyper::Response<s3s::Body>, std::io::Error> {
+    let answer = service.call(request.map(s3s::Body::from)).await;
+    let (head, body) = answer.map_err(std::io::Error::other)?.into_parts();
+    let mut body = body.collect().await.map_err(std::io::Error::other)?.to_bytes().to_vec();
+    let middle = body.len() / 2;
+    *body.get_mut(middle).expect("a body") ^= 1;
+    Ok(hyper::Response::from_parts(head, s3s::Body::from(Bytes::from(body))))
 }
 
 /// The body of the answer behind many spaces.
@@ -268,6 +283,14 @@ fn a_database_goes_to_a_bucket_and_comes_back() {
     bed.ok(&["create", "--label", "daily"]);
     bed.ok(&["prune"]);
     assert_eq!(bed.good(), 2);
+    server.heal();
+    bed.ok(&["restore", "latest", "--dry-run"]);
+    let mut listings = server.heal();
+    listings.retain(|seen| seen.contains("list-type=2"));
+    let asked = listings.len();
+    listings.sort();
+    listings.dedup();
+    assert_eq!(listings.len(), asked, "nothing is listed twice");
 }
 
 /// On the day that the machine burned, the keys at hand may be those that only read.

@@ -1,6 +1,7 @@
 //! The vault against a real PostgreSQL and the real programs: what must hold after each fault.
 
 mod bucket;
+mod damage;
 mod faults;
 mod files;
 mod machine;

@@ -124,7 +124,9 @@ fn restore_without_the_address_of_a_database_says_what_to_set() {
         &["restore", "--dry-run"],
         &["restore", "--verify-only"],
     ] {
-        let told = bed.fails(args);
+        let output = bed.command(Some(&bed.key()), args).output().expect("foregate starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {told}");
         for text in ["[database] url", "DATABASE_URL", "--database-url-file"] {
             assert!(told.contains(text), "{args:?}: {told}");
         }
@@ -188,6 +190,8 @@ fn scratch_directory_without_room_is_named_and_another_one_can_be() {
     });
     let elsewhere = bed.directory().join("elsewhere").display().to_string();
     let scratch = ["restore", "--scratch", &elsewhere];
+    is_untouched(&bed, &scratch, &format!("the scratch directory {elsewhere} "));
+    std::fs::create_dir(&elsewhere).expect("it was not made by a slip of the pen");
     is_untouched(&bed, &scratch, &format!("the scratch directory {elsewhere} has"));
     std::fs::write(&manifest, whole).expect("writable");
     bed.ok(&scratch);

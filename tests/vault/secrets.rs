@@ -172,6 +172,38 @@ fn settings_and_comment_of_the_database_are_sealed_given_back_and_shown_to_nobod
     show_none("the log of the server", &log_of(&rescued));
 }
 
+/// As the document says, on a server that writes down all that it is told.
+#[test]
+fn restore_by_hand_leaves_no_secret_in_the_log_of_the_server() {
+    let bed = Bed::new();
+    bed.sql("postgres", "CREATE ROLE cashier LOGIN PASSWORD 'of the till'");
+    for (statement, value) in SETTINGS {
+        bed.sql("postgres", &format!("{statement} '{value}'"));
+    }
+    bed.ok(&["create"]);
+    let before = bed.sql("postgres", THEIRS);
+    let rescued = Bed::rescued(&bed);
+    drop(bed);
+    log_all(&rescued);
+    let document = include_str!("../../docs/restore-by-hand.md");
+    let spared = document.lines().find(|line| line.starts_with("export PGOPTIONS="));
+    let script = format!(
+        "set -o pipefail; export PGHOST={socket} PGPORT={PORT} PGUSER=postgres; {spared}; cd {folder} \
+         && age -d -i {key} globals.zst.age | zstd -d | psql -X -d postgres \
+         && age -d -i {key} dump.zst.age | zstd -d > {socket}/dump \
+         && pg_restore --create --exit-on-error -j 2 -d postgres {socket}/dump",
+        socket = rescued.socket().display(),
+        spared = spared.expect("the document says so"),
+        folder = rescued.object("dump.zst.age").parent().expect("a folder").display(),
+        key = rescued.key().display(),
+    );
+    run("bash", &["-c", &script]);
+    assert_eq!(rescued.sql("postgres", THEIRS), before);
+    let log = log_of(&rescued);
+    show_none("the log of the server", &log);
+    assert!(!log.contains("SCRAM-SHA-256"), "{log}");
+}
+
 #[test]
 fn settings_that_are_damaged_do_not_keep_a_lost_database_away() {
     let bed = Bed::new();

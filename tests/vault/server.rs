@@ -472,11 +472,66 @@ fn failure_is_told_once_and_so_is_its_end_and_no_secret_with_it() {
         (&json!(1.0), &json!(0)),
         "{stats}"
     );
+    assert!(
+        stats["warnings"]
+            .to_string()
+            .contains("is on the disk that holds the database"),
+        "{stats}"
+    );
     let told = hook.seen.lock().expect("no thread panics here").join("\n");
     for text in [told, server.log(), run.to_string()] {
         assert!(!text.contains("hidden-password"), "{text}");
     }
     assert!(!server.log().contains("hidden-hook"));
+}
+
+#[test]
+fn what_is_due_is_begun_soon_after_the_database_server_is_back() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    bed.stop_server("fast");
+    let server = Server::start(&bed, &hook);
+    until("the first attempt", || {
+        let health = server.get("/health/comprehensive");
+        health["parts"]["backup"].to_string().contains("cannot be begun")
+    });
+    bed.start_server();
+    until("the backup", || server.good().len() == 1);
+    until("the end of the trouble", || {
+        let health = server.get("/health/comprehensive");
+        health["parts"]["backup"]["status"] == "healthy"
+    });
+    let runs = server.get(&format!("{BACKUPS}/runs"));
+    let is_failure = |run: &&Value| run["act"] == "create" && run["state"] == "failed";
+    let failed = runs["runs"].as_array().expect("runs").iter().filter(is_failure);
+    assert_eq!(failed.count(), 0, "{runs}");
+}
+
+#[test]
+fn damage_that_a_restore_meets_is_an_alarm_of_its_own() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = Server::start(&bed, &hook);
+    server.settle();
+    let run = server.done(&format!("{BACKUPS}/create"), &Value::Null);
+    let id = run["id"].as_str().expect("an id");
+    crate::damage::flip(&bed.object(&format!("{id}/dump.zst.age")));
+    let run = server.done(&format!("{BACKUPS}/restore"), &json!({"id": "latest"}));
+    assert_eq!(run["state"], "failed", "{run}");
+    assert!(
+        run["reason"].to_string().contains("the newest good one besides is"),
+        "{run}"
+    );
+    hook.wait_for(&format!("backup {id} is not what it was"));
+    until("it is listed so", || {
+        server.get(&format!("{BACKUPS}/{id}"))["backup"]["state"] == "damaged"
+    });
+    let run = server.done(&format!("{BACKUPS}/restore"), &json!({"id": "latest"}));
+    assert_eq!(run["state"], "succeeded", "{run}");
+    let (first, marked) = (server.good()[0]["id"].clone(), format!("{BACKUPS}/{id}"));
+    assert_ne!(first, id);
+    assert_eq!(server.delete(id).0, 204);
+    assert_eq!(server.post(&format!("{marked}/undelete"), &Value::Null).0, 204);
+    assert_eq!(server.get(&marked)["backup"]["state"], "damaged");
+    assert_eq!(server.post(&format!("{marked}/undelete"), &Value::Null).0, 422);
 }
 
 #[test]

@@ -172,4 +172,10 @@ fn backup_is_deleted_by_hand_but_never_the_last_good_one() {
     assert!(store.ok(&["show", &old]).contains("deleted by hand"));
     store.ok(&["delete", &old, "--json"]);
     assert_eq!(store.good(), 1);
+    store.ok(&["undelete", &old]);
+    assert_eq!(store.good(), 2);
+    let refused = store.fails(&["undelete", &old]);
+    assert!(refused.contains("is not marked for deletion"), "{refused}");
+    let refused = store.fails(&["delete", "latest"]);
+    assert!(refused.contains("name it by its id"), "{refused}");
 }

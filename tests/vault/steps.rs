@@ -41,8 +41,21 @@ fn killed_at_any_step_of_a_swap_the_next_command_leaves_the_old_one_or_the_finis
     let (bed, id) = bed();
     for step in STEPS {
         kill_at(&bed, step, &["restore", &id]);
-        bed.ok(&["restore", &id, "--verify-only"]);
-        let wanted = if step == "Renamed" { "20000" } else { "5" };
+        let mut next = bed.command(Some(&bed.key()), &["restore", &id, "--verify-only"]);
+        let output = next.output().expect("foregate starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "killed at {step}: {told}");
+        let (wanted, words) = match step {
+            "Renamed" => (
+                "20000",
+                "what was restored; the one that it replaced is kept as \"app_replaced_",
+            ),
+            _ => ("5", "\"app\" is as it was"),
+        };
+        assert!(
+            told.contains("note: a restore was cut short") && told.contains(words),
+            "killed at {step}: {told}"
+        );
         assert_eq!(bed.sql("app", ROWS), wanted, "killed at {step}");
         assert_eq!(bed.leftovers(), Vec::<String>::new(), "killed at {step}");
         assert_eq!(bed.sql("postgres", OPEN), "app", "killed at {step}");

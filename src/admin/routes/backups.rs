@@ -227,11 +227,32 @@ pub(super) async fn delete(axum::extract::State(state): Shared, caller: Caller, 
         Ok(_) => state.parts.vault.delete(&text).await.map_err(Into::into),
         Err(_) => Err(Error::Invalid("a backup is deleted by its id alone".to_owned())),
     };
-    let result = match &done {
-        Ok(_) => "ok: marked for deletion".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    record(&state, &caller, "delete backup", &quoted(&text), &result).await;
+    marked(
+        &state,
+        &caller,
+        ("delete backup", &text),
+        done,
+        "ok: marked for deletion",
+    )
+    .await
+}
+
+pub(super) async fn undelete(axum::extract::State(state): Shared, caller: Caller, id: Id) -> Result<StatusCode, Error> {
+    let text = text(id)?;
+    let done = state.parts.vault.undelete(&text).await.map_err(Into::into);
+    marked(&state, &caller, ("undelete backup", &text), done, "ok: the mark is off").await
+}
+
+/// Writes down who put a mark on a backup or took it off.
+async fn marked(
+    state: &State,
+    caller: &Caller,
+    (action, subject): (&str, &str),
+    done: Result<Ulid, Error>,
+    ok: &str,
+) -> Result<StatusCode, Error> {
+    let result = done.as_ref().map_or_else(ToString::to_string, |_| ok.to_owned());
+    record(state, caller, action, &quoted(subject), &result).await;
     done.map(|_| StatusCode::NO_CONTENT)
 }
 

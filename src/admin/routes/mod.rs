@@ -155,6 +155,12 @@ fn backup_routes(table: &mut Table) {
         AtLeast(Admin),
         backups::delete,
     );
+    table.add(
+        POST,
+        "/api/infrastructure/backups/{id}/undelete",
+        AtLeast(Admin),
+        backups::undelete,
+    );
 }
 
 /// Looking is for everyone who may see; ordering work on the database server is not.

@@ -22,9 +22,10 @@ pub(super) fn paging(query: Result<Query<Paging>, QueryRejection>) -> Result<(us
 
 pub(super) async fn list(state: Shared, query: Result<Query<Paging>, QueryRejection>) -> Result<Json<Audit>, Error> {
     let (offset, limit) = paging(query)?;
-    let entries = state.parts.store.audit(offset, limit).await?;
+    let (entries, total) = state.parts.store.audit(offset, limit).await?;
     Ok(Json(Audit {
         entries: entries.into_iter().map(Into::into).collect(),
+        total,
         offset,
         limit,
     }))

@@ -34,7 +34,7 @@ function backupRow(backup) {
     if (backup.content === "files") actions.append(action("Restore", "viewer", `How to restore the backup of ${made}`, () => restoreFiles(backup)));
     else if (backup.good) actions.append(action("Restore", "admin", `Restore the backup of ${made}`, () => restore(backup), "danger"));
     actions.append(action("Delete", "admin", `Delete the backup of ${made}`, () => remove(backup), "danger"));
-  }
+  } else actions.append(action("Undelete", "admin", `Take the mark off the backup of ${made}`, () => begin(`${backup.id}/undelete`, {}, "The backup stays.")));
   const what = lines(subject(backup), exact(backup.id), backup.where, backup.encrypted ? "" : "in the clear");
   const state = stateCell(backup.state === "good" ? `proven ${backup.level}` : backup.state, backup.good, backup.problem);
   return cells(element("tr"), timeCell(backup.startedAt), what, state, backup.labels.join(", "),

@@ -146,7 +146,7 @@ function drillRow(drill) {
 
 function runText(what, run) {
   if (run.now) return `${what}: ${run.now.step ?? "begun"}${run.now.bytes ? `, ${size(run.now.bytes)}` : ""}`;
-  return run.last?.failure ? `The last ${what} of ${when(run.last.at)} failed: ${run.last.failure}` : "";
+  return run.last?.failure ? `The last ${what}, ${when(run.last.at)}: ${run.last.failure}` : "";
 }
 
 async function order(path, words) {

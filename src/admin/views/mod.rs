@@ -177,6 +177,7 @@ impl GuardStats {
 #[derive(Debug, Serialize)]
 pub(super) struct Audit {
     pub(super) entries: Vec<AuditLine>,
+    pub(super) total: u64,
     pub(super) offset: usize,
     pub(super) limit: usize,
 }

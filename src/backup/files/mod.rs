@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
@@ -62,7 +63,7 @@ impl Vault {
         set: &FileSet,
         schedule_keys: Vec<String>,
     ) -> Result<Manifest, Error> {
-        let roots = roots(set)?;
+        let roots = roots(set).map_err(Error::Refused)?;
         let _lock = self.lock()?;
         self.sweep_unfinished().await?;
         let folder = layout::files(id);
@@ -181,9 +182,17 @@ impl Vault {
     }
 }
 
+impl FileSet {
+    /// Why no backup of it could be made now, as far as its paths tell.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        roots(self).err()
+    }
+}
+
 /// The trees of a set, each once. What is not there or is a link is refused: an archive of nothing would look good.
-fn roots(set: &FileSet) -> Result<Vec<PathBuf>, Error> {
-    let refuse = |reason: String| Err(Error::Refused(format!("file set {:?}: {reason}", set.name)));
+fn roots(set: &FileSet) -> Result<Vec<PathBuf>, String> {
+    let refuse = |reason: String| Err(format!("file set {:?}: {reason}", set.name));
     if set.paths.is_empty() {
         return refuse("it names no path".to_owned());
     }
@@ -201,7 +210,15 @@ fn roots(set: &FileSet) -> Result<Vec<PathBuf>, Error> {
             Ok(found) if found.is_symlink() => {
                 return refuse(format!("{shown} is a symbolic link; name what it leads to"));
             }
-            Ok(_) => {}
+            Ok(found) => {
+                let asked = match found.is_dir() {
+                    true => Access::READ_OK | Access::EXEC_OK,
+                    false => Access::READ_OK,
+                };
+                if let Err(error) = accessat(CWD, path, asked, AtFlags::EACCESS) {
+                    return refuse(format!("{shown} cannot be read: {}", std::io::Error::from(error)));
+                }
+            }
         }
         let clean: PathBuf = path.components().collect();
         roots.push(clean);

@@ -11,7 +11,7 @@ use super::extract::{self, Extracted};
 use super::names::Names;
 use super::{PART, Vault};
 use crate::backup::catalogue::all_read;
-use crate::backup::choice::{LATEST, from_the_future, passed_over, stands};
+use crate::backup::choice::{LATEST, from_the_future, none_good, passed_over, stands};
 use crate::backup::journal::local;
 use crate::backup::restore::patience;
 use crate::backup::verify::Draining;
@@ -34,13 +34,20 @@ pub struct FilesRestored {
 
 impl Vault {
     /// Restores the file set `id` (or `latest`, where the repository holds only one set) into the directory `into`, which is
-    /// made where it is missing and refused unless it is empty.
+    /// made where it is missing and refused unless it is empty. One that turns out to be damaged is recorded as such.
     ///
     /// # Errors
     /// Why nothing was restored.
     pub async fn restore_files(&self, id: &str, into: &Path) -> Result<FilesRestored, Error> {
-        let (_lock, unlocked) = self.lock_to_read()?;
         let (entry, told) = self.show_files(id).await?;
+        match self.restore_set(&entry, into, told).await {
+            Err(error) => Err(self.judged(&entry, error).await),
+            restored => restored,
+        }
+    }
+
+    async fn restore_set(&self, entry: &Entry, into: &Path, told: Option<String>) -> Result<FilesRestored, Error> {
+        let (_lock, unlocked) = self.lock_to_read()?;
         let mut notes: Vec<String> = told.into_iter().chain(unlocked).collect();
         let Content::Files { name, entries, .. } = &entry.manifest.content else {
             return Err(Error::Refused("this is a database backup, not a file set".to_owned()));
@@ -53,7 +60,7 @@ impl Vault {
             .repository
             .lease(entry.manifest.id, self.clock.wall(), lasts, &mut notes)
             .await?;
-        let unpacked = self.unpack(&entry, &partial).await.and_then(|extracted| {
+        let unpacked = self.unpack(entry, &partial).await.and_then(|extracted| {
             if extracted.entries != *entries {
                 let reason = format!("{} of {entries} entries came back", extracted.entries);
                 return Err(Error::Unproven {
@@ -100,8 +107,12 @@ impl Vault {
                 _ => newest = Some(entry),
             }
         }
-        let ahead = || entries.iter().rfind(|entry| entry.is_files() && entry.is_good());
-        let newest = newest.ok_or_else(|| ahead().map_or_else(|| Error::Unknown(id.to_owned()), from_the_future))?;
+        let sets: Vec<&Entry> = entries.iter().filter(|entry| entry.is_files()).collect();
+        let newest = newest.ok_or_else(|| match sets.iter().rfind(|entry| entry.is_good()) {
+            Some(ahead) => from_the_future(ahead),
+            None if sets.is_empty() => Error::Unknown(id.to_owned()),
+            None => none_good("files", &sets),
+        })?;
         Ok((newest.clone(), passed_over(&entries, newest)))
     }
 

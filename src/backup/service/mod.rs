@@ -28,6 +28,7 @@ use ulid::Ulid;
 
 pub use self::run::{Act, Run, State, Status, Step};
 pub use self::stats::KindStats;
+use super::choice::newest_sealed;
 use super::{Entry, Error, Hold, Recovered, Settings, Subject, Unreadable, Vault};
 use crate::clock::{Clock, Now};
 use crate::telemetry::alert::Alerts;
@@ -91,6 +92,8 @@ struct Shared {
     since: Mutex<Since>,
     /// Of the cluster that the database is in, once it was asked.
     cluster: Mutex<Option<String>>,
+    /// That the repository is on the disk of the database, if it is, once the server was asked.
+    same_disk: Mutex<Option<String>>,
     troubles: Mutex<BTreeMap<String, String>>,
     runs: Mutex<Runs>,
     starting: tokio::sync::Mutex<()>,
@@ -131,6 +134,7 @@ impl Service {
             started_at: parts.clock.wall(),
             since: Mutex::new(Since::open(&settings.state_dir)),
             cluster: Mutex::default(),
+            same_disk: Mutex::default(),
             troubles: Mutex::default(),
             settings: ArcSwap::from_pointee(settings),
             vault: ArcSwapOption::empty(),
@@ -159,6 +163,8 @@ impl Service {
         }
         self.shared.settings.store(Arc::new(settings));
         *lock(&self.shared.cluster) = None;
+        *lock(&self.shared.same_disk) = None;
+        self.shared.is_stale.store(true, Ordering::Release);
         self.open();
         self.shared.forget_unplanned();
         self.shared.poke.notify_one();
@@ -215,16 +221,11 @@ impl Service {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let settings = self.settings();
-        let mut warnings = Vec::new();
-        if settings.database.is_some() && settings.repository.recipients.is_empty() {
-            warnings.push("Backups are stored in the clear: backup.recipients names no age public key.".to_owned());
+        if settings.database.is_none() {
+            return Vec::new();
         }
-        if settings.repository.url.starts_with("file://") && settings.database.is_some() {
-            warnings.push(
-                "The repository is a directory: it should not be on the disk that holds the database.".to_owned(),
-            );
-        }
-        warnings
+        let clear = settings.in_the_clear().map(str::to_owned);
+        clear.into_iter().chain(lock(&self.shared.same_disk).clone()).collect()
     }
 
     /// All backups, oldest first, at most some seconds old.
@@ -420,6 +421,22 @@ impl Shared {
                 self.trouble("clock", &text);
             }
             None => self.well("clock", "no backup is from the future any more"),
+        }
+        self.show_sealing(entries);
+    }
+
+    /// A backup in the clear is worth more than none, and a configuration that lost its keys is told: what goes elsewhere can be
+    /// read there.
+    fn show_sealing(&self, entries: &[Entry]) {
+        let (settings, subject) = (self.settings.load(), self.subject());
+        let is_planned = |entry: &Entry| settings.plan.files.iter().any(|file| entry.is_of_set(&file.set.name));
+        let sealed = newest_sealed(entries, |entry| subject.owns(entry) || is_planned(entry));
+        match settings.in_the_clear().zip(sealed) {
+            Some((clear, sealed)) => {
+                let id = sealed.manifest.id;
+                self.trouble("clear", &format!("{clear}, and earlier ones such as {id} are sealed"));
+            }
+            None => self.well("clear", "backups are sealed again"),
         }
     }
 

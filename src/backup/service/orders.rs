@@ -8,7 +8,7 @@ use ulid::Ulid;
 use super::{Act, Catalogue, Refusal, Run, Service, stats};
 use crate::backup::files::FileSet;
 use crate::backup::verify::is_damage;
-use crate::backup::{Entry, Error, Pruned, Swap};
+use crate::backup::{Entry, Error, Pruned, Swap, Vault};
 use crate::repository::Manifest;
 use crate::repository::manifest::{Content, Level};
 use crate::telemetry::cause::chain;
@@ -86,7 +86,12 @@ impl Service {
             move |vault, service, run| async move {
                 let note = |note: &String| run.note(service.shared.parts.clock.wall(), note);
                 told.iter().for_each(note);
-                let done = vault.with_foreign(foreign).restore(&id, &swap).await?;
+                let restored = vault.with_foreign(foreign).restore(&id, &swap).await;
+                let done = restored.inspect_err(|error| {
+                    if let Error::Condemned { id, .. } = error {
+                        service.tell_damage(*id, error);
+                    }
+                })?;
                 done.notes.iter().filter(|note| !told.contains(note)).for_each(note);
                 let replaced = done
                     .replaced
@@ -124,19 +129,14 @@ impl Service {
             Ulid::generate(),
             subjects,
             move |vault, service, _| async move {
-                let key = format!("backup-verify-{}", entry.manifest.id);
-                let proven = match vault.prove_again(&entry, restore).await {
-                    Ok(proven) => proven,
-                    Err(error) => {
-                        // A network that is away says nothing of the backup; the failed run is told all the same.
-                        if is_damage(&error) {
-                            let text = format!("backup {} is not what it was: {}", entry.manifest.id, chain(&error));
-                            service.shared.parts.alerts.raise(&key, &text);
-                        }
-                        return Err(error);
+                let id = entry.manifest.id;
+                let proven = vault.prove_again(&entry, restore).await.inspect_err(|error| {
+                    // A network that is away says nothing of the backup; the failed run is told all the same.
+                    if is_damage(error) {
+                        service.tell_damage(id, error);
                     }
-                };
-                let text = format!("backup {} is proven again", entry.manifest.id);
+                })?;
+                let (key, text) = (damage_key(id), format!("backup {id} is proven again"));
                 service.shared.parts.alerts.resolve(&key, &text);
                 let text = match vault.can_open(&entry.manifest) {
                     true => format!("proven to {:?}", proven.level),
@@ -146,6 +146,11 @@ impl Service {
             },
         )
         .await
+    }
+
+    fn tell_damage(&self, id: Ulid, error: &Error) {
+        let text = format!("backup {id} is not what it was: {}", chain(error));
+        self.shared.parts.alerts.raise(&damage_key(id), &text);
     }
 
     /// Starts a clean-up.
@@ -250,12 +255,26 @@ impl Service {
     /// # Errors
     /// Unknown, in use, or the last good one.
     pub async fn delete(&self, id: &str) -> Result<Ulid, Refusal> {
-        if let Some(run) = self.current() {
-            return Err(Refusal::Busy(run.id));
-        }
-        let marked = self.vault()?.delete(id).await?;
+        let marked = self.idle_vault()?.delete(id).await?;
         self.shared.is_stale.store(true, Ordering::Release);
         Ok(marked)
+    }
+
+    /// Takes that mark off, and says of which it was.
+    ///
+    /// # Errors
+    /// Unknown, or not marked by hand.
+    pub async fn undelete(&self, id: &str) -> Result<Ulid, Refusal> {
+        let kept = self.idle_vault()?.undelete(id).await?;
+        self.shared.is_stale.store(true, Ordering::Release);
+        Ok(kept)
+    }
+
+    fn idle_vault(&self) -> Result<Arc<Vault>, Refusal> {
+        match self.current() {
+            Some(run) => Err(Refusal::Busy(run.id)),
+            None => self.vault(),
+        }
     }
 
     /// A new proven backup is there.
@@ -294,4 +313,9 @@ impl Service {
         } = self.catalogue(self.shared.parts.clock.now()).await?;
         Ok(self.vault()?.choose(&entries, &unreadable, id).await?.clone())
     }
+}
+
+/// Under which the alerts know it.
+fn damage_key(id: Ulid) -> String {
+    format!("backup-verify-{id}")
 }

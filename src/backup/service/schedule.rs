@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::{Refusal, Service, State, files_subject, lock};
+use super::{Act, Refusal, Service, State, files_subject, lock};
 use crate::backup::task::{due, served};
 use crate::backup::{Entry, Error, Plan, Recovered};
 use crate::clock::Now;
@@ -21,9 +21,10 @@ const LOOK: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The metrics and what is overdue are brought up to date this often although nothing is changed.
 const REFRESH: Duration = Duration::from_secs(300);
-/// After a failure, doubled each time up to the second.
-const RETRY_FIRST: Duration = Duration::from_secs(300);
-const RETRY_MAX: Duration = Duration::from_secs(3_600);
+/// After a run that failed, doubled each time up to the second: it may have taken hours of the server's.
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+/// Likewise for what cannot be begun, which costs nobody anything: mostly PostgreSQL is away, or another instance is at work.
+pub(super) const BEGIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 /// Runs of several instances or kinds spread over this.
 const JITTER_MAX_MS: u64 = 20_000;
 /// Old backups that one scheduled verification reads back.
@@ -52,19 +53,20 @@ struct Pause {
 }
 
 impl Memory {
-    fn wait_longer(&mut self, subject: &str, tick: Duration) {
+    pub(super) fn wait_longer(&mut self, subject: &str, tick: Duration, (first, most): (Duration, Duration)) {
         let pause = self.pauses.entry(subject.to_owned()).or_default();
-        pause.until = tick + RETRY_FIRST.saturating_mul(1 << pause.failures.min(8)).min(RETRY_MAX);
+        pause.until = tick + first.saturating_mul(1 << pause.failures.min(8)).min(most);
         pause.failures += 1;
     }
 
-    /// After what is nobody's failure.
-    fn wait(&mut self, subject: &str, tick: Duration) {
-        self.pauses.entry(subject.to_owned()).or_default().until = tick + RETRY_FIRST;
+    pub(super) fn is_paused(&self, subject: &str, tick: Duration) -> bool {
+        self.pauses.get(subject).is_some_and(|pause| tick < pause.until)
     }
 
-    fn is_paused(&self, subject: &str, tick: Duration) -> bool {
-        self.pauses.get(subject).is_some_and(|pause| tick < pause.until)
+    /// Until it is worth another look.
+    fn rest(&self, tick: Duration) -> Duration {
+        let ends = self.pauses.values().map(|pause| pause.until.saturating_sub(tick));
+        ends.filter(|rest| !rest.is_zero()).fold(LOOK, Duration::min)
     }
 
     fn is_new(&self, kind: &str, key: &str) -> bool {
@@ -78,8 +80,12 @@ impl Service {
         let looking = async {
             let mut memory = Memory::default();
             loop {
-                self.look(&mut memory, self.shared.parts.clock.now()).await;
-                let pause = if memory.is_recovered { LOOK } else { LOOK_AGAIN };
+                let now = self.shared.parts.clock.now();
+                self.look(&mut memory, now).await;
+                let pause = match memory.is_recovered {
+                    true => memory.rest(now.tick),
+                    false => LOOK_AGAIN,
+                };
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = self.shared.poke.notified() => {}
@@ -106,12 +112,7 @@ impl Service {
                 return false;
             }
             Ok(Recovered::Nothing) => {}
-            Ok(Recovered::Undone) => {
-                tracing::warn!("a restore was cut short: the old database serves, the new one was dropped");
-            }
-            Ok(Recovered::Finished) => {
-                tracing::warn!("a restore was cut short after its swap: the new database serves");
-            }
+            Ok(Recovered::Undone(told) | Recovered::Finished(told)) => tracing::warn!("{told}"),
         }
         self.shared.well("recover", "what a restore left half done is finished");
         true
@@ -166,7 +167,12 @@ impl Service {
         let fresh: Vec<_> = fresh.collect();
         for run in fresh.into_iter().rev() {
             match run.status().state {
-                State::Failed { .. } => memory.wait_longer(&run.subject(), tick),
+                State::Failed { .. } => {
+                    memory.wait_longer(&run.subject(), tick, RETRY);
+                    if run.act == Act::Prune {
+                        let _not_yet = memory.served.remove("cleanup");
+                    }
+                }
                 _ => drop(memory.pauses.remove(&run.subject())),
             }
         }
@@ -175,17 +181,17 @@ impl Service {
 
     /// What could not even be begun.
     pub(super) fn stumbled(&self, memory: &mut Memory, subject: &str, tick: Duration, refusal: &Refusal) {
-        match refusal {
-            Refusal::Busy(_) => return,
-            // That another instance is quicker is no trouble; were it to be so always, backups would be overdue.
-            Refusal::Domain(Error::Busy(_)) => {
-                tracing::info!(subject, "backup: another instance is at work, what is due waits");
-                return memory.wait(subject, tick);
-            }
-            _ => memory.wait_longer(subject, tick),
+        if matches!(refusal, Refusal::Busy(_)) {
+            return;
+        }
+        let schedule = format!("schedule-{subject}");
+        memory.wait_longer(&schedule, tick, BEGIN);
+        // That another instance is quicker is no trouble; were it to be so always, backups would be overdue.
+        if matches!(refusal, Refusal::Domain(Error::Busy(_))) {
+            return tracing::info!(subject, "backup: another instance is at work, what is due waits");
         }
         let text = format!("backup: what is due cannot be begun: {}", explain(refusal));
-        self.shared.trouble(&format!("schedule-{subject}"), &text);
+        self.shared.trouble(&schedule, &text);
     }
 
     /// Starts the first of what is due; its end pokes the loop, which then starts the next.
@@ -195,22 +201,19 @@ impl Service {
             if self.current().is_some() {
                 return;
             }
-            if memory.is_paused(subject, tick) {
+            let schedule = format!("schedule-{subject}");
+            if memory.is_paused(subject, tick) || memory.is_paused(&schedule, tick) {
                 continue;
             }
             let begun = match subject {
                 "create" => self.begin_backup(memory, &plan, now).await,
                 "files" => self.begin_files(memory, &plan, now, tick).await,
-                _ => self.begin_upkeep(memory, &plan, now).await,
+                _ => self.begin_upkeep(memory, &plan, now, tick).await,
             };
             match begun {
                 Ok(()) => {
-                    // A backup that was begun has yet to succeed; the others' runs have subjects of their own.
-                    if subject != "create" {
-                        let _pause = memory.pauses.remove(subject);
-                    }
-                    let text = "backup: what is due can be begun again";
-                    self.shared.well(&format!("schedule-{subject}"), text);
+                    let _pause = memory.pauses.remove(&schedule);
+                    self.shared.well(&schedule, "backup: what is due can be begun again");
                 }
                 Err(refusal) => self.stumbled(memory, subject, tick, &refusal),
             }
@@ -218,10 +221,17 @@ impl Service {
     }
 
     /// The clean-up, and reading old backups back.
-    async fn begin_upkeep(&self, memory: &mut Memory, plan: &Plan, now: Timestamp) -> Result<(), Refusal> {
+    async fn begin_upkeep(
+        &self,
+        memory: &mut Memory,
+        plan: &Plan,
+        now: Timestamp,
+        tick: Duration,
+    ) -> Result<(), Refusal> {
         let current = |schedule: &Schedule| schedule.current(&plan.zone, now).map(|period| period.key);
         let due = plan.cleanup.as_ref().and_then(current);
-        if let Some(key) = due.filter(|key| memory.is_new("cleanup", key)) {
+        let is_paused = memory.is_paused(Act::Prune.name(), tick);
+        if let Some(key) = due.filter(|key| memory.is_new("cleanup", key) && !is_paused) {
             drop(self.start_prune().await?);
             drop(memory.served.insert("cleanup".to_owned(), key));
             return Ok(());
@@ -247,20 +257,21 @@ impl Service {
             .iter()
             .filter_map(|kind| Some((kind.label.clone(), kind.schedule.current(&plan.zone, now)?.key)))
             .collect();
-        if !periods.iter().any(|(label, key)| memory.is_new(label, key)) {
+        // After a reload it may be another server.
+        let is_known = periods.is_empty() || lock(&self.shared.cluster).is_some();
+        if is_known && !periods.iter().any(|(label, key)| memory.is_new(label, key)) {
             return Ok(());
         }
+        // Which cluster's backups are ours only the server can say: another one's must not stand in for them. While it does not
+        // answer there is nothing to begin.
+        let (cluster, same_disk) = self.vault()?.ask().await?;
+        *lock(&self.shared.cluster) = Some(cluster);
+        *lock(&self.shared.same_disk) = same_disk;
         self.shared.is_stale.store(true, Ordering::Release);
         let entries = self.list().await?;
-        // Which cluster's backups are ours only the server can say: another one's must not stand in for them.
-        let cluster = self.vault()?.cluster().await;
-        if let Ok(cluster) = &cluster {
-            *lock(&self.shared.cluster) = Some(cluster.clone());
-        }
         let subject = self.shared.subject();
         let due = due(&plan.kinds, &plan.zone, |key| served(&entries, &subject, key), now);
         if due.labels.is_empty() {
-            drop(cluster?);
             memory.served.extend(periods);
             return Ok(());
         }

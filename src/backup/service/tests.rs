@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use jiff::civil::{Time, Weekday};
 use jiff::tz::TimeZone;
 
-use super::schedule::Memory;
+use super::schedule::{BEGIN, Memory, RETRY};
 use super::*;
 use crate::backup::entry::tests::{dump, files};
 use crate::backup::files::FileSet;
@@ -308,10 +308,10 @@ async fn work_that_cannot_be_begun_is_told_waited_for_and_told_again_once_it_can
         ["backup-schedule-upkeep"],
         "that it is busy is no trouble"
     );
-    for (minutes, acts) in [(1, &["files"][..]), (60, &["files", "prune"])] {
+    for (seconds, acts) in [(9, &["files"][..]), (10, &["files", "prune"])] {
         for _ in 0..2 {
             bed.service
-                .begin_due(&mut memory, now, Duration::from_mins(minutes))
+                .begin_due(&mut memory, now, Duration::from_secs(seconds))
                 .await;
             drop(bed.ended().await);
         }
@@ -327,17 +327,77 @@ async fn database_that_is_away_does_not_keep_file_sets_waiting() {
     let mut memory = Memory::default();
     let now = bed.service.shared.parts.clock.wall();
     bed.look_at(&mut memory, now).await;
-    assert!(matches!(bed.ended().await.status().state, State::Failed { .. }));
-    bed.service.judge(&mut memory, Duration::ZERO);
-    bed.look_at(&mut memory, now).await;
     assert_eq!(bed.ended().await.status().state, State::Succeeded);
-    assert_eq!(bed.acts(), ["create", "files"]);
+    assert_eq!(bed.acts(), ["files"]);
+    assert_eq!(bed.raised(), ["backup-schedule-create"]);
     let stats = bed.service.stats().await.expect("stats").0;
     let counts: Vec<_> = stats
         .iter()
         .map(|kind| (kind.kind.as_str(), kind.succeeded_runs, kind.failed_runs))
         .collect();
-    assert_eq!(counts, [("daily", 0, 1), ("files:app", 1, 0)]);
+    assert_eq!(
+        counts,
+        [("daily", 0, 0), ("files:app", 1, 0)],
+        "what was not begun has not failed"
+    );
+}
+
+#[tokio::test]
+async fn clean_up_that_failed_is_tried_again_before_the_next_day() {
+    let bed = Bed::new(Vec::new());
+    let (mut memory, now) = (Memory::default(), bed.service.shared.parts.clock.wall());
+    bed.look_at(&mut memory, now).await;
+    drop(bed.ended().await);
+    let unreadable = bed
+        .root
+        .path()
+        .join("repository/files/01JH0000000000000000000000/manifest.json");
+    std::fs::create_dir_all(unreadable.parent().expect("a folder")).expect("a folder");
+    std::fs::write(&unreadable, "{").expect("writable");
+    for (seconds, acts) in [(0, 2), (59, 2), (60, 3)] {
+        let tick = Duration::from_secs(seconds);
+        bed.service.begin_due(&mut memory, now, tick).await;
+        drop(bed.ended().await);
+        bed.service.judge(&mut memory, tick);
+        assert_eq!(bed.acts().len(), acts, "{:?}", bed.acts());
+        std::fs::remove_file(&unreadable).ok();
+    }
+    drop(bed.service.list().await.expect("a list"));
+    assert_eq!(bed.raised(), [""; 0]);
+}
+
+#[test]
+fn what_cannot_be_begun_is_tried_again_soon_and_a_run_that_failed_ever_later() {
+    let pauses = |(first, most): (Duration, Duration)| {
+        let (mut memory, mut tick) = (Memory::default(), 0);
+        let seconds = std::iter::repeat_with(|| {
+            memory.wait_longer("x", Duration::from_secs(tick), (first, most));
+            let waited = (tick..).find(|tick| !memory.is_paused("x", Duration::from_secs(*tick)));
+            let waited = waited.expect("an end") - tick;
+            tick += waited;
+            waited
+        });
+        seconds.take(8).collect::<Vec<u64>>()
+    };
+    assert_eq!(pauses(BEGIN), [10, 20, 40, 60, 60, 60, 60, 60]);
+    assert_eq!(pauses(RETRY), [60, 120, 240, 480, 960, 1920, 3600, 3600]);
+}
+
+#[tokio::test]
+async fn configuration_that_lost_its_keys_is_told_until_it_has_them_again() {
+    let bed = Bed::new(Vec::new());
+    let mut entries = [files("app", NOW), files("other", NOW)];
+    entries[1].manifest.recipients = recipient();
+    bed.service.shared.show(&entries, at(NOW));
+    assert_eq!(bed.raised(), [""; 0], "the other set is somebody else's");
+    entries[0].manifest.recipients = recipient();
+    bed.service.shared.show(&entries, at(NOW));
+    assert_eq!(bed.raised(), ["backup-clear"]);
+    let mut settings = (*bed.service.settings()).clone();
+    settings.repository.recipients = recipient();
+    bed.service.reload(settings);
+    bed.service.shared.show(&entries, at(NOW));
+    assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
 }
 
 #[tokio::test]
@@ -502,7 +562,7 @@ async fn another_instance_at_work_is_said_at_once_and_is_no_alert_and_what_is_du
     bed.look_at(&mut memory, now).await;
     assert_eq!(bed.acts(), [""; 0], "it waits a while");
     assert_eq!(bed.raised(), [""; 0]);
-    bed.service.begin_due(&mut memory, now, Duration::from_mins(5)).await;
+    bed.service.begin_due(&mut memory, now, Duration::from_secs(10)).await;
     assert_eq!(bed.ended().await.status().state, State::Succeeded);
     assert_eq!(bed.acts(), ["files"]);
     assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));

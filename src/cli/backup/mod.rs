@@ -1,6 +1,7 @@
 //! `foregate backup`: works without the server and without a configuration, for the day that the machine burned.
 
 mod bar;
+mod notes;
 mod restore;
 mod show;
 
@@ -16,7 +17,7 @@ use self::bar::Bar;
 use super::Error;
 use super::vault::{Database, Need, Place};
 use crate::backup::files::FileSet;
-use crate::backup::{FilePlan, Progress, Proven, Settings, Vault};
+use crate::backup::{self, FilePlan, Progress, Proven, Settings, Vault};
 use crate::clock::Clock;
 use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
@@ -32,7 +33,7 @@ pub(super) struct Options {
     /// Holds the journal of a restore.
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where a restore unpacks the dump, as large as the data.
+    /// Where a restore unpacks the dump, as large as the data; a directory that is there.
     #[arg(long, global = true, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
@@ -44,6 +45,9 @@ enum Command {
         /// The labels that it carries.
         #[arg(long = "label", default_value = "manual", value_parser = ["daily", "weekly", "monthly", "manual"])]
         labels: Vec<String>,
+        /// Store it in the clear, for want of a recipient, although earlier ones of the same are sealed.
+        #[arg(long)]
+        in_the_clear: bool,
         #[command(flatten)]
         files: Files,
     },
@@ -60,7 +64,15 @@ enum Command {
     /// Restore a backup (or `latest`) and put it in the database's place.
     Restore(restore::Order),
     /// Mark a backup for deletion, by its id: a clean-up removes it once the grace is over. The last good one is refused.
-    Delete { id: Ulid },
+    Delete {
+        #[arg(value_parser = by_id)]
+        id: Ulid,
+    },
+    /// Take the mark off a backup that was to be deleted.
+    Undelete {
+        #[arg(value_parser = by_id)]
+        id: Ulid,
+    },
     /// Apply retention.
     Prune {
         /// Only say what would go, and why each kept one is kept.
@@ -102,6 +114,7 @@ impl Command {
 /// # Errors
 /// Why it did not do what it was asked.
 pub(super) fn run(options: &Options) -> Result<(), Error> {
+    notes::show();
     let settings = settings(options)?;
     let bar = Bar::new(options.place.json);
     let config = settings.vault().context("which database?")?;
@@ -120,13 +133,29 @@ pub(super) fn run(options: &Options) -> Result<(), Error> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    Ok(runtime.block_on(Box::pin(command(options, &settings, vault, &bar)))?)
+    let done = runtime.block_on(Box::pin(command(options, &settings, vault, &bar)));
+    done.map_err(|error| match error.downcast_ref() {
+        Some(backup::Error::Postgres(postgres::Error::NoDatabase)) => Error::usage(error),
+        _ => error.into(),
+    })
+}
+
+/// `latest` is another one tomorrow.
+fn by_id(text: &str) -> Result<Ulid, &'static str> {
+    Ulid::from_string(text).map_err(|_| "name it by its id, as `foregate backup list` tells it")
 }
 
 async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar) -> anyhow::Result<()> {
     let as_json = options.place.json;
     match &options.command {
-        Command::Create { labels, files } => {
+        Command::Create {
+            labels,
+            in_the_clear,
+            files,
+        } => {
+            if !in_the_clear {
+                vault.check_sealing(files.name.as_deref()).await?;
+            }
             let manifest = match &files.name {
                 Some(name) => {
                     vault
@@ -166,6 +195,12 @@ async fn command(options: &Options, settings: &Settings, vault: Vault, bar: &Bar
             let grace = settings.retention.grace.as_secs() / 3600;
             print(as_json, &json!({"id": id, "marked": true}), || {
                 format!("{id} is marked for deletion; the first clean-up after {grace} hours removes it")
+            })
+        }
+        Command::Undelete { id } => {
+            let id = vault.undelete(&id.to_string()).await?;
+            print(as_json, &json!({"id": id, "marked": false}), || {
+                format!("{id} is not marked for deletion any more")
             })
         }
         Command::Prune { dry_run } => show::prune(&vault, *dry_run, as_json).await,

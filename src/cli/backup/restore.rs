@@ -123,7 +123,7 @@ async fn interrupted(vault: &Vault, mut task: JoinSet<Result<Restored, backup::E
     }
     task.shutdown().await;
     match vault.recover().await? {
-        Recovered::Finished => anyhow::bail!("interrupted after the swap: the new database is in place"),
+        Recovered::Finished(told) => anyhow::bail!("interrupted: {told}"),
         _ => anyhow::bail!("interrupted: the databases are as they were"),
     }
 }

@@ -44,7 +44,7 @@ fn table(entries: &[Entry]) -> Table {
             entry.manifest.id.to_string(),
             time(entry.manifest.started_at),
             entry.manifest.labels.join(" "),
-            content(&entry.manifest),
+            sealed_or_not(&entry.manifest),
             size(entry.manifest.stored_bytes()),
             format!("{:?}", entry.level()),
             entry.state().to_owned(),
@@ -185,6 +185,15 @@ fn inside(entry: &Entry) -> String {
             start_lsn, stop_lsn, ..
         } => format!("the cluster from {start_lsn} to {stop_lsn}"),
     }
+}
+
+/// Among sealed ones it must not pass unnoticed.
+fn sealed_or_not(manifest: &Manifest) -> String {
+    let clear = match manifest.recipients.is_empty() {
+        true => ", in the clear",
+        false => "",
+    };
+    format!("{}{clear}", content(manifest))
 }
 
 fn content(manifest: &Manifest) -> String {

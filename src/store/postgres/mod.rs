@@ -223,14 +223,18 @@ impl Postgres {
         .await
     }
 
-    pub(super) async fn audit(&self, offset: i64, limit: i64) -> Result<Vec<AuditEntry>, Error> {
+    pub(super) async fn audit(&self, offset: i64, limit: i64) -> Result<(Vec<AuditEntry>, u64), Error> {
         within(CALL_TIMEOUT, async {
             let mut lease = self.lease().await?;
             let sql = "SELECT at, actor, origin, action, subject, result FROM foregate.audit
                        ORDER BY id DESC LIMIT $1 OFFSET $2";
-            let rows = lease.client()?.query(sql, &[&limit, &offset]).await.map_err(failed)?;
+            let client = lease.client()?;
+            let rows = client.query(sql, &[&limit, &offset]).await.map_err(failed)?;
+            let total = client.query_one("SELECT count(*) FROM foregate.audit", &[]).await;
+            let total: i64 = total.map_err(failed)?.get(0);
             lease.give_back();
-            Ok(rows.iter().filter_map(audit_entry).collect())
+            let entries = rows.iter().filter_map(audit_entry).collect();
+            Ok((entries, total.unsigned_abs()))
         })
         .await
     }
