@@ -206,7 +206,7 @@ impl Bed {
 
     pub(crate) fn spawn(&self, args: &[&str]) -> Child {
         let mut command = self.command(args);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("foregate starts")
     }
 
