@@ -1,7 +1,7 @@
 //! `wal = "stream"`: the log over a replication slot.
 
 use crate::support::cluster::Cluster;
-use crate::support::server::{Server, token};
+use crate::support::server::{Server, token, until_counted};
 use crate::support::until;
 
 const STREAM: &str = "wal = \"stream\"";
@@ -33,9 +33,7 @@ fn the_log_is_streamed_and_continues_without_a_gap_after_a_kill() {
         names.iter().all(|name| cluster.objects(name).len() == 1)
     });
     until("the slot is well", || server.get("/health").contains("\"healthy\""));
-    until("the archive is counted", || {
-        server.metric("foregate_pitr_archive_segments") >= Some(5.0)
-    });
+    until_counted(&server, &cluster);
     assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
 }
 
