@@ -52,11 +52,11 @@ impl Keeper {
             None => {
                 let admin = self.connect().await?;
                 let ours = whose(&admin).await?;
-                if self.archiver.ours().as_ref() != Some(&ours) {
+                if self.archiver.ours().is_some_and(|before| before != ours) {
                     // What was beaten so far is the old one's.
                     self.write_beats().await;
-                    self.archiver.remember(&ours);
                 }
+                self.archiver.remember(&ours);
                 (admin, self.clock.tick())
             }
         };
