@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::archive::Error as ArchiveError;
 use super::archiver::{self, Archiver};
-use super::name::{File, SegmentName, SegmentSize, Timeline};
+use super::name::{File, Lsn, SegmentName, SegmentSize, Timeline};
 use super::watch;
 use crate::postgres::child::{Child, Command};
 use crate::postgres::program::Programs;
@@ -135,16 +135,13 @@ impl Config {
     /// Has the stream begin elsewhere where the server cannot go on from the end of the spool; else changes nothing. To be asked
     /// when the slot was lost, or the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
     /// more of it. The stream begins anew with the earliest log that the server has to follow. A standby proves nothing: what it has
-    /// removed, its primary may still keep for us.
+    /// removed, its primary may still keep for us, as long as there is a spool that could go on there.
     ///
     /// # Errors
     /// Of server, spool or archive; asked again, it goes on.
     pub async fn renew(&self, admin: &Admin, archiver: &Archiver) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
         let size = watch::segment_size(admin).await?;
-        let Some(resumes) = resumes_with(&there, size) else {
-            return Ok(());
-        };
         let rows = admin
             .query("looking for the log to go on with", SERVER_FILES, &[])
             .await?;
@@ -153,11 +150,18 @@ impl Config {
             Ok(File::Segment(stem)) => stem.name(size),
             _ => None,
         });
-        let Some(begins) = goes_on_with(resumes, on_server) else {
+        let on_server: Vec<SegmentName> = on_server.collect();
+        let spooled = resumes_with(&there, size);
+        let resumes = match (spooled, on_server.iter().map(|name| name.timeline).max()) {
+            (None, Some(newest)) => self.held(admin).await?.map(|at| SegmentName::at(newest, at, size)),
+            _ => spooled,
+        };
+        let begins = resumes.and_then(|resumes| goes_on_with(resumes, on_server.into_iter()));
+        let (Some(resumes), Some(begins)) = (resumes, begins) else {
             return Ok(());
         };
         let standby = "SELECT pg_is_in_recovery()";
-        if admin.value("asking whether it is a standby", standby, &[]).await? {
+        if spooled.is_some() && admin.value("asking whether it is a standby", standby, &[]).await? {
             return Err(Error::Standby {
                 spool: self.spool.clone(),
             });
@@ -170,12 +174,21 @@ impl Config {
         }
         // An empty file tells pg_receivewal where to begin, once it is the last: so it comes first, and nothing is ever skipped.
         let first = File::Partial(begins);
+        self.spooled(make_private(&self.spool))?;
         let path = self.spool.join(first.to_string());
         self.spooled(OpenOptions::new().create(true).append(true).open(path))?;
         for file in there.into_iter().filter(|file| file.is_log() && *file != first) {
             self.give_up(file, archiver).await?;
         }
         Ok(())
+    }
+
+    /// From where on the slot holds the log, with which an empty spool begins. An attempt to go on with a spool whose end is removed
+    /// may have set it back to there.
+    async fn held(&self, admin: &Admin) -> Result<Option<Lsn>, Error> {
+        let sql = "SELECT coalesce(restart_lsn::text, '') FROM pg_replication_slots WHERE slot_name = $1";
+        let at: String = admin.value("asking what the slot holds", sql, &[&self.slot]).await?;
+        Ok(at.parse().ok())
     }
 
     /// Archives a file to which nothing will be added, and removes it. One that the archive does not take, since it holds nothing

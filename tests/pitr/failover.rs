@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, PORT, program};
 use crate::support::server::{Server, config, token, until_counted};
-use crate::support::{files, until};
+use crate::support::{files, output, until};
 
 const VIEWER: &str = "a-token-that-may-look";
 
@@ -148,6 +148,7 @@ fn standby_that_has_removed_log_moves_no_stream_that_its_primary_still_holds_the
     let (first, second, server) = pair();
     first.finish_segment();
     until_streamed(&first);
+    let streamed = first.sql("SELECT pg_current_wal_flush_lsn()");
     server.kill();
     until("nobody reads", || !is_read(&first));
     second.sql("ALTER SYSTEM SET wal_keep_size = 0");
@@ -168,6 +169,13 @@ fn standby_that_has_removed_log_moves_no_stream_that_its_primary_still_holds_the
     let way_out = format!("move {} aside", spool.display());
     until("the way out is told", || problems().contains(&way_out));
     let before = names(&spool);
+    // Whoever tries with it may set the slot back to where nothing is left.
+    let held = format!("SELECT restart_lsn <= '{streamed}' FROM pg_replication_slots WHERE slot_name = 'foregate'");
+    until("the slot is set back", || {
+        try_with(&spool, &second);
+        second.sql(&held) == "t"
+    });
+    assert_eq!(names(&spool), before);
     let aside = spool.with_extension("aside");
     std::fs::rename(&spool, &aside).expect("moved aside");
     until("the stream begins anew", || {
@@ -192,6 +200,17 @@ fn spool(cluster: &Cluster) -> PathBuf {
 fn names(folder: &Path) -> Vec<PathBuf> {
     let files = files(folder).into_iter();
     files.filter_map(|path| Some(path.file_name()?.into())).collect()
+}
+
+/// As the stream does, with what is in its spool.
+fn try_with(spool: &Path, cluster: &Cluster) {
+    let (spool, root) = (spool.display().to_string(), cluster.root().display().to_string());
+    let args = [
+        "-D", &spool, "-S", "foregate", "-h", &root, "-p", PORT, "-U", "postgres",
+    ];
+    let args = [&args[..], &["--synchronous", "--no-loop"]].concat();
+    let tried = output(&program("pg_receivewal"), &args, Path::new("/"));
+    assert!(!tried.status.success(), "it cannot go on there");
 }
 
 /// What is stored of its log.
