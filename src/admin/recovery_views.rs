@@ -96,7 +96,7 @@ pub fn window(window: &Window, now: Timestamp) -> Value {
         "stretches": stretches,
         "gaps": holes,
         "islands": islands,
-        "endsBecause": window.ends_because,
+        "endsBecause": window.because(),
     })
 }
 

@@ -4,12 +4,17 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vault};
+use crate::repository;
 use crate::repository::lease::is_forbidden;
 
+/// Longer nobody waits for a lock to be taken or refused.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const NOTE_BYTES_MAX: u64 = 64 * 1024;
 /// A process and the name of a machine.
 const SIGNATURE_BYTES_MAX: u64 = 256;
@@ -86,6 +91,22 @@ impl Vault {
             other => (other?, None),
         };
         Ok((self.lock_state(repository)?, note))
+    }
+
+    /// As [`Vault::lock_to_read`], where nothing may hang with the disk of the repository: one thread at most waits for that.
+    pub(super) async fn lock_to_read_soon(&self) -> Result<(Lock, Option<String>), Error> {
+        let vault = self.clone();
+        let locking = async {
+            let alone = Arc::clone(&vault.locking).lock_owned().await;
+            let locking = move || {
+                let _alone = alone;
+                vault.lock_to_read()
+            };
+            tokio::task::spawn_blocking(locking).await
+        };
+        let hangs = |_| local("taking the lock of the repository".to_owned())(io::ErrorKind::TimedOut.into());
+        let locked = tokio::time::timeout(LOCK_TIMEOUT, locking).await.map_err(hangs)?;
+        locked.map_err(|_| repository::Error::Worker)?
     }
 
     fn lock_state(&self, repository: Option<File>) -> Result<Lock, Error> {

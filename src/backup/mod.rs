@@ -122,6 +122,8 @@ pub struct Vault {
     foreign: Option<String>,
     /// Held while databases exchange their names.
     swapping: Arc<Mutex<()>>,
+    /// Held while a lock is taken on a disk that may hang.
+    locking: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -151,6 +153,7 @@ impl Vault {
             hold: Hold::nothing(),
             foreign: None,
             swapping: Arc::default(),
+            locking: Arc::default(),
         })
     }
 

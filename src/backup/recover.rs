@@ -56,7 +56,7 @@ impl Vault {
             // Not even for a moment in the way of somebody's run.
             return Ok(Recovered::Nothing);
         }
-        let (lock, _) = self.lock_to_read()?;
+        let (lock, _) = self.lock_to_read_soon().await?;
         self.recover_locked(&lock).await
     }
 

@@ -1,5 +1,9 @@
 //! `foregate pitr setup`: what the database server needs, as lines to add or by `ALTER SYSTEM`.
 
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
@@ -38,6 +42,8 @@ struct Aim {
     command: String,
     /// What the server itself is asked to run; `None`: nothing, since it never runs us.
     trial: Option<String>,
+    /// Where that finds ours; `None`: where it is by default.
+    socket: Option<PathBuf>,
 }
 
 pub(super) fn run(wish: &Wish, place: &Place) -> Result<(), Error> {
@@ -84,6 +90,7 @@ fn aim(wish: &Wish, place: &Place) -> Result<Aim, Error> {
             .clone()
             .unwrap_or_else(|| setup::archive_command(socket.as_deref())),
         trial: is_ours.then(|| setup::check_command(socket.as_deref())),
+        socket,
     })
 }
 
@@ -145,6 +152,14 @@ async fn try_trial(aim: &Aim) -> anyhow::Result<bool> {
         }
         Err(error) => {
             let may_not = error.is_denied();
+            if let Some(socket) = aim.socket.as_deref().filter(|socket| nobody_listens(socket)) {
+                say(&format!(
+                    "\nForegate's server does not run: nobody listens at {}, where PostgreSQL hands its log over. Start it \
+                     (`foregate run`, with `pitr.enabled = true`), and run this once more.\n",
+                    socket.display()
+                ));
+                return Ok(false);
+            }
             let text = format!("{:#}", anyhow::Error::from(error));
             let what = if may_not {
                 "could not be tried (it takes a superuser)"
@@ -157,6 +172,12 @@ async fn try_trial(aim: &Aim) -> anyhow::Result<bool> {
             Ok(may_not)
         }
     }
+}
+
+/// Of somebody whom we may not ask nothing is known.
+fn nobody_listens(socket: &Path) -> bool {
+    let tried = UnixStream::connect(socket).map_err(|error| error.kind());
+    matches!(tried, Err(ErrorKind::NotFound | ErrorKind::ConnectionRefused))
 }
 
 fn table(checks: &[Check]) -> Table {

@@ -160,5 +160,5 @@ pub(super) fn secret(path: &Path) -> anyhow::Result<Secret> {
     file.take(SECRET_BYTES_MAX)
         .read_to_string(&mut text)
         .with_context(|| format!("reading {}", path.display()))?;
-    Ok(Secret::new(text.trim()))
+    Ok(Secret::of_file(text.trim(), path))
 }

@@ -7,9 +7,11 @@
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 
+use super::archiver;
 use super::beat::Beat;
 use super::name::{File, Timeline};
 use crate::postgres::{Admin, Error};
+use crate::repository::layout::Cluster;
 
 const PREPARE: &str = "\
 CREATE SCHEMA IF NOT EXISTS foregate;
@@ -35,6 +37,8 @@ SELECT pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_
 #[derive(Debug)]
 pub struct Heart {
     admin: Admin,
+    /// Whose log it beats into.
+    pub cluster: Cluster,
 }
 
 impl Heart {
@@ -43,7 +47,8 @@ impl Heart {
     pub async fn new(admin: Admin) -> Result<Self, Error> {
         let sql = "SET statement_timeout = '30s'; SET synchronous_commit = on";
         admin.batch("preparing the heartbeat", sql).await?;
-        Ok(Self { admin })
+        let cluster = archiver::whose(&admin).await?;
+        Ok(Self { admin, cluster })
     }
 
     /// One beat. `None`: the server is a standby, which commits nothing.

@@ -55,7 +55,8 @@ pub async fn take(archive: &Archive, size: SegmentSize, policy: &Policy, now: Ti
     }
     // It may be missing because nobody needs it.
     let mut bases = base::list(archive.repository(), archive.cluster()).await?;
-    bases.retain(|base| base.incomplete.is_none());
+    // By another size of segments, its names mean other places: see the survey.
+    bases.retain(|base| base.incomplete.is_none() && base.segment_size == size);
     let histories = base::histories(archive, &listed).await?;
     Ok(counted(&retention::holds(&bases, &histories, policy, now)))
 }

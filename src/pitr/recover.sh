@@ -17,7 +17,7 @@ set -euo pipefail
 DATA=${DATA:-@DATA@}                        # the data directory that is replaced
 BIN=${BIN:-/usr/lib/postgresql/@MAJOR@/bin}     # PostgreSQL @MAJOR@
 REPOSITORY=${REPOSITORY:-@REPOSITORY@}
-IDENTITY=${IDENTITY:-@IDENTITY@}            # the age identity that opens it; empty: stored in the clear
+IDENTITY=${IDENTITY:-@IDENTITY@}            # the file of the age identity that opens it; empty: stored in the clear, or name the file
 FOREGATE=${FOREGATE:-$(command -v foregate || true)}
 # postgresql.conf, where it does not stand in the data directory. Empty: as the server was started last, or where
 # Debian's packages have it.

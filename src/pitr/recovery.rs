@@ -9,6 +9,7 @@ use super::base::{self, Bases, Progress};
 use super::config::Check;
 use super::drill::Records;
 use super::plan::Refusal;
+use super::recover::Place;
 use super::retention::Policy;
 use super::setup::Way;
 use super::survey::Marks;
@@ -118,11 +119,6 @@ impl Recovery {
     }
 
     #[must_use]
-    pub fn repository_url(&self) -> &str {
-        &self.config.repository.url
-    }
-
-    #[must_use]
     pub fn bases(&self) -> &Bases {
         &self.bases
     }
@@ -161,6 +157,11 @@ pub enum Error {
     Long { path: PathBuf, bytes: usize, limit: usize },
     #[error("recovery did not stop where the plan says: {0}")]
     Astray(String),
+    #[error(
+        "interrupted: nothing of it runs any more, and {} is unfinished; remove it and what stands beside it ({}, {}), and begin anew",
+        .place.data.display(), .place.run.display(), .place.tablespaces.display()
+    )]
+    Interrupted { place: Box<Place> },
     #[error("the drill found: {0}")]
     Drill(String),
     #[error("{act}")]

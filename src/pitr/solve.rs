@@ -45,7 +45,7 @@ impl Recovery {
     /// # Errors
     /// [`Error::Refused`] with the nearest instants that can be reached, or the store cannot be asked.
     pub async fn plan(&self, request: &Request) -> Result<Plan, Error> {
-        let survey = self.survey().await?;
+        let survey = self.survey(request.base).await?;
         let timeline = request.timeline.unwrap_or_else(|| survey.newest_timeline());
         let planned = self.solve(&survey, timeline, request).await;
         match planned {
@@ -87,15 +87,9 @@ impl Recovery {
         let mut request = request.clone();
         if request.goal == Goal::Latest {
             let window = self.window_of(survey, timeline).await?;
-            let because = || {
-                window
-                    .ends_because
-                    .clone()
-                    .unwrap_or_else(|| "there is no base backup with its log".to_owned())
-            };
             let latest = window
                 .latest()
-                .ok_or_else(|| refused(format!("nothing can be reached: {}", because())))?;
+                .ok_or_else(|| refused(format!("nothing can be reached: {}", window.why_empty())))?;
             request.goal = Goal::Time(latest);
         }
         let position = match &request.goal {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::archive::Error as ArchiveError;
 use super::archiver::{self, Archiver};
-use super::name::{File, SegmentName, SegmentSize, Timeline};
+use super::name::{File, Lsn, SegmentName, SegmentSize, Timeline};
 use super::watch;
 use crate::postgres::child::{Child, Command};
 use crate::postgres::program::Programs;
@@ -29,10 +29,14 @@ use crate::repository::layout::Cluster;
 const APPLICATION: &str = "foregate wal stream";
 /// The child runs until something breaks; this only bounds the call that waits for it.
 const RUN_MAX: Duration = Duration::from_hours(24 * 365);
-/// `pg_receivewal --create-slot` is one short command.
-const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// More files than this in the spool were not put there by `pg_receivewal`.
 const SPOOL_FILES_MAX: usize = 100_000;
+/// Of a lost slot nothing is left to hold, and newer servers let nobody read by it any more.
+const DROP_LOST: &str = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+    WHERE slot_name = $1 AND slot_type = 'physical' AND wal_status = 'lost'";
+/// It holds the log from the last checkpoint on, before anybody reads.
+const CREATE: &str = "SELECT pg_create_physical_replication_slot($1, true) \
+    WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
 /// A server's log of a million segments is none that a slot could hold.
 const SERVER_FILES: &str = "SELECT name FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' LIMIT 1000000";
 
@@ -56,6 +60,11 @@ pub enum Error {
     Archive(#[from] ArchiveError),
     #[error("the server is cluster {found} now, and the stream is that of cluster {streamed}")]
     Another { found: String, streamed: String },
+    #[error(
+        "this standby does not have the log that follows what was streamed, and its primary may: let database.url lead to the \
+         primary; where no server has it any more, move {} aside, and the stream begins anew, with a gap", .spool.display()
+    )]
+    Standby { spool: PathBuf },
     #[error("the spool {path}")]
     Spool {
         path: PathBuf,
@@ -74,7 +83,10 @@ impl Config {
 
     /// Lets nobody in but the cluster whose log the spool holds: after `pg_upgrade`, or when the address leads elsewhere, another
     /// one answers before the watch has said so, and its log would be taken for that of ours.
-    async fn connect(&self) -> Result<Admin, Error> {
+    ///
+    /// # Errors
+    /// Another one answers, or nobody.
+    pub async fn connect(&self) -> Result<Admin, Error> {
         let admin = Admin::connect(&self.target, self.target.database(), APPLICATION).await?;
         let found = archiver::whose(&admin).await?;
         if found == self.cluster {
@@ -86,29 +98,31 @@ impl Config {
         })
     }
 
-    /// Starts reading. Makes spool and slot where they are missing.
+    /// Has the server hold the log from here on: makes the slot where there is none, and another one in the place of one that is
+    /// lost. Returns whether it was: until then the server went on removing log.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn hold(&self, admin: &Admin) -> Result<bool, Error> {
+        let lost = admin.query("dropping the lost slot", DROP_LOST, &[&self.slot]).await?;
+        admin
+            .query("making the replication slot", CREATE, &[&self.slot])
+            .await?;
+        Ok(!lost.is_empty())
+    }
+
+    /// Starts reading. Makes the spool where it is missing.
     ///
     /// # Errors
     /// When that cannot be done.
-    pub async fn start(&self) -> Result<Child, Error> {
-        let admin = self.connect().await?;
+    pub fn start(&self) -> Result<Child, Error> {
         self.spooled(make_private(&self.spool))?;
-        let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
-        let is_there: bool = admin
-            .value("looking for the replication slot", sql, &[&self.slot])
-            .await?;
-        drop(admin);
         let programs = Programs::find(self.cluster.major)?;
-        if !is_there {
-            let child = self
-                .command(&programs)?
-                .arg("--create-slot")
-                .arg("--if-not-exists")
-                .start()?;
-            child.finish(CREATE_TIMEOUT).await?;
-        }
-        let child = self
-            .command(&programs)?
+        let child = Command::new(programs.path("pg_receivewal"))
+            .arg("--no-password")
+            .arg("--slot")
+            .arg(&self.slot)
+            .target(&self.target, APPLICATION)?
             .arg("--directory")
             .arg(self.spool.as_os_str())
             .arg("--synchronous")
@@ -119,23 +133,15 @@ impl Config {
     }
 
     /// Has the stream begin elsewhere where the server cannot go on from the end of the spool; else changes nothing. To be asked
-    /// when the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
+    /// when the slot was lost, or the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
     /// more of it. The stream begins anew with the earliest log that the server has to follow. A standby proves nothing: what it has
-    /// removed, its primary may still keep for us.
+    /// removed, its primary may still keep for us, as long as there is a spool that could go on there.
     ///
     /// # Errors
     /// Of server, spool or archive; asked again, it goes on.
-    pub async fn renew(&self, archiver: &Archiver) -> Result<(), Error> {
+    pub async fn renew(&self, admin: &Admin, archiver: &Archiver) -> Result<(), Error> {
         let there = self.spooled(list(&self.spool))?;
-        let admin = self.connect().await?;
-        let standby = "SELECT pg_is_in_recovery()";
-        if admin.value("asking whether it is a standby", standby, &[]).await? {
-            return Ok(());
-        }
-        let size = watch::segment_size(&admin).await?;
-        let Some(resumes) = resumes_with(&there, size) else {
-            return Ok(());
-        };
+        let size = watch::segment_size(admin).await?;
         let rows = admin
             .query("looking for the log to go on with", SERVER_FILES, &[])
             .await?;
@@ -144,9 +150,22 @@ impl Config {
             Ok(File::Segment(stem)) => stem.name(size),
             _ => None,
         });
-        let Some(begins) = goes_on_with(resumes, on_server) else {
+        let on_server: Vec<SegmentName> = on_server.collect();
+        let spooled = resumes_with(&there, size);
+        let resumes = match (spooled, on_server.iter().map(|name| name.timeline).max()) {
+            (None, Some(newest)) => self.held(admin).await?.map(|at| SegmentName::at(newest, at, size)),
+            _ => spooled,
+        };
+        let begins = resumes.and_then(|resumes| goes_on_with(resumes, on_server.into_iter()));
+        let (Some(resumes), Some(begins)) = (resumes, begins) else {
             return Ok(());
         };
+        let standby = "SELECT pg_is_in_recovery()";
+        if spooled.is_some() && admin.value("asking whether it is a standby", standby, &[]).await? {
+            return Err(Error::Standby {
+                spool: self.spool.clone(),
+            });
+        }
         let (ended, begins) = (resumes.file(size), begins.file(size));
         if begins.timeline > ended.timeline {
             tracing::warn!(%ended, %begins, "the server left the timeline of the stream earlier: it goes on along the new one");
@@ -155,12 +174,21 @@ impl Config {
         }
         // An empty file tells pg_receivewal where to begin, once it is the last: so it comes first, and nothing is ever skipped.
         let first = File::Partial(begins);
+        self.spooled(make_private(&self.spool))?;
         let path = self.spool.join(first.to_string());
         self.spooled(OpenOptions::new().create(true).append(true).open(path))?;
         for file in there.into_iter().filter(|file| file.is_log() && *file != first) {
             self.give_up(file, archiver).await?;
         }
         Ok(())
+    }
+
+    /// From where on the slot holds the log, with which an empty spool begins. An attempt to go on with a spool whose end is removed
+    /// may have set it back to there.
+    async fn held(&self, admin: &Admin) -> Result<Option<Lsn>, Error> {
+        let sql = "SELECT coalesce(restart_lsn::text, '') FROM pg_replication_slots WHERE slot_name = $1";
+        let at: String = admin.value("asking what the slot holds", sql, &[&self.slot]).await?;
+        Ok(at.parse().ok())
     }
 
     /// Archives a file to which nothing will be added, and removes it. One that the archive does not take, since it holds nothing
@@ -182,14 +210,6 @@ impl Config {
         }
     }
 
-    fn command(&self, programs: &Programs) -> Result<Command, postgres::Error> {
-        Command::new(programs.path("pg_receivewal"))
-            .arg("--no-password")
-            .arg("--slot")
-            .arg(&self.slot)
-            .target(&self.target, APPLICATION)
-    }
-
     /// Waits until the child ends, which it never should.
     ///
     /// # Errors
@@ -207,6 +227,11 @@ impl Config {
         let there = self.spooled(list(&self.spool))?;
         done.retain(|file| there.contains(file));
         for (file, is_needed) in finished(&there) {
+            if matches!(file, File::Partial(_)) {
+                // Another one of its name is no other's log: it ends earlier or later. Nor is it in the way of what follows.
+                self.give_up(file, archiver).await?;
+                continue;
+            }
             if !done.contains(&file) {
                 self.archive(file, archiver).await?;
                 done.insert(file);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
+use ulid::Ulid;
 
 use super::archive::{self, Archive, Archived};
 use super::archiver;
@@ -194,13 +195,17 @@ impl Recovery {
         Ok((!others.is_empty()).then_some((meant, others)))
     }
 
-    pub(super) async fn survey(&self) -> Result<Survey, Error> {
+    /// As the newest base backup sees it, or the one that is meant.
+    pub(super) async fn survey(&self, meant: Option<Ulid>) -> Result<Survey, Error> {
         let cluster = self.cluster().await?;
         let mut bases = self.bases.list(&cluster).await?;
         bases.retain(|base| base.incomplete.is_none());
         let archive = self.bases.archive(&cluster);
         let objects = archive.list().await?;
-        let size = bases.last().map_or(SegmentSize::DEFAULT, |base| base.segment_size);
+        let base = bases.iter().find(|base| Some(base.id) == meant).or(bases.last());
+        let size = base.map_or(SegmentSize::DEFAULT, |base| base.segment_size);
+        // After `pg_resetwal --wal-segsize` the same name means another place: what was before is had by its own base backup only.
+        bases.retain(|base| base.segment_size == size);
         let mut histories = Vec::new();
         for object in &objects {
             if let File::History(timeline) = object.file {
@@ -287,7 +292,7 @@ impl Recovery {
     /// # Errors
     /// Of the store.
     pub async fn window(&self) -> Result<Window, Error> {
-        let survey = self.survey().await?;
+        let survey = self.survey(None).await?;
         self.window_of(&survey, survey.newest_timeline()).await
     }
 

@@ -222,7 +222,7 @@ pub fn judge_slot(seen: &Seen, name: &str) -> Verdict {
         )),
         Some(slot) if slot.is_lost => Verdict::Bad(format!(
             "the replication slot {name:?} is lost: the server removed log that was not read, so the archive has a gap; \
-             drop the slot and take a base backup"
+             the stream begins anew by itself, and then a base backup is needed"
         )),
         Some(slot) if !slot.is_active => Verdict::Absent(format!(
             "nobody reads the replication slot {name:?}; the server keeps {} bytes for it",

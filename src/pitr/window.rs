@@ -56,6 +56,8 @@ pub struct Window {
     pub islands: Vec<Island>,
     /// Why nothing after the end can be reached, beyond there being no more log.
     pub ends_because: Option<String>,
+    /// When the newest base backup ended whose log is whole, and holds no later commit yet.
+    pub waits_since: Option<Timestamp>,
 }
 
 impl Window {
@@ -67,6 +69,26 @@ impl Window {
     #[must_use]
     pub fn latest(&self) -> Option<Timestamp> {
         self.stretches.last().map(|stretch| stretch.to)
+    }
+
+    /// Why nothing (later) can be reached, as a sentence; `None`: nothing is known to be in the way.
+    #[must_use]
+    pub fn because(&self) -> Option<String> {
+        let since = self.waits_since.filter(|_| self.stretches.is_empty());
+        let waits = |since| {
+            format!(
+                "no commit after the base backup that ended at {since:.0} is archived yet; the first one begins the window \
+                 (`archive_timeout` says how long that takes)"
+            )
+        };
+        self.ends_because.clone().or_else(|| since.map(waits))
+    }
+
+    /// Why nothing at all can be reached, as a sentence.
+    #[must_use]
+    pub fn why_empty(&self) -> String {
+        let none = || "there is no base backup with its log".to_owned();
+        self.because().unwrap_or_else(none)
     }
 
     /// Also from pinned base backups that stand apart.
@@ -152,6 +174,9 @@ pub fn window(reaches: &[Reach]) -> Window {
             continue;
         }
         let Some(to) = last else {
+            if reach.broken_by.is_none() {
+                window.waits_since = Some(reach.from);
+            }
             window.ends_because = reach.broken_by.clone().or(window.ends_because);
             continue;
         };
@@ -260,6 +285,21 @@ mod tests {
         assert_eq!(window.earliest(), None);
         assert_eq!(window.ends_because.as_deref(), Some("segment 3 is missing"));
         assert_eq!(window.at_share(0.5), None);
+    }
+
+    #[test]
+    fn first_base_backup_waits_for_a_commit_and_is_not_said_to_be_missing() {
+        let told = |reaches: &[Reach]| window(reaches).why_empty();
+        assert!(told(&[]).contains("no base backup"));
+        let waits = told(&[reach(2, 20, None, None)]);
+        assert!(
+            waits.contains("ended at 1970-01-01T00:00:20Z is archived yet"),
+            "{waits}"
+        );
+        assert_eq!(
+            told(&[reach(1, 10, None, Some("segment 3 is missing"))]),
+            "segment 3 is missing"
+        );
     }
 
     #[test]

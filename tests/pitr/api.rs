@@ -118,7 +118,7 @@ fn every_verb_answers_whom_it_may_and_a_drill_proves_the_beat_of_its_instant() {
         "{drill}"
     );
     assert!(drill["phases"]["planSeconds"].as_f64() > Some(0.0), "{drill}");
-    plans_and_refusals(&server);
+    plans_and_refusals(&server, &cluster.key());
     everything_is_counted(&server);
 }
 
@@ -145,7 +145,7 @@ fn only_for_those_who_may(server: &Server) {
     }
 }
 
-fn plans_and_refusals(server: &Server) {
+fn plans_and_refusals(server: &Server, key: &str) {
     let window = seen(server, "window");
     let plan = |target: &str| {
         let body = json!({"targetTimestamp": target}).to_string();
@@ -168,11 +168,9 @@ fn plans_and_refusals(server: &Server) {
         .as_str()
         .expect("a path")
         .to_owned();
-    assert!(
-        planned["script"]
-            .as_str()
-            .is_some_and(|script| script.starts_with("#!/bin/bash"))
-    );
+    let script = planned["script"].as_str().expect("a script");
+    assert!(script.starts_with("#!/bin/bash"), "{script}");
+    assert!(script.contains(&format!("IDENTITY=${{IDENTITY:-'{key}'}}")), "{script}");
     let body = json!({"backupPath": base}).to_string();
     let (status, planned) = server.ask("POST", "pitr/recover", OPERATOR, &body);
     assert_eq!(

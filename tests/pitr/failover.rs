@@ -1,16 +1,23 @@
 //! `wal = "stream"` when the server dies and its standby takes over, or another cluster answers in its place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::support::cluster::Cluster;
-use crate::support::server::{Server, config};
-use crate::support::{files, until};
+use crate::support::cluster::{Cluster, PORT, program};
+use crate::support::server::{Server, config, token, until_counted};
+use crate::support::{files, output, until};
+
+const VIEWER: &str = "a-token-that-may-look";
 
 /// A server of ours with the state of `first`, which streams from `second`.
 fn moved(first: &Cluster, second: &Cluster) -> Server {
+    streaming(first, &second.url(), "")
+}
+
+/// One that streams from whoever answers at `address`, with more lines in `[pitr]`.
+fn streaming(first: &Cluster, address: &str, more: &str) -> Server {
     let url = first.root().join("url");
-    std::fs::write(&url, second.url()).expect("the address is written");
-    let text = config(first, "wal = \"stream\"");
+    std::fs::write(&url, address).expect("the address is written");
+    let text = config(first, &format!("wal = \"stream\"\n{more}"));
     let text = text.replace(
         "url = { env = \"DATABASE_URL\" }",
         &format!("url = {{ file = \"{}\" }}", url.display()),
@@ -61,9 +68,7 @@ fn all_is_there(server: &Server, cluster: &Cluster, last: &str) {
     until("the log of the new timeline is archived", || {
         cluster.objects(last).len() == 1
     });
-    until("the archive is counted", || {
-        server.metric("foregate_pitr_archive_segments") >= Some(4.0)
-    });
+    until_counted(server, cluster);
     assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
     until("it is well", || server.get("/health").contains("\"healthy\""));
 }
@@ -94,6 +99,17 @@ fn after_a_failover_the_stream_goes_on_where_it_was_and_what_only_the_spool_had_
         first.objects(&partial).len() == 1
     });
     assert!(first.objects(&open.replacen("00000001", "00000002", 1)).len() == 1);
+    // As it comes again where the old primary was asked once more, and got further.
+    server.kill();
+    let mut bytes = std::fs::read(first.wal().join(&open)).expect("its log");
+    *bytes.last_mut().expect("bytes") ^= 1;
+    let spool = spool(&first);
+    std::fs::write(spool.join(&partial), bytes).expect("written");
+    let server = moved(&first, &second);
+    let aside = spool.with_extension("aside").join(&partial);
+    until("it is put aside", || aside.exists());
+    let last = second.finish_segment();
+    all_is_there(&server, &first, &last);
 }
 
 #[test]
@@ -132,6 +148,7 @@ fn standby_that_has_removed_log_moves_no_stream_that_its_primary_still_holds_the
     let (first, second, server) = pair();
     first.finish_segment();
     until_streamed(&first);
+    let streamed = first.sql("SELECT pg_current_wal_flush_lsn()");
     server.kill();
     until("nobody reads", || !is_read(&first));
     second.sql("ALTER SYSTEM SET wal_keep_size = 0");
@@ -145,17 +162,55 @@ fn standby_that_has_removed_log_moves_no_stream_that_its_primary_still_holds_the
         second.sql("CHECKPOINT");
         !is_there()
     });
-    let server = moved(&first, &second);
-    let refused = || {
-        let log = std::fs::read_to_string(second.root().join("log")).unwrap_or_default();
-        log.matches("has already been removed").count()
-    };
-    // After the third it is asked whether the stream could go on at all.
-    until("the standby has refused it again and again", || refused() >= 5);
+    let more = format!("patience = \"2s\"\n{}", token("viewer", VIEWER));
+    let server = streaming(&first, &second.url(), &more);
+    let problems = || server.ask("GET", "pitr/stats", VIEWER, "").1["problems"].to_string();
+    let spool = spool(&first);
+    let way_out = format!("move {} aside", spool.display());
+    until("the way out is told", || problems().contains(&way_out));
+    let before = names(&spool);
+    // Whoever tries with it may set the slot back to where nothing is left.
+    let held = format!("SELECT restart_lsn <= '{streamed}' FROM pg_replication_slots WHERE slot_name = 'foregate'");
+    until("the slot is set back", || {
+        try_with(&spool, &second);
+        second.sql(&held) == "t"
+    });
+    assert_eq!(names(&spool), before);
+    let aside = spool.with_extension("aside");
+    std::fs::rename(&spool, &aside).expect("moved aside");
+    until("the stream begins anew", || {
+        is_read(&second) && !names(&spool).is_empty()
+    });
     server.kill();
+    std::fs::remove_dir_all(&spool).expect("the place is free");
+    std::fs::rename(&aside, &spool).expect("put back");
+    assert_eq!(names(&spool), before);
     let server = moved(&first, &first);
     let last = first.finish_segment();
     all_is_there(&server, &first, &last);
+}
+
+/// Where what is read of its log waits.
+fn spool(cluster: &Cluster) -> PathBuf {
+    let spools = std::fs::read_dir(cluster.root().join("state/wal-stream")).expect("spools");
+    let mut paths = spools.flatten().map(|entry| entry.path());
+    paths.next().expect("a spool")
+}
+
+fn names(folder: &Path) -> Vec<PathBuf> {
+    let files = files(folder).into_iter();
+    files.filter_map(|path| Some(path.file_name()?.into())).collect()
+}
+
+/// As the stream does, with what is in its spool.
+fn try_with(spool: &Path, cluster: &Cluster) {
+    let (spool, root) = (spool.display().to_string(), cluster.root().display().to_string());
+    let args = [
+        "-D", &spool, "-S", "foregate", "-h", &root, "-p", PORT, "-U", "postgres",
+    ];
+    let args = [&args[..], &["--synchronous", "--no-loop"]].concat();
+    let tried = output(&program("pg_receivewal"), &args, Path::new("/"));
+    assert!(!tried.status.success(), "it cannot go on there");
 }
 
 /// What is stored of its log.
@@ -191,5 +246,32 @@ fn another_cluster_at_the_address_gets_an_archive_of_its_own_and_adds_nothing_to
     second.finish_segment();
     until("its log is archived", || !log_of(&second, &first).is_empty());
     assert_eq!(log_of(&first, &first), before);
+    drop(server);
+}
+
+#[test]
+fn another_cluster_at_the_address_is_noticed_although_the_old_one_runs_on() {
+    let (first, second) = (Cluster::new(), Cluster::new());
+    first.archive_command("true");
+    second.archive_command("true");
+    let address = first.root().join("address");
+    let leads_to = |cluster: &Cluster| {
+        drop(std::fs::remove_file(&address));
+        std::os::unix::fs::symlink(cluster.root(), &address).expect("an address");
+    };
+    leads_to(&first);
+    let own = first.root().display().to_string().replace('/', "%2F");
+    let url = first.url().replace(&own, &format!("{own}%2Faddress"));
+    let server = streaming(&first, &url, "patience = \"2s\"");
+    until("the slot is read", || is_read(&first));
+    let name = first.finish_segment();
+    until("it is archived", || first.objects(&name).len() == 1);
+    leads_to(&second);
+    until("the slot is read there", || is_read(&second));
+    until("nobody reads the old one's", || !is_read(&first));
+    let beats = "SELECT count(*) FROM pg_class WHERE relname = 'heartbeat'";
+    until("it beats there", || second.sql(beats) != "0");
+    second.finish_segment();
+    until("its log is archived", || !log_of(&second, &first).is_empty());
     drop(server);
 }

@@ -1,7 +1,7 @@
 //! Into the archive: `archive_command = 'foregate wal push %p'`.
 
 use crate::support::cluster::{Cluster, program};
-use crate::support::server::{Server, archive_through, socket};
+use crate::support::server::{Server, archive_through, socket, until_counted};
 use crate::support::{as_postgres, files, run, until};
 
 /// The archived file is the one that PostgreSQL wrote, read back with the tools that everybody has.
@@ -30,9 +30,7 @@ fn segments_are_archived_through_the_server_and_read_back_without_foregate() {
         server.metric("foregate_pitr_pushes_total{result=\"failed\"}"),
         Some(0.0)
     );
-    until("the archive is counted", || {
-        server.metric("foregate_pitr_archive_segments") >= Some(3.0)
-    });
+    until_counted(&server, &cluster);
     assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
 }
 
@@ -219,9 +217,8 @@ fn other_segment_sizes_are_archived_and_counted_right() {
     let name = cluster.finish_segment();
     cluster.wait_until_archived();
     assert_archived(&cluster, &name);
-    until("the archive is counted", || {
-        server.metric("foregate_pitr_archive_segments") >= Some(10.0)
-    });
+    assert!(cluster.archived_segments() >= 10.0);
+    until_counted(&server, &cluster);
     assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
 }
 
@@ -267,9 +264,7 @@ fn labels_histories_and_partial_segments_are_archived_too() {
     assert_archived(&cluster, "00000002.history");
     let partial = name.replacen("00000002", "00000001", 1) + ".partial";
     assert_archived(&cluster, &partial);
-    until("the path over both timelines is counted", || {
-        server.metric("foregate_pitr_archive_segments") >= Some(3.0)
-    });
+    until_counted(&server, &cluster);
     assert_eq!(server.metric("foregate_pitr_gap_segments"), Some(0.0));
 }
 

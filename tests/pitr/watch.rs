@@ -151,7 +151,7 @@ fn recovery_begins_by_itself_once_its_repository_and_the_place_of_its_socket_are
 #[test]
 fn setup_prints_what_is_missing_applies_it_and_lets_postgresql_try_the_client() {
     let cluster = Cluster::new();
-    let _server = Server::start(&cluster);
+    let server = Server::start(&cluster);
     let config = cluster.root().join("config.toml").display().to_string();
     let url = format!("DATABASE_URL={}", cluster.url());
     let binary = cluster.binary();
@@ -174,6 +174,10 @@ fn setup_prints_what_is_missing_applies_it_and_lets_postgresql_try_the_client() 
     let name = cluster.finish_segment();
     cluster.wait_until_archived();
     assert_eq!(cluster.objects(&name).len(), 1);
+    server.stop();
+    let (is_good, text) = setup(&[]);
+    assert!(!is_good && text.contains("Foregate's server does not run"), "{text}");
+    assert!(text.contains(&socket(&cluster)), "{text}");
 }
 
 #[test]

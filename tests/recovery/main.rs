@@ -7,9 +7,11 @@
 
 mod configuration;
 mod elsewhere;
+mod interrupted;
 mod island;
 mod quiet;
 mod script;
+mod segments;
 mod support;
 
 use std::path::Path;
@@ -120,7 +122,8 @@ fn a_position_a_restore_point_and_a_transaction_are_reached_and_promoted() {
     assert!(refused.contains("does not hold the restore point"), "{refused}");
     let into = bed.path("promoted").display().to_string();
     bed.ok(&["recover", "--xid", &wanted, "--into", &into]);
-    bed.ok(&["promote", &into]);
+    // Nothing of the repository is needed for that.
+    as_postgres(&bed.program(), &["pitr", "promote", "--no-config", &into]);
     assert!(!bed.path("promoted/recovery.signal").exists());
     bed.stop("data");
     bed.start("promoted");
@@ -197,6 +200,8 @@ fn what_cannot_be_reached_is_refused_with_the_nearest_that_can() {
             .is_some_and(|reason| reason.contains("without anything later")),
         "{idle}"
     );
+    let because = bed.json(&["window"])["endsBecause"].to_string();
+    assert!(because.contains("is archived yet"), "{because}");
     bed.sql("app", "SELECT pg_current_xact_id()");
     let latest = bed.sql(
         "app",

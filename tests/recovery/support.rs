@@ -206,7 +206,7 @@ impl Bed {
 
     pub(crate) fn spawn(&self, args: &[&str]) -> Child {
         let mut command = self.command(args);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("foregate starts")
     }
 
@@ -444,9 +444,12 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8(contents(out)).expect("UTF-8")
 }
 
-/// Polls until `condition` holds, at most for a minute.
+/// Long enough for a machine that builds at the same time.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Polls until `condition` holds.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited for: {what}");
         // Most conditions start a program to ask: without a rest in between, they keep a core from what is waited for.

@@ -22,7 +22,7 @@ use super::pitr::off;
 use super::trail::{paging, record};
 use crate::pitr::name::{Lsn, Timeline};
 use crate::pitr::plan::{Goal, Plan, Request};
-use crate::pitr::{self, Routine, instant, script};
+use crate::pitr::{self, Routine, instant};
 
 /// Within what a request may take; a plan over much log is for the command line.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(25);
@@ -156,12 +156,8 @@ async fn planned(routine: &Routine, order: &Order) -> Result<Value, Error> {
             Error::Unavailable(format!("no plan could be made: {other}"))
         }
     })?;
-    let site = script::Site {
-        repository: routine.recovery().repository_url().to_owned(),
-        identity: None,
-        data: order.data_directory.clone(),
-    };
-    Ok(json!({"plan": views::plan(&plan), "script": script::write(&plan, &site), "note": note}))
+    let script = routine.recovery().script(&plan, order.data_directory.clone());
+    Ok(json!({"plan": views::plan(&plan), "script": script, "note": note}))
 }
 
 fn goal(routine: &Routine, order: &Order) -> Result<(Goal, Option<String>), Error> {

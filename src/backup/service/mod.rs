@@ -45,8 +45,6 @@ const PART: &str = "backup";
 const FRESH: Duration = Duration::from_secs(10);
 /// What the end of the process may wait for a restore to be undone.
 const RECOVER_MAX: Duration = Duration::from_secs(10);
-/// Who looks whether others are at work waits no longer for the answer.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the service uses of other parts.
 #[derive(Debug, Clone)]
@@ -467,9 +465,8 @@ impl Shared {
 /// A command beside us may be at work: whoever asks is told now, and not by a run that fails. Where the disk of the lock hangs,
 /// the run finds that out by itself.
 async fn nobody_else(vault: Arc<Vault>) -> Result<(), Refusal> {
-    let looking = tokio::task::spawn_blocking(move || vault.lock_to_read());
-    match tokio::time::timeout(LOCK_TIMEOUT, looking).await {
-        Ok(Ok(Err(busy @ Error::Busy(_)))) => Err(busy.into()),
+    match vault.lock_to_read_soon().await {
+        Err(busy @ Error::Busy(_)) => Err(busy.into()),
         _ => Ok(()),
     }
 }

@@ -5,16 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::backup::print;
 use super::{Site, Verb, Wish, show};
 use crate::admin::recovery_views as views;
 use crate::clock::Clock;
+use crate::pitr::Recovery;
 use crate::pitr::base::{Mode, Pruned};
 use crate::pitr::config::Check;
 use crate::pitr::plan::{Goal, Plan, Request};
 use crate::pitr::recover::{self, Running};
-use crate::pitr::{Recovery, script};
 
 pub(super) async fn act(verb: &Verb, site: &Site<'_>) -> anyhow::Result<()> {
     match verb {
@@ -47,10 +48,10 @@ pub(super) async fn act(verb: &Verb, site: &Site<'_>) -> anyhow::Result<()> {
             Box::pin(recover(site, wish, &into, when)).await
         }
         Verb::Promote { directory } => {
-            let recovery = site.recovery(Vec::new())?;
             let directory = absolute(directory)?;
-            let place_of = recover::Place::beside(&directory, recovery.account(&directory)?);
-            recovery.promote(&place_of).await?;
+            let account = recover::account(site.means.account.as_deref(), &directory)?;
+            let place_of = recover::Place::beside(&directory, account);
+            recover::promote(&place_of, site.target.role()).await?;
             print(site.json, &json!({"promoted": directory}), || show::promoted(&place_of))
         }
         Verb::Unpack { base, into } => {
@@ -136,14 +137,8 @@ async fn plan(site: &Site<'_>, wish: &Wish, file: Option<&Path>, data: Option<St
     let recovery = site.recovery(Vec::new())?;
     let plan = planned(&recovery, &wish.request(site)?, site.json).await?;
     let mut value = views::plan(&plan);
-    let identity = site.means.place.identity.as_deref().map(absolute).transpose()?;
-    let around = script::Site {
-        repository: recovery.repository_url().to_owned(),
-        identity: identity.map(|path| path.display().to_string()),
-        data,
-    };
     if let Some(file) = file {
-        let text = script::write(&plan, &around);
+        let text = recovery.script(&plan, data);
         let mut open = std::fs::OpenOptions::new();
         let open = open.write(true).create_new(true).mode(0o700).open(file);
         let mut open = open.with_context(|| format!("making {}", file.display()))?;
@@ -163,11 +158,18 @@ async fn recover(site: &Site<'_>, wish: &Wish, into: &Path, when: When) -> anyho
         super::super::say("\n");
     }
     let beside = recover::Place::beside(into, recovery.account(into)?);
-    let mut running = recovery.recover(&plan, &beside).await?;
+    let mut interrupted = std::pin::pin!(interruption()?);
+    let mut running = recovery.recover(&plan, &beside, interrupted.as_mut()).await?;
     for note in &running.notes {
         super::super::complain(&format!("note: {note}\n"));
     }
-    let shown = running.look().await?;
+    let shown = tokio::select! {
+        shown = running.look() => shown?,
+        () = interrupted => {
+            running.stop().await;
+            bail!("interrupted: {0} has reached the target and is stopped; `foregate pitr promote {0}` goes on", into.display());
+        }
+    };
     let reached = running.reached.clone();
     let phases = running.phases;
     if when == When::AtOnce {
@@ -198,6 +200,17 @@ async fn recover(site: &Site<'_>, wish: &Wish, into: &Path, when: When) -> anyho
             role: &role,
         };
         show::recovered(&beside, &state)
+    })
+}
+
+/// Ends at ctrl-C or SIGTERM, which end nothing by themselves from then on.
+fn interruption() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     })
 }
 

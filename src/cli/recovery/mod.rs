@@ -185,7 +185,8 @@ impl<'a> Site<'a> {
         };
         let found = means.place.find(Need {
             database,
-            identity: true,
+            // What is promoted has left the repository behind.
+            identity: !matches!(verb, Verb::Promote { .. }),
             pitr: true,
         })?;
         let target = match &found.backup.database {

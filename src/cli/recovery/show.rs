@@ -74,11 +74,7 @@ pub(super) fn bases(bases: &[Base]) -> String {
 
 pub(super) fn window(window: &Window, now: Timestamp) -> String {
     let (Some(earliest), Some(latest)) = (window.earliest(), window.latest()) else {
-        let because = window
-            .ends_because
-            .as_deref()
-            .unwrap_or("there is no base backup with its log");
-        return format!("nothing can be recovered: {because}");
+        return format!("nothing can be recovered: {}", window.why_empty());
     };
     let mut lines = vec![format!("every instant from {} to {}", second(earliest), second(latest))];
     for hole in &window.holes {
@@ -234,7 +230,7 @@ pub(super) fn recovered(place: &Place, state: &State<'_>) -> String {
     } else {
         lines.push(format!("it waits, read-only: psql -h {run} -U {} postgres", state.role));
         lines.push(format!(
-            "right? foregate pitr promote {data} (with the same --config, --repository, …)     wrong? pg_ctl -D {data} stop, and delete it"
+            "right? foregate pitr promote {data}     wrong? pg_ctl -D {data} stop, and delete it"
         ));
     }
     lines.join("\n")

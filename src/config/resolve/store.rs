@@ -100,7 +100,7 @@ fn from_file(node: &Node<'_>, name: &Path) -> Option<Secret> {
             node.error("names a file that is empty", None);
             None
         }
-        Ok(value) => Some(Secret::new(value.trim())),
+        Ok(value) => Some(Secret::of_file(value.trim(), name)),
         Err(error) => {
             node.error(format_args!("names a file that cannot be read: {error}"), None);
             None

@@ -128,7 +128,7 @@ impl Recovery {
         let _held = hold(scratch.path()).map_err(local("locking the scratch directory"))?;
         hand_over(scratch.path(), user).map_err(local("making the scratch directory"))?;
         let place = Place::beside(&scratch.path().join("data"), user);
-        let mut running = self.recover(&plan, &place).await?;
+        let mut running = self.recover(&plan, &place, std::future::pending()).await?;
         drill.phases = Phases {
             plan: planned,
             ..running.phases

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Keeper;
+use super::{Keeper, Session};
 use crate::pitr::beat::Beat;
 use crate::pitr::heartbeat::Heart;
 use crate::pitr::metrics::seconds;
@@ -16,7 +16,7 @@ const BEATS_MAX: usize = 10_000;
 
 impl Keeper {
     pub(super) async fn beat(self: &Arc<Self>) {
-        let mut heart: Option<Heart> = None;
+        let mut heart: Session<Heart> = None;
         let mut ticks = tokio::time::interval(self.config.heartbeat);
         // After a pause one beat is enough.
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -39,14 +39,16 @@ impl Keeper {
         }
     }
 
-    async fn one_beat(&self, heart: &mut Option<Heart>) -> Result<Option<Beat>, crate::postgres::Error> {
-        let beating = match heart.take() {
-            Some(heart) => heart,
-            None => Heart::new(self.connect().await?).await?,
+    async fn one_beat(&self, session: &mut Session<Heart>) -> Result<Option<Beat>, crate::postgres::Error> {
+        let (heart, since) = match self.still_young(session) {
+            Some(young) => young,
+            None => (Heart::new(self.connect().await?).await?, self.clock.tick()),
         };
-        let beat = beating.beat().await?;
-        *heart = Some(beating);
-        Ok(beat)
+        let beat = heart.beat().await?;
+        // That of another cluster, which answers here no more or not yet, means nothing in the archive of ours.
+        let is_ours = self.archiver.ours().is_none_or(|ours| ours == heart.cluster);
+        *session = Some((heart, since));
+        Ok(beat.filter(|_| is_ours))
     }
 
     fn note_beat(&self, beat: Option<Beat>) {

@@ -36,6 +36,9 @@ const APPLICATION: &str = "foregate pitr";
 const PART: &str = "pitr";
 /// A database that does not answer by then is asked anew, over a new connection.
 const ASK_TIMEOUT: Duration = Duration::from_secs(45);
+/// After so long it is asked anew who answers at the address: the server that did before may run on elsewhere. Never longer than
+/// `pitr.patience`.
+const SESSION_AGE_MAX: Duration = Duration::from_secs(60);
 /// How often feeds that nobody asks any more are looked for.
 const REST_EVERY: Duration = Duration::from_secs(10);
 /// Who has not answered for so long is missed; a server that restarts is not. Never longer than `pitr.patience`.
@@ -70,6 +73,9 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+/// What goes over one connection, and since when.
+type Session<T> = Option<(T, Duration)>;
 
 /// The handle; one per process.
 #[derive(Debug)]
@@ -257,6 +263,13 @@ impl Keeper {
 
     async fn connect(&self) -> Result<Admin, postgres::Error> {
         Admin::connect(&self.target, self.target.database(), APPLICATION).await
+    }
+
+    /// Takes the session out where it is not too old to be asked; else it ends.
+    fn still_young<T>(&self, session: &mut Session<T>) -> Session<T> {
+        let age_max = SESSION_AGE_MAX.min(self.config.patience);
+        let is_young = |(_, since): &(T, Duration)| self.clock.tick().saturating_sub(*since) < age_max;
+        session.take().filter(is_young)
     }
 
     /// As [`Self::note`], of what may pass by itself: once it has lasted.

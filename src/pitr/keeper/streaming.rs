@@ -35,6 +35,7 @@ impl Keeper {
             };
             if streamed.replace(cluster.clone()).as_ref() != Some(&cluster) {
                 done.clear();
+                (pause, failures) = (RESTART_PAUSE, 0);
             }
             let config = self.stream_of(cluster);
             let why = match self.stream_once(&config, &mut done, failures >= FAILURES_MAX).await {
@@ -71,17 +72,23 @@ impl Keeper {
 
     /// Returns when the stream has broken. Dropping the child kills it.
     async fn stream_once(&self, config: &Config, done: &mut BTreeSet<File>, is_stuck: bool) -> Result<(), Error> {
-        if config.spool.is_dir() {
-            if config.waiting_bytes()? >= self.config.spool_max_bytes {
-                // The log waits on the server then, within max_slot_wal_keep_size.
-                config.drain(&self.archiver, done).await?;
-            }
-            // Whoever may not look, or cannot now, still tries to go on.
-            if is_stuck && let Err(error) = config.renew(&self.archiver).await {
-                tracing::debug!(error = chain(&error), "where the stream could go on is not known");
+        // The log waits on the server then, within max_slot_wal_keep_size.
+        if config.spool.is_dir() && config.waiting_bytes()? >= self.config.spool_max_bytes {
+            config.drain(&self.archiver, done).await?;
+        }
+        let admin = config.connect().await?;
+        // A server that has lost the slot goes on removing what would follow: nothing is gained by trying first.
+        if config.hold(&admin).await? || is_stuck {
+            match config.renew(&admin, &self.archiver).await {
+                // Whoever may not look still tries to go on.
+                Err(Error::Postgres(error)) => {
+                    tracing::debug!(error = chain(&error), "where the stream could go on is not known");
+                }
+                done => done?,
             }
         }
-        let child = config.start().await?;
+        drop(admin);
+        let child = config.start()?;
         let begun = self.clock.tick();
         let reading = Config::wait(child);
         let draining = async {
@@ -91,7 +98,9 @@ impl Keeper {
                 if self.clock.tick().saturating_sub(begun) >= SETTLED {
                     self.note("stream", None);
                 }
-                if config.waiting_bytes()? >= self.config.spool_max_bytes {
+                // The old server may well go on to send its log, long after another one answers at the address.
+                let is_ours = self.archiver.ours().as_ref() == Some(&config.cluster);
+                if !is_ours || config.waiting_bytes()? >= self.config.spool_max_bytes {
                     return Ok(());
                 }
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::Keeper;
+use super::{Keeper, Session};
 use crate::pitr::archive::Archive;
 use crate::pitr::archiver::whose;
 use crate::pitr::inventory::take;
@@ -29,7 +29,7 @@ const COUNT_FIRST: Duration = Duration::from_secs(5);
 
 impl Keeper {
     pub(super) async fn watch(self: Arc<Self>) {
-        let mut admin: Option<Admin> = None;
+        let mut admin: Session<Admin> = None;
         // Often enough to see that patience is at an end.
         let every = (self.config.patience / 4).clamp(WATCH_EVERY_MIN, WATCH_EVERY);
         let mut ticks = tokio::time::interval(every);
@@ -46,18 +46,23 @@ impl Keeper {
         }
     }
 
-    async fn look(&self, admin: &mut Option<Admin>) -> Result<Seen, postgres::Error> {
-        let connected = match admin.take() {
-            Some(admin) => admin,
+    async fn look(&self, session: &mut Session<Admin>) -> Result<Seen, postgres::Error> {
+        let (admin, since) = match self.still_young(session) {
+            Some(young) => young,
             None => {
                 let admin = self.connect().await?;
-                self.archiver.remember(&whose(&admin).await?);
-                admin
+                let ours = whose(&admin).await?;
+                if self.archiver.ours().is_some_and(|before| before != ours) {
+                    // What was beaten so far is the old one's.
+                    self.write_beats().await;
+                }
+                self.archiver.remember(&ours);
+                (admin, self.clock.tick())
             }
         };
         let slot = (self.config.wal == Way::Stream).then_some(self.config.slot.as_str());
-        let seen = watch::look(&connected, slot).await?;
-        *admin = Some(connected);
+        let seen = watch::look(&admin, slot).await?;
+        *session = Some((admin, since));
         Ok(seen)
     }
 

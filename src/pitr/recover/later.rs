@@ -13,49 +13,50 @@ use crate::postgres::{Admin, Target};
 
 const START_LIMIT: Duration = Duration::from_secs(600);
 
+/// Promotes what an earlier recovery left paused in `place`, started again where it was stopped, and stops it. It takes nothing
+/// of the repository. `role`: whom the server lets in, where that is not `postgres`.
+///
+/// # Errors
+/// There is none, or it cannot be promoted.
+pub async fn promote(place: &Place, role: &str) -> Result<(), Error> {
+    let version = std::fs::read_to_string(place.data.join("PG_VERSION"))
+        .map_err(crate::pitr::local("reading the data directory's version"))?;
+    let major = version.trim().parse().unwrap_or(0);
+    let programs = Programs::server(major)?;
+    let layout = Layout {
+        data: place.data.clone(),
+        runtime: place.run.clone(),
+        user: place.user,
+    };
+    if !place.data.join("postmaster.pid").exists() {
+        server::start_detached(&programs, &layout).await?;
+    }
+    let admin = ask_in(&layout, role).await?;
+    if !admin
+        .value::<bool>("asking for the recovery", "SELECT pg_is_in_recovery()", &[])
+        .await?
+    {
+        return Err(Error::Astray("this server has been promoted already".to_owned()));
+    }
+    run::until_paused(&admin, major, START_LIMIT).await?;
+    run::resume(&admin).await?;
+    drop(admin);
+    Ok(server::stop_detached(&programs, &layout).await?)
+}
+
+async fn ask_in(layout: &Layout, role: &str) -> Result<Admin, Error> {
+    let mut last = None;
+    for role in [role, "postgres"] {
+        let target: Target = layout.target(role, "postgres")?;
+        match Admin::connect(&target, "postgres", "foregate promote").await {
+            Ok(admin) => return Ok(admin),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| Error::Astray("no role may connect".to_owned()), Error::from))
+}
+
 impl Recovery {
-    /// Promotes what an earlier recovery left paused in `place`, started again where it was stopped, and stops it.
-    ///
-    /// # Errors
-    /// There is none, or it cannot be promoted.
-    pub async fn promote(&self, place: &Place) -> Result<(), Error> {
-        let version = std::fs::read_to_string(place.data.join("PG_VERSION"))
-            .map_err(crate::pitr::local("reading the data directory's version"))?;
-        let major = version.trim().parse().unwrap_or(0);
-        let programs = Programs::server(major)?;
-        let layout = Layout {
-            data: place.data.clone(),
-            runtime: place.run.clone(),
-            user: place.user,
-        };
-        if !place.data.join("postmaster.pid").exists() {
-            server::start_detached(&programs, &layout).await?;
-        }
-        let admin = self.ask_in(&layout).await?;
-        if !admin
-            .value::<bool>("asking for the recovery", "SELECT pg_is_in_recovery()", &[])
-            .await?
-        {
-            return Err(Error::Astray("this server has been promoted already".to_owned()));
-        }
-        run::until_paused(&admin, major, START_LIMIT).await?;
-        run::resume(&admin).await?;
-        drop(admin);
-        Ok(server::stop_detached(&programs, &layout).await?)
-    }
-
-    async fn ask_in(&self, layout: &Layout) -> Result<Admin, Error> {
-        let mut last = None;
-        for role in [self.target().role(), "postgres"] {
-            let target: Target = layout.target(role, "postgres")?;
-            match Admin::connect(&target, "postgres", "foregate promote").await {
-                Ok(admin) => return Ok(admin),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.map_or_else(|| Error::Astray("no role may connect".to_owned()), Error::from))
-    }
-
     /// Unpacks one base backup and lets PostgreSQL verify it: what the script of a plan begins with.
     ///
     /// # Errors

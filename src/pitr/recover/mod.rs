@@ -16,6 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use self::feed::Feed;
+pub use self::later::promote;
 pub use self::look::{Shown, Table};
 pub use self::run::Running;
 pub use self::unpack::Place;
@@ -26,6 +27,7 @@ use super::name::Lsn;
 use super::plan::{Plan, Refusal};
 use super::tar::Reader;
 use super::{Error, Recovery, base, local};
+use crate::postgres;
 use crate::postgres::child::{Command, User};
 use crate::postgres::program::Programs;
 use crate::postgres::server;
@@ -66,31 +68,39 @@ pub struct Reached {
     pub said: String,
 }
 
+/// The account for a server of ours on a directory at or below `path`: `name`, or else its owner's, or else `postgres`.
+///
+/// # Errors
+/// We are root, and there is none.
+pub fn account(name: Option<&str>, path: &Path) -> Result<Option<User>, Error> {
+    match (name, server::owner(path)) {
+        (None, Some(owner)) => Ok(Some(owner)),
+        _ => Ok(server::account(name.unwrap_or("postgres"))?),
+    }
+}
+
 impl Recovery {
     /// The account for a server of ours on a directory at or below `path`.
     ///
     /// # Errors
     /// We are root, and there is none.
     pub fn account(&self, path: &Path) -> Result<Option<User>, Error> {
-        if let Some(name) = &self.config.account {
-            return Ok(server::account(name)?);
-        }
-        match server::owner(path) {
-            Some(owner) => Ok(Some(owner)),
-            None => Ok(server::account("postgres")?),
-        }
+        account(self.config.account.as_deref(), path)
     }
 
-    /// Carries `plan` out into `place`, up to the pause at the target.
+    /// Carries `plan` out into `place`, up to the pause at the target, or until `stop`.
     ///
     /// # Errors
     /// Why it did not get there. What was unpacked stays for a look; nothing runs any more.
-    pub async fn recover(&self, plan: &Plan, place: &Place) -> Result<Running, Error> {
+    pub async fn recover(&self, plan: &Plan, place: &Place, stop: impl Future<Output = ()>) -> Result<Running, Error> {
         let (repository, now, mut notes) = (&self.bases.repository, self.bases.clock.wall(), Vec::new());
-        // To check the copy and to replay its log is a step each.
-        let lasts = self.config.step_timeout.saturating_mul(2);
+        // To unpack the copy, to check it and to replay its log is a step each.
+        let lasts = self.config.step_timeout.saturating_mul(3);
         let lease = repository.lease(plan.base.id, now, lasts, &mut notes).await?;
-        let done = self.recover_leased(plan, place).await;
+        let done = tokio::select! {
+            done = self.recover_leased(plan, place) => done,
+            () = stop => Err(Error::Interrupted { place: Box::new(place.clone()) }),
+        };
         notes.extend(repository.end_lease(lease).await);
         let mut running = done?;
         running.notes = notes;
@@ -102,7 +112,14 @@ impl Recovery {
         let mut phases = Phases::default();
         let clock = self.bases.clock;
         let began = clock.tick();
-        self.unpack(&plan.base, plan.disk_bytes, place).await?;
+        let slow = |_| postgres::Error::Slow {
+            act: "unpacking the base backup".to_owned(),
+            seconds: self.config.step_timeout.as_secs(),
+        };
+        let unpacking = self.unpack(&plan.base, plan.disk_bytes, place);
+        tokio::time::timeout(self.config.step_timeout, unpacking)
+            .await
+            .map_err(slow)??;
         phases.unpack = clock.tick().saturating_sub(began);
         let began = clock.tick();
         self.verify(&programs, place).await?;

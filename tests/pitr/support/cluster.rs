@@ -214,6 +214,14 @@ impl Cluster {
         )
     }
 
+    /// How many whole segments the archive holds, as a metric has it.
+    pub(crate) fn archived_segments(&self) -> f64 {
+        let found = files(&self.repository());
+        let names = found.iter().filter_map(|path| path.file_name()?.to_str());
+        let segments = names.filter(|name| name.ends_with(".age") && name.find('-') == Some(24));
+        f64::from(u32::try_from(segments.count()).expect("few"))
+    }
+
     /// The archived objects of this name.
     pub(crate) fn objects(&self, name: &str) -> Vec<PathBuf> {
         let mut found = files(&self.repository());

@@ -83,6 +83,13 @@ pub(crate) fn archive_through(cluster: &Cluster) {
     ));
 }
 
+/// Waits until what is told of the archive is told of all that it holds now.
+pub(crate) fn until_counted(server: &Server, cluster: &Cluster) {
+    until("the archive is counted", || {
+        server.metric("foregate_pitr_archive_segments") == Some(cluster.archived_segments())
+    });
+}
+
 impl Server {
     pub(crate) fn start(cluster: &Cluster) -> Self {
         Self::start_with(cluster, "", &[])
