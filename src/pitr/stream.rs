@@ -133,9 +133,9 @@ impl Config {
     }
 
     /// Has the stream begin elsewhere where the server cannot go on from the end of the spool; else changes nothing. To be asked
-    /// when the slot was lost, or the stream has failed again and again. What is in the spool goes to the archive, unfinished as it may be: nobody has
-    /// more of it. The stream begins anew with the earliest log that the server has to follow. A standby proves nothing: what it has
-    /// removed, its primary may still keep for us, as long as there is a spool that could go on there.
+    /// when the slot was lost, or the stream has failed again and again. What is in the spool goes to the archive, unfinished as it
+    /// may be: nobody has more of it. The stream begins anew with the earliest log that the server has to follow. A standby proves
+    /// nothing: what it has removed, its primary may still keep for us, as long as there is a spool that could go on there.
     ///
     /// # Errors
     /// Of server, spool or archive; asked again, it goes on.

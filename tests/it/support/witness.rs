@@ -15,12 +15,15 @@ use super::wait;
 /// Where the other client calls from; the attackers are at 127.0.0.1.
 const FROM: &str = "127.0.0.2:0";
 const CONNECTIONS: usize = 4;
-/// So many answers are measured before and after, and at least so many meanwhile: one in a hundred of them is more than a machine
-/// that stands still now and then can spoil.
+/// So many answers are measured before and after, and at least so many meanwhile.
 const BESIDE: usize = 200;
 const MEANWHILE: usize = 400;
-/// How much longer one answer in a hundred may take than without the attack; and what nobody is harmed by, on a machine that
-/// the attackers, the app and other tests share with the gate.
+/// The quantile that is judged: where attacks last, and for a few rounds of each among other tests, which a machine that stands
+/// still for a moment must not spoil.
+const JUDGED_LONG: usize = 99;
+const JUDGED_SHORT: usize = 90;
+/// How much longer that one may take than without the attack; and what nobody is harmed by, on a machine that the attackers, the
+/// app and other tests share with the gate.
 const SLOWER_MAX: u32 = 10;
 const UNHARMED: Duration = Duration::from_millis(500);
 
@@ -99,10 +102,11 @@ async fn watch(
     asking.join().expect("every request of the other client is answered");
     let phases = phases.lock().expect("the other client is well").clone();
     report(name, &phases);
-    let [before, during, after] = [0, 1, 2].map(|phase| phases[phase].quantile(99));
+    let judged = if run.is_zero() { JUDGED_SHORT } else { JUDGED_LONG };
+    let [before, during, after] = [0, 1, 2].map(|phase| phases[phase].quantile(judged));
     assert!(
         during <= UNHARMED.max(before.max(after) * SLOWER_MAX),
-        "{name}: one in a hundred waits {during:?}, before it was {before:?}, after it {after:?}"
+        "{name}: {judged} of a hundred waited up to {during:?}, before it was {before:?}, after it {after:?}"
     );
     let grown = phases[1]
         .resident_bytes_max
