@@ -19,7 +19,7 @@ use super::milestone::{Step, reached};
 use super::places::Spool;
 use super::preflight::Ground;
 use super::recover::Recovered;
-use super::verify::is_damage;
+use super::verify::{is_damage, looks_damaged};
 use super::{Entry, Error, Vault, rights};
 use crate::postgres::child::Command;
 use crate::postgres::secrets::PrivateDirectory;
@@ -53,6 +53,8 @@ pub struct Restored {
     pub rows: u64,
     /// What was made besides, and what is not as it was: sentences.
     pub notes: Vec<String>,
+    /// What of the backup is damaged, although the database is back.
+    pub damage: Option<String>,
 }
 
 /// One restore, once it is clear what it is to do.
@@ -170,9 +172,9 @@ impl Vault {
         if extent == Extent::Bare {
             intent.roles.clone_from(&missing.roles);
         }
-        let character = match living {
+        let (character, damage) = match living {
             None => self.recorded(entry, is_proof, &mut notes).await?,
-            living => living,
+            living => (living, None),
         };
         self.write_intent(&intent)?;
         reached(Step::Noted).await;
@@ -221,39 +223,59 @@ impl Vault {
             replaced: replaced.filter(|_| intent.replaces()),
             rows,
             notes,
+            damage,
         })
     }
 
-    /// What was written down of the database. `None`: an earlier version wrote nothing. Where it is restored, better without a
-    /// setting than not at all.
+    /// What was written down of the database, and what of that is damaged. `None`: an earlier version wrote nothing. Where it is
+    /// restored, better without a setting than not at all.
     async fn recorded(
         &self,
         entry: &Entry,
         is_proof: bool,
         notes: &mut Vec<String>,
-    ) -> Result<Option<Character>, Error> {
+    ) -> Result<(Option<Character>, Option<String>), Error> {
         let Content::Database {
             character: Some(character),
             ..
         } = &entry.manifest.content
         else {
-            return Ok(None);
+            return Ok((None, None));
         };
-        let mut character = (**character).clone();
+        let (mut character, mut damage) = ((**character).clone(), None);
         if character.settings.is_none() {
-            match self.read_private(entry).await {
-                Ok(private) => character.put_back(private),
-                Err(error) if is_damage(&error) && !is_proof => {
-                    let error = self.confirm(entry).await.err().unwrap_or(error);
-                    notes.push(format!(
-                        "the database comes back without its settings and comment: {}",
-                        chain(&error)
-                    ));
+            let private = match self.read_private(entry).await {
+                Err(error) if looks_damaged(&error) && !is_proof => {
+                    self.read_private_again(entry, &error, &mut damage).await
                 }
-                Err(error) => return Err(error),
+                other => Ok(other?),
+            };
+            match private {
+                Ok(private) => character.put_back(private),
+                Err(error) => notes.push(format!(
+                    "the database comes back without its settings and comment: {}",
+                    chain(&error)
+                )),
             }
         }
-        Ok(Some(character))
+        Ok((Some(character), damage))
+    }
+
+    /// Unless the stored bytes are not those that were written: that alone is `damage`.
+    async fn read_private_again(
+        &self,
+        entry: &Entry,
+        error: &Error,
+        damage: &mut Option<String>,
+    ) -> Result<Private, Error> {
+        tracing::warn!(backup = %entry.manifest.id, error = chain(error), "settings seem damaged, and are read again before that is believed");
+        if let Some(part) = entry.manifest.part(PRIVATE)
+            && let Err(error) = self.confirm(entry, part).await
+        {
+            *damage = is_damage(&error).then(|| chain(&error));
+            return Err(error);
+        }
+        self.read_private(entry).await
     }
 
     async fn read_private(&self, entry: &Entry) -> Result<Private, Error> {

@@ -306,6 +306,55 @@ async fn no_backup_is_lost_by_the_length_of_what_is_recorded_of_it() {
     assert!(why.starts_with('\u{1}') && why.len() <= 4096, "{}", why.len());
 }
 
+/// The second time, the place where it is mounted is there, and empty.
+#[tokio::test]
+async fn disk_that_is_away_damages_no_backup() {
+    let bed = Bed::new();
+    let entry = bed.create_at(0).await;
+    let (disk, away) = (bed.path(""), bed.root.path().join("away"));
+    for is_there in [false, true] {
+        std::fs::rename(&disk, &away).expect("unmounted");
+        if is_there {
+            std::fs::create_dir(&disk).expect("a directory");
+        }
+        let unread = bed.vault.prove_again(&entry, false).await.expect_err("it is away");
+        assert!(
+            !verify::is_damage(&unread) && explain(&unread).contains("mounted"),
+            "{unread:?}"
+        );
+        let key = format!("{}/files.zst", entry.folder);
+        let unread = bed.vault.repository.hash_stored(&key, |_| {}).await;
+        let told = bed.vault.judged(&entry, unread.expect_err("it is away").into()).await;
+        assert!(explain(&told).contains("cannot be told"), "{told:?}");
+        if is_there {
+            // The lease that was not to be had, or the lock, would be found there.
+            std::fs::remove_dir(&disk).expect("still empty");
+        }
+        std::fs::rename(&away, &disk).expect("mounted");
+        let (listed, _) = bed.vault.list().await.expect("a list");
+        assert!(listed[0].is_good() && listed[0].verifications.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_of_a_backup_that_was_erased_meanwhile() {
+    let bed = Bed::new();
+    let entry = bed.create_at(0).await;
+    let object = bed.object(&entry);
+    let whole = std::fs::read(&object).expect("readable");
+    std::fs::remove_file(bed.path(&layout::manifest(&entry.folder))).expect("removable");
+    let remove = |path: &Path| std::fs::remove_file(path).expect("removable");
+    let damages: [fn(&Path); 3] = [flip, remove, |_| {}];
+    for damage in damages {
+        std::fs::write(&object, &whole).expect("writable");
+        damage(&object);
+        let gone = bed.vault.verify(&entry).await.expect_err("it is gone");
+        assert!(matches!(gone, Error::Unknown(_)), "{gone:?}");
+        let listed = bed.vault.repository.list(&entry.folder).await.expect("listed");
+        assert!(!listed.iter().any(|(key, _)| key.contains("verify-")), "{listed:?}");
+    }
+}
+
 #[tokio::test]
 async fn backup_with_a_record_that_cannot_be_read_is_listed_kept_and_proven_again() {
     let bed = Bed::new();

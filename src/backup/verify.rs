@@ -172,6 +172,7 @@ impl Vault {
         tracing::warn!(backup = %entry.manifest.id, error = chain(error), "a backup seems damaged, and is read again before that is believed");
         drop(self.step("read again"));
         let missed = |test: Level| move |error| Missed { test, error };
+        self.check_there(entry).await.map_err(missed(test))?;
         let stored = self.prove_stored(entry).await.map_err(missed(Level::L1))?;
         if test <= stored {
             return Ok(stored);
@@ -190,11 +191,14 @@ impl Vault {
         }
     }
 
-    /// Compares the stored bytes once more, after one of several parts was found damaged, and records what is found.
-    pub(super) async fn confirm(&self, entry: &Entry) -> Result<Proven, Error> {
-        let test = Level::L1;
-        let found = self.prove_stored(entry).await.map_err(|error| Missed { test, error });
-        self.record(entry, found).await
+    /// Compares the stored bytes of one part once more, after it was found damaged. That alone is recorded: nothing was seen
+    /// of the others.
+    pub(super) async fn confirm(&self, entry: &Entry, part: &Part) -> Result<(), Error> {
+        let key = format!("{}/{}", entry.folder, part.object);
+        let confirmed = self.repository.confirm_stored(&key, part, self.step("read again"));
+        let Err(error) = confirmed.await else { return Ok(()) };
+        let (test, error) = (Level::L1, error.into());
+        self.record(entry, Err(Missed { test, error })).await.map(drop)
     }
 
     /// What a restore that failed tells. Where `error` blames the backup, that is believed and recorded as a verification's
@@ -203,15 +207,34 @@ impl Vault {
         if !looks_damaged(&error) {
             return error;
         }
-        let test = if is_miscounted(&error) && !entry.is_files() {
-            Level::L3
-        } else {
-            // Files are counted while they are read back.
-            Level::L2
-        };
-        let found = self.again(entry, test, &error).await;
+        if is_miscounted(&error) && !entry.is_files() {
+            // What makes a table in every new database would do so a second time, and with every other backup.
+            let told = "its stored bytes are those that were written, so that it still counts as good (does something write into \
+                        every new database of this server?)";
+            return noted(told, error);
+        }
+        // No longer than a proof: whoever interrupts this leaves the lease behind.
+        let lasts = self.config.step_timeout.saturating_mul(2);
+        let (id, now) = (entry.manifest.id, self.clock.wall());
+        // Without one it is judged all the same.
+        let lease = self.repository.lease(id, now, lasts, &mut Vec::new()).await;
+        let verdict = self.verdict(entry, error).await;
+        drop(self.repository.end_lease(lease.ok().flatten()).await);
+        verdict
+    }
+
+    async fn verdict(&self, entry: &Entry, error: Error) -> Error {
+        let found = self.again(entry, Level::L2, &error).await;
+        let is_whole = found.is_ok();
         match self.record(entry, found).await {
             Ok(_) => noted("a second time it was whole, so try again; at first", error),
+            Err(unwritten) if is_whole => noted(
+                &format!(
+                    "a second time it was whole, so try again (it is not recorded: {}); at first",
+                    chain(&unwritten)
+                ),
+                error,
+            ),
             Err(found) if is_damage(&found) => Error::Condemned {
                 id: entry.manifest.id,
                 instead: match self.list().await {
@@ -227,7 +250,21 @@ impl Vault {
         }
     }
 
-    /// Writes down what was found. Where nothing may be written, that is no other finding, but a note.
+    /// A backup that was erased meanwhile, or whose disk is away, is not damaged although nothing of it is found. That a store
+    /// does not answer says neither.
+    async fn check_there(&self, entry: &Entry) -> Result<(), Error> {
+        use repository::Error::{Elsewhere, Unmarked};
+        if let Err(gone @ (Elsewhere { .. } | Unmarked { .. })) = self.repository.check_identity().await {
+            return Err(gone.into());
+        }
+        match self.repository.object_size(&layout::manifest(&entry.folder)).await {
+            Ok(None) => Err(Error::Unknown(entry.manifest.id.to_string())),
+            Ok(Some(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Writes down what was found, as long as the backup is there. Where nothing may be written, that is no other finding, but
+    /// a note.
     pub(super) async fn record(&self, entry: &Entry, result: Result<Level, Missed>) -> Result<Proven, Error> {
         let (level, failure) = match &result {
             Ok(level) => (*level, None),
@@ -238,6 +275,7 @@ impl Vault {
             }
             Err(_) => return result.map(Proven::written).map_err(|missed| missed.error),
         };
+        self.check_there(entry).await?;
         let at = self.clock.wall();
         let written = self.write_record(entry, &Verification { at, level, failure }).await;
         match (result, written) {
@@ -316,7 +354,7 @@ pub(super) fn is_damage(error: &Error) -> bool {
 }
 
 /// And where no key fits: damage to the first bytes looks like that.
-fn looks_damaged(error: &Error) -> bool {
+pub(super) fn looks_damaged(error: &Error) -> bool {
     is_damage(error) || fits_no_key(error)
 }
 

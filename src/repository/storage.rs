@@ -113,7 +113,7 @@ impl Repository {
     ///
     /// # Errors
     /// Where the directory does not hold this repository any more.
-    pub(super) async fn check_identity(&self) -> Result<(), Error> {
+    pub async fn check_identity(&self) -> Result<(), Error> {
         let Some(identity) = self.identity.clone() else {
             return Ok(());
         };

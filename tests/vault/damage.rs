@@ -1,9 +1,13 @@
 //! A restore that meets damage: the next one must not meet the same.
 
 use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use serde_json::json;
 
 use crate::bucket::{Fault, Server};
-use crate::support::{Bed, Store, id_of, until};
+use crate::server::{self, BACKUPS, Hook};
+use crate::support::{Bed, Pause, Store, id_of, until};
 
 /// What a command says to a person, and whether it succeeded.
 fn outcome(store: &Store, args: &[&str]) -> (bool, String) {
@@ -95,6 +99,33 @@ fn restore_that_fails_by_the_servers_fault_condemns_nothing() {
     }
 }
 
+/// As one that monitors a server does, again for each attempt.
+#[test]
+fn table_that_an_agent_makes_in_every_new_database_condemns_no_backup() {
+    let bed = Bed::new();
+    bed.ok(&["create"]);
+    let pause = Pause::at("Filled", &bed);
+    let mut restoring = bed.start_paused(&pause, &["restore"]);
+    let has_ended = |restoring: &mut Child| restoring.try_wait().expect("it can be asked").is_some();
+    loop {
+        until("it stands still or has ended", || {
+            pause.is_reached() || has_ended(&mut restoring)
+        });
+        if has_ended(&mut restoring) {
+            break;
+        }
+        let new = "SELECT datname FROM pg_database WHERE datname LIKE 'foregate%'";
+        let new = bed.sql("postgres", new);
+        bed.sql(&new, "CREATE SCHEMA monitor CREATE TABLE stats (x int)");
+        pause.let_go();
+    }
+    let told = std::fs::read_to_string(bed.directory().join("paused.log")).expect("a log");
+    assert!(told.contains("was not in the backup"), "{told}");
+    assert!(told.contains("those that were written"), "{told}");
+    assert_eq!(bed.good(), 1);
+    bed.ok(&["restore"]);
+}
+
 /// Whatever is flipped on the way is whole where it is stored.
 #[test]
 fn one_bad_read_condemns_nothing() {
@@ -107,6 +138,29 @@ fn one_bad_read_condemns_nothing() {
     assert!(told.contains("a second time it was whole"), "{told}");
     assert_eq!(bed.good(), 1);
     bed.ok(&["restore"]);
+    bed.sql("postgres", "ALTER DATABASE app RENAME TO gone");
+    server.fail("GET", "settings.zst.age", Fault::Flipped, 1);
+    bed.ok(&["restore"]);
+    assert_eq!(bed.sql("app", "SHOW search_path"), "app, public");
+    assert_eq!(bed.good(), 1);
+}
+
+#[test]
+fn damaged_settings_are_an_alarm_although_the_database_is_back() {
+    let (bed, hook) = (Bed::new(), Hook::start());
+    let server = server::Server::start(&bed, &hook);
+    until("the first backup", || bed.good() == 1);
+    flip(&bed.object("settings.zst.age"));
+    bed.sql("postgres", "ALTER DATABASE app RENAME TO gone");
+    until("a restore begins", || {
+        server.post(&format!("{BACKUPS}/restore"), &json!({"id": "latest"})).0 == 202
+    });
+    hook.wait_for("settings.zst.age is damaged");
+    hook.wait_for("is not what it was");
+    until("the database is back", || {
+        bed.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname = 'app'") == "1"
+    });
+    assert_eq!(bed.good(), 0);
 }
 
 /// What is known by then is not lost on whoever holds keys that only read.
@@ -133,7 +187,6 @@ fn damage_that_cannot_be_recorded_is_told_with_what_there_is_instead() {
     assert_eq!(bed.good(), 2);
 }
 
-/// Nobody waits for the second reading: whoever interrupts it has condemned nothing.
 #[test]
 fn store_that_is_gone_when_it_is_read_again_condemns_nothing() {
     let mut bed = Bed::new();
@@ -146,4 +199,42 @@ fn store_that_is_gone_when_it_is_read_again_condemns_nothing() {
     assert!(told.contains("whether it is damaged cannot be told"), "{told}");
     server.heal();
     until("it is as good as before", || bed.good() == 1);
+}
+
+/// A clean-up must not erase what is being judged; whoever restores another one must not wait for the verdict.
+#[test]
+fn second_reading_keeps_the_backup_holds_no_lock_and_condemns_nothing_once_it_is_interrupted() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups", server.environment());
+    let (older, newer) = two(&bed);
+    server.heal();
+    server.fail("GET", "dump.zst.age", Fault::Flipped, 1);
+    server.fail("GET", "dump.zst.age", Fault::Hang, usize::MAX);
+    let mut restoring = bed.start(&["restore"]);
+    until("it is read again", || {
+        let script = server.script.lock().expect("not poisoned");
+        let is_read = |seen: &&String| seen.starts_with("GET") && seen.contains("/dump.zst.age");
+        script.seen.iter().filter(is_read).count() > 1
+    });
+    let told = bed.fails(&["delete", &newer]);
+    assert!(told.contains("the backup is in use"), "{told}");
+    server.heal();
+    bed.ok(&["restore", &older]);
+    restoring.kill().expect("it is killed");
+    restoring.wait().expect("it ends");
+    assert_eq!(bed.good(), 2);
+}
+
+#[test]
+fn record_that_cannot_be_written_hides_no_whole_second_reading() {
+    let mut bed = Bed::new();
+    let server = Server::start(&bed);
+    bed.move_repository("s3://backups", server.impatient_environment());
+    bed.ok(&["create"]);
+    server.fail("GET", "dump.zst.age", Fault::Flipped, 1);
+    server.fail("PUT", "verify-", Fault::Status(500), usize::MAX);
+    let told = bed.fails(&["restore"]);
+    assert!(told.contains("a second time it was whole"), "{told}");
+    assert!(told.contains("not recorded"), "{told}");
 }

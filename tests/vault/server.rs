@@ -62,7 +62,7 @@ impl Hook {
         Self { address, seen }
     }
 
-    fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         until(&format!("{text:?} at the webhook"), || {
             self.seen
                 .lock()

@@ -89,9 +89,12 @@ impl Service {
                 let restored = vault.with_foreign(foreign).restore(&id, &swap).await;
                 let done = restored.inspect_err(|error| {
                     if let Error::Condemned { id, .. } = error {
-                        service.tell_damage(*id, error);
+                        service.tell_damage(*id, &chain(error));
                     }
                 })?;
+                if let Some(damage) = &done.damage {
+                    service.tell_damage(done.id, damage);
+                }
                 done.notes.iter().filter(|note| !told.contains(note)).for_each(note);
                 let replaced = done
                     .replaced
@@ -133,7 +136,7 @@ impl Service {
                 let proven = vault.prove_again(&entry, restore).await.inspect_err(|error| {
                     // A network that is away says nothing of the backup; the failed run is told all the same.
                     if is_damage(error) {
-                        service.tell_damage(id, error);
+                        service.tell_damage(id, &chain(error));
                     }
                 })?;
                 let (key, text) = (damage_key(id), format!("backup {id} is proven again"));
@@ -148,8 +151,8 @@ impl Service {
         .await
     }
 
-    fn tell_damage(&self, id: Ulid, error: &Error) {
-        let text = format!("backup {id} is not what it was: {}", chain(error));
+    fn tell_damage(&self, id: Ulid, why: &str) {
+        let text = format!("backup {id} is not what it was: {why}");
         self.shared.parts.alerts.raise(&damage_key(id), &text);
     }
 
