@@ -224,24 +224,35 @@ impl Vault {
         choice::latest(entries, &subject)?.ok_or_else(unknown)
     }
 
-    /// Refuses a backup in the clear beside sealed ones of the same (the database, or the files `set`): a configuration that
-    /// is not read, or has lost its keys, looks like that.
+    /// Refuses a backup in the clear beside sealed ones of the same: a configuration that is not read, or has lost its keys,
+    /// looks like that. A database is told by its cluster too, and a file `set` by its name alone.
     ///
     /// # Errors
-    /// There is a sealed one; or of the store.
+    /// There is a sealed one; or of the store, or of the server, which says its cluster.
     pub async fn check_sealing(&self, set: Option<&str>) -> Result<(), Error> {
         if self.keys.encrypts() {
             return Ok(());
         }
         let (entries, _) = self.list().await?;
-        let is_alike = |entry: &Entry| match set {
-            Some(set) => entry.is_of_set(set),
-            None => is_of(entry, self.target.database()),
+        let (what, sealed) = match set {
+            Some(set) => {
+                let sealed = choice::newest_sealed(&entries, |entry| entry.is_of_set(set));
+                ("a file set of that name", sealed)
+            }
+            None => {
+                let (cluster, _) = self.ask().await?;
+                let subject = Subject {
+                    database: self.target.database().to_owned(),
+                    cluster: Some(cluster),
+                };
+                let sealed = choice::newest_sealed(&entries, |entry| subject.owns(entry));
+                ("this database", sealed)
+            }
         };
-        match choice::newest_sealed(&entries, is_alike) {
+        match sealed {
             None => Ok(()),
             Some(sealed) => Err(Error::Refused(format!(
-                "backup {} of the same is sealed, and this one would lie in the clear beside it: name a recipient \
+                "backup {} of {what} is sealed, and this one would lie in the clear beside it: name a recipient \
                  (backup.recipients, --recipient), or say --in-the-clear",
                 sealed.manifest.id
             ))),

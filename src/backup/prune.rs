@@ -41,7 +41,7 @@ impl Vault {
         if let Some(error) = unreadable.into_iter().next() {
             return Err(Error::Refused(error.to_string()));
         }
-        let pruned = self.plan(&entries, now);
+        let mut pruned = self.plan(&entries, now);
         if mode == Mode::Act {
             for (entry, decision) in entries.iter().zip(&pruned.decisions) {
                 let id = entry.manifest.id;
@@ -49,8 +49,8 @@ impl Vault {
                     self.repository.delete(&layout::tombstone(id)).await?;
                 } else if pruned.marked.contains(&id) {
                     self.mark(id, decision.reasons.join("; "), now).await?;
-                } else if pruned.deleted.contains(&id) {
-                    self.erase(&entry.folder, id).await?;
+                } else if pruned.deleted.contains(&id) && !self.erase(&entry.folder, id, now).await? {
+                    pruned.deleted.retain(|other| *other != id);
                 }
             }
             self.resume_erasing(&entries, now).await?;
@@ -171,11 +171,18 @@ impl Vault {
         !age.is_negative() && age.unsigned_abs() >= self.config.retention.grace
     }
 
-    /// The manifest goes first: a backup without its parts must not be listed, and what then remains is swept.
-    async fn erase(&self, folder: &str, id: Ulid) -> Result<(), Error> {
+    /// The manifest goes first: a backup without its parts must not be listed, and what then remains is swept. `false`: its mark
+    /// has been taken off, or made anew, since the list was read, which may have been long ago and elsewhere; it stays.
+    pub(super) async fn erase(&self, folder: &str, id: Ulid, now: Timestamp) -> Result<bool, Error> {
+        let mark = layout::tombstone(id);
+        let note: Result<Option<Tombstone>, String> = self.note(&mark).await?;
+        if !note.is_ok_and(|note| note.is_some_and(|note| self.is_over(&note, now))) {
+            return Ok(false);
+        }
         self.repository.delete(&layout::manifest(folder)).await?;
         self.repository.remove_folder(folder).await?;
-        Ok(self.repository.delete(&layout::tombstone(id)).await?)
+        self.repository.delete(&mark).await?;
+        Ok(true)
     }
 }
 

@@ -122,6 +122,27 @@ async fn backup_deleted_by_hand_survives_when_no_other_good_one_is_left() {
 }
 
 #[tokio::test]
+async fn backup_whose_mark_was_taken_off_or_made_anew_since_a_clean_up_listed_it_is_spared() {
+    let bed = Bed::new();
+    let old = bed.create_at(-3 * DAY).await;
+    drop(bed.create_at(-2 * DAY).await);
+    let (id, now, earlier) = (old.manifest.id, bed.vault.clock.wall(), bed.at(-2 * DAY + 100));
+    let marked_by = async |vault: &Vault| vault.delete(&id.to_string()).await.expect("it is marked");
+    let erased = async || bed.vault.erase(&old.folder, id, now).await.expect("the store answers");
+    marked_by(&earlier).await;
+    bed.vault.undelete(&id.to_string()).await.expect("it was marked");
+    assert!(
+        !erased().await && bed.is_there(&old).await,
+        "nobody wants it gone any more"
+    );
+    marked_by(&bed.vault).await;
+    assert!(!erased().await && bed.is_there(&old).await, "its grace has only begun");
+    bed.vault.undelete(&id.to_string()).await.expect("it was marked");
+    marked_by(&earlier).await;
+    assert!(erased().await && !bed.is_there(&old).await);
+}
+
+#[tokio::test]
 async fn nothing_marked_is_erased_while_the_newest_good_backup_is_overdue() {
     let bed = Bed::new();
     let old = bed.create_at(-9 * DAY).await;

@@ -19,7 +19,7 @@ pub struct Held {
 
 impl Repository {
     /// `lasts`: longer than the backup takes to be read; one that was left behind must not hold it for ever. `None` and a sentence
-    /// in `notes` where the repository may only be read.
+    /// in `notes` where the repository may only be read, or is full: neither keeps anybody from reading it.
     ///
     /// # Errors
     /// Of the store.
@@ -35,14 +35,19 @@ impl Repository {
         let key = layout::lease(id, holder);
         let lease = serde_json::to_vec_pretty(&Lease { id, holder, expires_at }).unwrap_or_default();
         match self.create(&key, lease).await {
-            Err(error) if may_only_read(&error) => {
+            Ok(_) => Ok(Some(Held { key, expires_at })),
+            Err(error) => {
+                let why = match () {
+                    () if may_only_read(&error) => "may only be read",
+                    () if is_full(&error) => "is full",
+                    () => return Err(error),
+                };
                 notes.push(format!(
-                    "the backup was not kept from a clean-up of others, since the repository may only be read: {}",
+                    "the backup was not kept from a clean-up of others, since the repository {why}: {}",
                     chain(&error)
                 ));
                 Ok(None)
             }
-            other => Ok(other.map(|_| Some(Held { key, expires_at }))?),
         }
     }
 
@@ -60,11 +65,22 @@ impl Repository {
 /// Whether the store refuses writing as such: a file system by its mount or its modes, a bucket by the rights of our key.
 #[must_use]
 pub fn may_only_read(error: &Error) -> bool {
-    let first: &(dyn std::error::Error + 'static) = error;
-    std::iter::successors(Some(first), |error| error.source()).any(|cause| {
+    causes(error).any(|cause| {
         let is_denied = |error: &object_store::Error| matches!(error, object_store::Error::PermissionDenied { .. });
         cause.downcast_ref().is_some_and(is_forbidden) || cause.downcast_ref().is_some_and(is_denied)
     })
+}
+
+/// Whether its disk, or our share of it, has no room left.
+fn is_full(error: &Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    let is_full = |error: &io::Error| matches!(error.kind(), StorageFull | QuotaExceeded);
+    causes(error).any(|cause| cause.downcast_ref().is_some_and(is_full))
+}
+
+fn causes(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| error.source())
 }
 
 /// Whether it is the mount or the modes that forbid it.
@@ -74,4 +90,35 @@ pub fn is_forbidden(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_disk_is_told_from_one_that_forbids_writing_and_from_one_that_is_broken() {
+        for (kind, is_read_only, has_no_room) in [
+            (io::ErrorKind::StorageFull, false, true),
+            (io::ErrorKind::QuotaExceeded, false, true),
+            (io::ErrorKind::ReadOnlyFilesystem, true, false),
+            (io::ErrorKind::PermissionDenied, true, false),
+            (io::ErrorKind::TimedOut, false, false),
+        ] {
+            let source = object_store::Error::Generic {
+                store: "LocalFileSystem",
+                source: Box::new(io::Error::from(kind)),
+            };
+            let error = Error::Store {
+                act: "writing",
+                key: "leases/x".to_owned(),
+                source,
+            };
+            assert_eq!(
+                (may_only_read(&error), is_full(&error)),
+                (is_read_only, has_no_room),
+                "{kind}"
+            );
+        }
+    }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{Bed, PORT, until};
+use crate::support::{Bed, PORT, until, until_within};
 
 pub(crate) const BACKUPS: &str = "/api/infrastructure/backups";
 /// How long a request waits for a swap.
@@ -495,7 +495,8 @@ fn what_is_due_is_begun_soon_after_the_database_server_is_back() {
         health["parts"]["backup"].to_string().contains("cannot be begun")
     });
     bed.start_server();
-    until("the backup", || server.good().len() == 1);
+    // The pause between two attempts grows to a minute.
+    until_within(Duration::from_secs(150), "the backup", || server.good().len() == 1);
     until("the end of the trouble", || {
         let health = server.get("/health/comprehensive");
         health["parts"]["backup"]["status"] == "healthy"

@@ -1,8 +1,15 @@
 //! Several databases in one repository, and what the command line tells of what lies there.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "black-box tests start processes, and fail by panicking"
+)]
+
+use std::io::Write as _;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::{Bed, Store};
+use crate::support::{Bed, Store, change_manifest, run, until};
 
 fn id(made: &str) -> String {
     let manifest: Value = serde_json::from_str(made).expect("a manifest in JSON");
@@ -72,6 +79,60 @@ fn databases_in_one_repository_do_not_stand_in_for_each_other() {
     let marked = plan["marked"].as_array().expect("a list");
     assert_eq!(marked.len(), 1, "eight of one database, seven are kept: {plan}");
     assert_ne!(marked[0], app.as_str(), "the only one of the other stays");
+}
+
+/// Staging beside production, or what an upgrade of the server has left behind.
+#[test]
+fn backup_in_the_clear_is_refused_beside_sealed_ones_of_its_own_cluster_only() {
+    let bed = Bed::new();
+    let create_in_the_clear = || -> Output {
+        let sealed = bed.command(None, &["create"]);
+        let mut clear = Command::new(sealed.get_program());
+        let is_ours = |word: &&std::ffi::OsStr| *word != "--recipient" && *word != bed.recipient();
+        clear.args(sealed.get_args().filter(is_ours));
+        clear.envs(sealed.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        clear.output().expect("foregate starts")
+    };
+    bed.ok(&["create"]);
+    let refused = create_in_the_clear();
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && told.contains("of this database is sealed"),
+        "{told}"
+    );
+    change_manifest(&bed.object("manifest.json"), |content| {
+        content.insert("systemIdentifier".to_owned(), "7000000000000000001".into());
+    });
+    let made = create_in_the_clear();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// As of a network share whose server goes away.
+#[test]
+fn signal_ends_a_restore_although_the_repository_does_not_answer_any_more() {
+    let bed = Bed::new();
+    let made = id(&bed.ok(&["create", "--json"]));
+    let mark = bed.repository().join("repository.id");
+    let line = std::fs::read_to_string(&mark).expect("readable");
+    std::fs::remove_file(&mark).expect("removable");
+    run("mkfifo", &[&mark.display().to_string()]);
+    let mut answers = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&mark)
+        .expect("a pipe");
+    // A look takes 64 bytes: two when it is opened, one for the command's list and one for the restore's own. That for the lease
+    // waits for the rest.
+    write!(answers, "{0:<64}{0:<64}{0:<64}{0:<64}{0}", line.trim()).expect("room for it");
+    let mut restoring = bed.start(&["restore", &made, "--verify-only"]);
+    until("the restore", || rustix::io::ioctl_fionread(&answers) == Ok(0));
+    run("kill", &[&restoring.id().to_string()]);
+    let mut ended = None;
+    until("the end", || {
+        ended = restoring.try_wait().expect("it can be asked");
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(1));
 }
 
 #[test]

@@ -508,8 +508,12 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// Polls until `condition` holds, at most for a minute.
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(60), what, condition);
+}
+
+pub(crate) fn until_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition() {
         assert!(Instant::now() < deadline, "waited for: {what}");
         // Most conditions start a program to ask: without a rest in between, they keep a core from what is waited for.

@@ -18,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 use ulid::Ulid;
 
@@ -215,7 +216,8 @@ fn roots(set: &FileSet) -> Result<Vec<PathBuf>, String> {
                     true => Access::READ_OK | Access::EXEC_OK,
                     false => Access::READ_OK,
                 };
-                if let Err(error) = accessat(CWD, path, asked, AtFlags::EACCESS) {
+                // Any other error is of the question, which a sandbox may forbid: the reading itself will tell.
+                if let Err(error @ Errno::ACCESS) = accessat(CWD, path, asked, AtFlags::EACCESS) {
                     return refuse(format!("{shown} cannot be read: {}", std::io::Error::from(error)));
                 }
             }

@@ -424,17 +424,21 @@ impl Shared {
     }
 
     /// A backup in the clear is worth more than none, and a configuration that lost its keys is told: what goes elsewhere can be
-    /// read there.
+    /// read there. Only what is made here counts, and which dumps are ours the name alone does not tell: until the server has
+    /// said its cluster, what was told of them stands.
     fn show_sealing(&self, entries: &[Entry]) {
         let (settings, subject) = (self.settings.load(), self.subject());
+        let has_dumps = !settings.plan.kinds.is_empty();
+        let is_known = subject.cluster.is_some();
         let is_planned = |entry: &Entry| settings.plan.files.iter().any(|file| entry.is_of_set(&file.set.name));
-        let sealed = newest_sealed(entries, |entry| subject.owns(entry) || is_planned(entry));
-        match settings.in_the_clear().zip(sealed) {
-            Some((clear, sealed)) => {
+        let is_ours = |entry: &Entry| is_planned(entry) || (has_dumps && is_known && subject.owns(entry));
+        match (settings.in_the_clear(), newest_sealed(entries, is_ours)) {
+            (Some(clear), Some(sealed)) => {
                 let id = sealed.manifest.id;
                 self.trouble("clear", &format!("{clear}, and earlier ones such as {id} are sealed"));
             }
-            None => self.well("clear", "backups are sealed again"),
+            (Some(_), None) if has_dumps && !is_known => {}
+            _ => self.well("clear", "backups are sealed again"),
         }
     }
 

@@ -263,14 +263,21 @@ impl Service {
             return Ok(());
         }
         // Which cluster's backups are ours only the server can say: another one's must not stand in for them. While it does not
-        // answer there is nothing to begin.
-        let (cluster, same_disk) = self.vault()?.ask().await?;
-        *lock(&self.shared.cluster) = Some(cluster);
-        *lock(&self.shared.same_disk) = same_disk;
-        self.shared.is_stale.store(true, Ordering::Release);
+        // answer there is nothing to begin, and that is no trouble unless something is due, as far as is known.
+        let asked = self.vault()?.ask().await.map(|(cluster, same_disk)| {
+            *lock(&self.shared.cluster) = Some(cluster);
+            *lock(&self.shared.same_disk) = same_disk;
+            self.shared.is_stale.store(true, Ordering::Release);
+        });
         let entries = self.list().await?;
         let subject = self.shared.subject();
         let due = due(&plan.kinds, &plan.zone, |key| served(&entries, &subject, key), now);
+        if let Err(error) = asked {
+            return match due.labels.is_empty() {
+                true => Ok(()),
+                false => Err(error.into()),
+            };
+        }
         if due.labels.is_empty() {
             memory.served.extend(periods);
             return Ok(());

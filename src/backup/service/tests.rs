@@ -343,6 +343,30 @@ async fn database_that_is_away_does_not_keep_file_sets_waiting() {
 }
 
 #[tokio::test]
+async fn database_that_is_away_while_nothing_is_due_is_no_trouble() {
+    let bed = Bed::new(Vec::new());
+    bed.with_daily();
+    let (shared, plan) = (&bed.service.shared, bed.service.settings().plan.clone());
+    let now = shared.parts.clock.wall();
+    let mut made = dump("", "1", now.as_second());
+    let period = plan.kinds[0].schedule.current(&plan.zone, now).expect("a period");
+    made.manifest.schedule_keys = vec![period.key];
+    *shared.catalogue.lock().await = Catalogue {
+        read: Some((Duration::MAX, bed.service.vault().expect("a vault"))),
+        entries: Arc::new(vec![made]),
+        unreadable: Arc::default(),
+    };
+    shared.is_stale.store(false, Ordering::Release);
+    let mut memory = Memory::default();
+    bed.look_at(&mut memory, now).await;
+    drop(bed.ended().await);
+    assert_eq!((bed.acts(), bed.raised()), (vec!["files"], Vec::new()));
+    let tomorrow = now.saturating_add(SignedDuration::from_secs(DAY)).expect("in range");
+    bed.look_at(&mut memory, tomorrow).await;
+    assert_eq!(bed.raised(), ["backup-schedule-create"]);
+}
+
+#[tokio::test]
 async fn clean_up_that_failed_is_tried_again_before_the_next_day() {
     let bed = Bed::new(Vec::new());
     let (mut memory, now) = (Memory::default(), bed.service.shared.parts.clock.wall());
@@ -398,6 +422,29 @@ async fn configuration_that_lost_its_keys_is_told_until_it_has_them_again() {
     bed.service.reload(settings);
     bed.service.shared.show(&entries, at(NOW));
     assert_eq!((bed.raised(), bed.condition()), (Vec::new(), Some(Condition::Healthy)));
+}
+
+#[tokio::test]
+async fn sealed_dumps_of_a_neighbour_are_no_reason_to_be_told_of_ours_in_the_clear() {
+    let bed = Bed::new(Vec::new());
+    let mut entries = [dump("", "1", NOW), dump("", "2", NOW)];
+    entries[1].manifest.recipients = recipient();
+    let is_told_in = |cluster: Option<&str>| {
+        *lock(&bed.service.shared.cluster) = cluster.map(str::to_owned);
+        bed.service.shared.show(&entries, at(NOW));
+        bed.raised().contains(&"backup-clear".to_owned())
+    };
+    for cluster in [None, Some("1"), Some("2")] {
+        assert!(!is_told_in(cluster), "no dumps are made here: {cluster:?}");
+    }
+    bed.with_daily();
+    assert!(!is_told_in(None), "whose they are is not known yet");
+    assert!(!is_told_in(Some("1")) && is_told_in(Some("2")));
+    assert!(
+        is_told_in(None),
+        "after a reload what was told stands until it is known"
+    );
+    assert!(!is_told_in(Some("1")));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod show;
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -22,6 +23,9 @@ use crate::clock::Clock;
 use crate::postgres;
 use crate::repository::manifest::{Content, Manifest};
 use crate::secret::Secret;
+
+/// What the end of a command waits for: a disk that does not answer must not hold it up.
+pub(super) const END_MAX: Duration = Duration::from_secs(1);
 
 /// The vault, by hand.
 #[derive(Debug, Args)]
@@ -134,6 +138,7 @@ pub(super) fn run(options: &Options) -> Result<(), Error> {
         .build()
         .context("starting the runtime")?;
     let done = runtime.block_on(Box::pin(command(options, &settings, vault, &bar)));
+    runtime.shutdown_timeout(END_MAX);
     done.map_err(|error| match error.downcast_ref() {
         Some(backup::Error::Postgres(postgres::Error::NoDatabase)) => Error::usage(error),
         _ => error.into(),

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
 
 use super::Error;
-use super::backup::progress;
+use super::backup::{END_MAX, progress};
 use super::vault::{Database, Found, Need, Place};
 use crate::clock::Clock;
 use crate::pitr::config::Check;
@@ -152,7 +152,9 @@ pub(super) fn run(verb: &Verb, means: &Means) -> Result<(), Error> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    Ok(runtime.block_on(Box::pin(act::act(verb, &site)))?)
+    let done = runtime.block_on(Box::pin(act::act(verb, &site)));
+    runtime.shutdown_timeout(END_MAX);
+    Ok(done?)
 }
 
 impl Means {
