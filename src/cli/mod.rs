@@ -12,12 +12,13 @@ mod token;
 mod vault;
 mod wal;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use comfy_table::{ContentArrangement, Table};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::telemetry::cause::chain;
 
@@ -132,7 +133,7 @@ pub fn main() -> ExitCode {
 
 /// Writes to standard output; a reader that went away (`| head`) is no error.
 fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }
 
@@ -145,7 +146,18 @@ fn fitted_table() -> Table {
 }
 
 fn complain(text: &str) {
-    drop(std::io::stderr().lock().write_all(text.as_bytes()));
+    drop(io::stderr().lock().write_all(text.as_bytes()));
+}
+
+/// Ends at ctrl-C or SIGTERM, which end nothing by themselves from then on.
+fn interruption() -> io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 #[cfg(test)]

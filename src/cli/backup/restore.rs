@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use super::super::interruption;
 use super::bar::Bar;
 use super::{complain, print, show};
 use crate::backup::{self, Recovered, Restored, Swap, Vault};
@@ -104,15 +104,13 @@ async fn preview(vault: &Vault, id: &str, swap: &Swap, as_json: bool) -> anyhow:
 
 /// A signal ends it in an orderly way: a swap is let finish, all else is undone.
 async fn unless_interrupted(vault: &Vault, id: String, swap: Swap) -> anyhow::Result<Restored> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let interruption = interruption()?;
     let working = vault.clone();
     let mut task = JoinSet::new();
     task.spawn(async move { working.restore(&id, &swap).await });
     tokio::select! {
         Some(done) = task.join_next() => Ok(done??),
-        _ = terminate.recv() => interrupted(vault, task).await,
-        _ = interrupt.recv() => interrupted(vault, task).await,
+        () = interruption => interrupted(vault, task).await,
     }
 }
 

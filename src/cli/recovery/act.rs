@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::backup::print;
+use super::super::interruption;
 use super::{Site, Verb, Wish, show};
 use crate::admin::recovery_views as views;
 use crate::clock::Clock;
@@ -200,17 +200,6 @@ async fn recover(site: &Site<'_>, wish: &Wish, into: &Path, when: When) -> anyho
             role: &role,
         };
         show::recovered(&beside, &state)
-    })
-}
-
-/// Ends at ctrl-C or SIGTERM, which end nothing by themselves from then on.
-fn interruption() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
     })
 }
 
